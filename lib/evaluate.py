@@ -1,0 +1,186 @@
+"""Accuracy under each attack of a protocol, every number with its count and interval, every attack's result checked."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+from torch import Generator, Tensor, nn
+
+from lib.attacks import at_image, pgd
+from lib.cw2 import cw2
+from lib.data import Split
+from lib.errors import UserError, choose
+from lib.losses import cross_entropy
+from lib.train import mode
+
+TOLERANCE = 1e-6  # how far float rounding may carry a pixel out of the ball
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack standard
+
+
+@dataclass(frozen=True)
+class Column:
+    """One attack at one setting. epsilon and step_size in [0, 1]; images = 0 means all test images.
+
+    `stages` are AutoAttack's; a column that runs fewer than the standard four says so in its heading.
+    """
+
+    name: str
+    attack: str
+    epsilon: float = 0.0
+    step_size: float = 0.0
+    steps: int = 0
+    images: int = 0
+    seed: int = 0
+    batch_size: int = 200
+    stages: tuple[str, ...] = STAGES
+
+    def heading(self, images: int) -> str:
+        """The column's name, with what was reduced against `images` test images and the full attack."""
+        reduced = []
+        if self.attack == "autoattack" and self.stages != STAGES:
+            reduced.append("+".join(stage.upper() for stage in self.stages) + " only")
+        if 0 < self.images < images:
+            reduced.append(f"{self.images} images")
+        return self.name + (f" ({', '.join(reduced)})" if reduced else "")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """k of n images classified correctly, which images (`flags`, one character each), under `column`."""
+
+    column: Column
+    k: int
+    n: int
+    flags: str = field(repr=False)
+
+    @property
+    def percent(self) -> float:
+        """100 k / n."""
+        return 100 * self.k / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The Wilson 95 % interval of the percentage."""
+        return wilson(self.k, self.n)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the run store."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Accuracy":
+        """What `to_json` was called on."""
+        column = {**value["column"], "stages": tuple(value["column"]["stages"])}
+        return cls(Column(**column), value["k"], value["n"], value["flags"])
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """The Wilson 95 % interval of k successes in n trials, in percent."""
+    low, high = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    return 100 * low, 100 * high
+
+
+def evaluate(net: nn.Module, test: Split, columns: tuple[Column, ...]) -> list[Accuracy]:
+    """The accuracy of `net`, in eval mode, under every column's attack; its mode is restored afterwards.
+
+    Raises:
+        UserError: an unknown attack, or more images than there are.
+        RuntimeError: an attack left its ball or [0, 1], or gave a value that is not finite.
+    """
+    with mode(net, train=False), frozen(net):
+        return [accuracy(net, test, column) for column in columns]
+
+
+def accuracy(net: nn.Module, test: Split, column: Column) -> Accuracy:
+    """The accuracy of `net` as it stands under one column's attack; raises as `evaluate` does."""
+    attack, bounded = choose("attack", column.attack, ATTACKS)
+    if column.images > len(test.labels):
+        raise UserError(f"column {column.name} wants {column.images} images, the test split has {len(test.labels)}")
+    part = test.take(slice(0, column.images or len(test.labels)))
+    generator = Generator(test.images.device).manual_seed(column.seed)
+    flags = []
+    for x, y in part.batches(column.batch_size):
+        x_adv = attack(net, x, y, column, generator)
+        check_perturbation(x, x_adv, column.epsilon if bounded else float("inf"), column.name)
+        with torch.no_grad():
+            flags.append(net(x_adv).argmax(1) == y)
+    right = torch.cat(flags)
+    return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()))
+
+
+def check_perturbation(x: Tensor, x_adv: Tensor, epsilon: float, name: str) -> None:
+    """max|x_adv - x| <= epsilon and every pixel in [0, 1], to 1e-6.
+
+    Raises:
+        RuntimeError: not so; the attack is wrong, and a number from it would be too.
+    """
+    if not bool(torch.isfinite(x_adv).all()):
+        raise RuntimeError(f"{name} made pixels that are not finite")
+    distance, low, high = float((x_adv - x).abs().max()), float(x_adv.min()), float(x_adv.max())
+    if distance > epsilon + TOLERANCE or low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise RuntimeError(f"{name} left its bounds: max|x'-x| {distance}, epsilon {epsilon}, pixels {low} to {high}")
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """No parameter of `net` requires a gradient inside the block."""
+    before = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
+
+
+def autoattack(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+    """AutoAttack standard (Croce & Hein 2020), or some of its stages, by the authors' code as pyautoattack has it.
+
+    Always the standard version's settings: 100 iterations, 9 targets, 5,000 queries, one restart.
+    """
+    from pyautoattack import AutoAttack
+
+    for stage in column.stages:
+        choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):  # it re-seeds the global one
+        attack = AutoAttack(net, norm="Linf", eps=column.epsilon, version="standard", device=x.device, seed=column.seed)
+        attack.attacks_to_run = list(column.stages)
+        return attack.run_standard_evaluation(x, y, batch_size=len(y))[0].detach()
+
+
+def _clean(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+    return x
+
+
+def _fgsm(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+    e = column.epsilon
+    return pgd(lambda z: cross_entropy(net(z), y), x, epsilon=e, step_size=e, steps=1, start=at_image)
+
+
+def _pgd(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+    return pgd(
+        lambda z: cross_entropy(net(z), y),
+        x,
+        epsilon=column.epsilon,
+        step_size=column.step_size,
+        steps=column.steps,
+        generator=generator,
+    )
+
+
+def _cw2(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+    return cw2(net, x, y, steps=column.steps)
+
+
+EvaluationAttack = Callable[[nn.Module, Tensor, Tensor, Column, Generator], Tensor]
+
+ATTACKS: dict[str, tuple[EvaluationAttack, bool]] = {  # name: (attack, is it bounded by epsilon)
+    "clean": (_clean, True),
+    "fgsm": (_fgsm, True),
+    "pgd": (_pgd, True),
+    "cw2": (_cw2, False),
+    "autoattack": (autoattack, True),
+}

@@ -1,0 +1,60 @@
+"""Losses as pure functions of logits (N, C): one value per image, (N,). The training loop takes the mean, once."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """-sum_c t_c log p_c, with p = softmax(logits).
+
+    Shapes: logits (N, C); target (N,) class indices or (N, C) probabilities; returns (N,).
+    """
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(p || q) = sum_c p_c (log p_c - log q_c), with p = softmax(target / T) and q = softmax(logits / T).
+
+    Gradient flows into both arguments. The result is not multiplied by T^2: a method that wants it says so.
+    Shapes: target and logits (N, C), both logits; returns (N,).
+    """
+    log_p = (target / temperature).log_softmax(1)
+    log_q = (logits / temperature).log_softmax(1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{j != y} z_j - z_y: positive where the image is misclassified (Carlini & Wagner 2017).
+
+    Shapes: logits (N, C), y (N,); returns (N,).
+    """
+    own = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], float("-inf"))
+    return others.amax(1) - own.squeeze(1)
+
+
+def swap_labels(logits: Tensor, y: Tensor) -> Tensor:
+    """Exchange the largest logit with the true class's; equal to swapping the probabilities (DGAD eq. 7).
+
+    Where the prediction is already y nothing changes. Shapes: logits (N, C), y (N,); returns (N, C), a copy.
+    """
+    top, own = logits.argmax(1, keepdim=True), y[:, None]
+    swapped = logits.scatter(1, top, logits.gather(1, own))
+    return swapped.scatter(1, own, logits.gather(1, top))
+
+
+def softmax_mse(a: Tensor, b: Tensor) -> Tensor:
+    """(1/C) ||softmax(a) - softmax(b)||_2^2, gradient into both (DGAD's consistency term as its code has it).
+
+    Shapes: a and b (N, C) logits; returns (N,).
+    """
+    return (a.softmax(1) - b.softmax(1)).square().mean(1)
+
+
+def softmax_distance(a: Tensor, b: Tensor) -> Tensor:
+    """||softmax(a) - softmax(b)||_2, the norm not squared (DGAD's consistency term as the paper prints it).
+
+    Shapes: a and b (N, C) logits; returns (N,). The gradient at a = b is set to zero.
+    """
+    squared = (a.softmax(1) - b.softmax(1)).square().sum(1)
+    return squared.clamp_min(1e-12).sqrt()

@@ -1,0 +1,35 @@
+"""The networks by name. A stand-in is a smaller member of the same class and is called one wherever it is shown."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from lib.errors import choose
+from lib.models.mobilenet_v2 import MobileNetV2, Stage
+from lib.models.resnet import ResNet
+from lib.models.wide_resnet import WideResNet, WideResNetWithSubBlock
+
+_SMALL_STAGES = (Stage(1, 8, 1, 2), Stage(6, 16, 1, 1), Stage(6, 32, 1, 2))
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "ResNet18": partial(ResNet, (2, 2, 2, 2), 64),
+    "MobileNetV2": MobileNetV2,
+    "WideResNet-34-10": partial(WideResNet, 34, 10),
+    "WideResNet-34-10-sub-block": partial(WideResNetWithSubBlock, 34, 10),
+    "WideResNet-34-20": partial(WideResNet, 34, 20),
+    "ResNet8-w8": partial(ResNet, (1, 1, 1), 8),
+    "MobileNetV2-small": partial(MobileNetV2, _SMALL_STAGES, stem=8, head=64),
+    "WideResNet-28-4": partial(WideResNet, 28, 4),
+    "WideResNet-10-1": partial(WideResNet, 10, 1),
+    "WideResNet-16-1": partial(WideResNet, 16, 1),
+}
+
+
+def build(name: str, *, classes: int, channels: int = 3) -> nn.Module:
+    """The network called `name` with fresh weights, drawn from torch's global generator.
+
+    Raises:
+        UserError: there is no such network; the sentence lists them.
+    """
+    return choose("model", name, MODELS)(classes=classes, channels=channels)

@@ -1,0 +1,51 @@
+"""ResNets for small images (He et al. 2016; CIFAR stem: 3x3, stride 1, no pooling), post-activation."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), 3x3 convolutions, a 1x1 shortcut where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """blocks[i] basic blocks of width * 2**i channels per stage, halving the image at each stage but the first.
+
+    Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits. ResNet-18 is blocks=(2, 2, 2, 2), width=64.
+    """
+
+    def __init__(self, blocks: Sequence[int], width: int, *, classes: int, channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
+        for i, count in enumerate(blocks):
+            stage = nn.Sequential()
+            for j in range(count):
+                stage.append(BasicBlock(inputs, width * 2**i, stride=2 if i > 0 and j == 0 else 1))
+                inputs = width * 2**i
+            self.add_module(f"layer{i + 1}", stage)
+        self.stages = len(blocks)
+        self.linear = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        for i in range(self.stages):
+            x = self.get_submodule(f"layer{i + 1}")(x)
+        return self.linear(x.mean((2, 3)))

@@ -1,0 +1,151 @@
+"""What a table notebook can be told, and what a scale decides; both checked by name and type before anything runs."""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lib import ROOT
+from lib.errors import UserError, choose
+from lib.evaluate import Column
+from lib.spec import check_type, typed
+from lib.train import Schedule
+
+PARAMS = ROOT / "params"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of every table notebook, with their defaults; empty means: what the scale or the table says."""
+
+    scale: str = "quick"
+    rows: list[str] = field(default_factory=list)
+    students: list[str] = field(default_factory=list)
+    teachers: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    dataset: str = ""
+    data_dir: str = "data"
+    download: bool = False
+    teacher_files: dict[str, str] = field(default_factory=dict)
+    device: str = "auto"
+    workers: int = 0
+    max_steps: int = 0
+    outputs: str = "outputs"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How big everything is: the `settings` of a file in params/. Radii are in 1/255."""
+
+    title: str
+    dataset: str
+    models: dict[str, str]  # the paper's name -> the network that stands for it here
+    epsilon: float
+    step_size: float
+    attack_steps: int
+    schedules: dict[str, dict[str, Any]]  # "default", and any method that has its own
+    columns: dict[str, dict[str, Any]]  # a table's column -> its attack
+    selection: str = "test"
+    held_out: int = 0
+    train_images: int = 0
+    test_images: int = 0
+    precision: str = "fp32"
+    sustained_tflops: float = 0.0
+
+    def schedule(self, method: str) -> Schedule:
+        """The method's own schedule, or the default one."""
+        name = method if method in self.schedules else "default"
+        return typed(Schedule, choose("schedule", name, self.schedules), f"schedule {name}")
+
+    def column(self, name: str) -> Column:
+        """The attack behind a table's column, radius and step size filled in from the scale."""
+        given = dict(choose("column", name, self.columns))
+        for key in ("epsilon", "step_size"):
+            given[key] = given.get(key, getattr(self, key)) / 255
+        return typed(Column, {"name": name, **given}, f"column {name}")
+
+
+def check(namespace: Mapping[str, Any]) -> Parameters:
+    """A notebook's parameters out of its globals, each of its declared type.
+
+    papermill only warns about a name that no notebook parameter has; here the cell it injected is read, and refused.
+
+    Raises:
+        UserError: an unknown name, a missing one, or a wrong type.
+    """
+    declared = {f.name: f.type for f in fields(Parameters)}
+    for name in injected_names(namespace.get("In", [])):
+        if name not in declared:
+            raise UserError(f"unknown parameter {name!r}; choose from: {', '.join(declared)}")
+    values = {name: namespace[name] for name in declared if name in namespace}
+    for name, value in values.items():
+        check_type(value, declared[name], f"parameter {name}")
+    return Parameters(**values)
+
+
+def injected_names(cells: list[str]) -> list[str]:
+    """The names that papermill's injected cell assigns, read from the kernel's input history."""
+    injected = [cell for cell in cells if cell.lstrip().startswith("# Parameters\n")]
+    nodes = [node for cell in injected for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    return [target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)]
+
+
+def load_scale(parameters: Parameters) -> Scale:
+    """params/<scale>.yaml with the parameters' `settings` and `dataset` laid over it.
+
+    Raises:
+        UserError: there is no such scale, a setting is unknown or of the wrong type, or a number makes no sense.
+    """
+    files = {path.stem: path for path in sorted(PARAMS.glob("*.yaml"))}
+    given = read_yaml(choose("scale", parameters.scale, files))["settings"] | parameters.settings
+    if parameters.dataset:
+        given["dataset"] = parameters.dataset
+    scale: Scale = typed(Scale, given, "settings")
+    for name in ("epsilon", "step_size", "attack_steps", "train_images", "test_images", "held_out"):
+        if getattr(scale, name) < 0:
+            raise UserError(f"settings: {name} must be >= 0, got {getattr(scale, name)}")
+    choose("selection", scale.selection, dict.fromkeys(("test", "held_out")))
+    if scale.selection == "held_out" and not scale.held_out:
+        raise UserError("settings: selection held_out wants held_out > 0 images")
+    for method in scale.schedules:
+        scale.schedule(method)
+    for column in scale.columns:
+        scale.column(column)
+    return scale
+
+
+def device_of(parameters: Parameters) -> torch.device:
+    """The device to run on; "auto" is the GPU where there is one.
+
+    Raises:
+        UserError: no such device, or not on this machine.
+    """
+    name = parameters.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"no device {name!r} here; choose from: auto, cpu, cuda, cuda:0 ..., mps") from error
+    return device
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file.
+
+    Raises:
+        UserError: the file is not one.
+    """
+    try:
+        value = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no mapping")
+    return value

@@ -1,0 +1,219 @@
+"""Making one run: its networks, its training from wherever an earlier try stopped, its accuracies."""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib import ROOT, data
+from lib.attacks import pgd
+from lib.checkpoints import load_weights, save_weights
+from lib.errors import UserError, choose
+from lib.evaluate import Accuracy, Column, accuracy, evaluate
+from lib.methods import METHODS
+from lib.models import build
+from lib.spec import DataSpec, GivenWeights, RunSpec, digest_of
+from lib.store import Store
+from lib.train import Training
+
+PACKAGES = ("torch", "numpy", "torchattacks", "pyautoattack")
+Network = RunSpec | GivenWeights
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is made; none of it changes what the run is."""
+
+    outputs: Path
+    data_dir: Path
+    download: bool = False
+    device: str = "cpu"
+    weights_files: dict[str, Path] = field(default_factory=dict)  # SHA-256 of a given file -> where it lies
+
+    @property
+    def store(self) -> Store:
+        """The run store of this place."""
+        return Store(self.outputs)
+
+    def dataset(self, spec: DataSpec) -> data.Dataset:
+        """The data that `spec` names, its subset taken, on the device."""
+        whole = _load(spec.name, self.data_dir, self.download, self.outputs / "cache")
+        return whole.subset(spec.train_images, spec.test_images).to(torch.device(self.device))
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, data_dir: Path, download: bool, cache_dir: Path) -> data.Dataset:
+    return data.load(name, data_dir=data_dir, download=download, cache_dir=cache_dir)
+
+
+def describe_data(place: Place, name: str, train_images: int, test_images: int, held_out: int) -> DataSpec:
+    """The spec of the data called `name` as it lies at `place`.
+
+    Raises:
+        UserError: it is not there, or has fewer images than asked for.
+    """
+    whole = _load(name, place.data_dir, place.download, place.outputs / "cache")
+    part = whole.subset(train_images, test_images)
+    if held_out:
+        data.hold_out(part.train, held_out)
+    return DataSpec(name, whole.digest(), train_images, test_images, held_out)
+
+
+def network(spec: Network, data_spec: DataSpec, place: Place, checkpoint: str = "best") -> nn.Module:
+    """The trained network of a finished run or of a given file, in eval mode on the place's device.
+
+    Raises:
+        UserError: the run is not there or damaged, or the file does not fit.
+    """
+    net = fresh_network(spec.model, data_spec, place)
+    if isinstance(spec, GivenWeights):
+        load_weights(net, place.weights_files[spec.sha256])
+    elif place.store.has(spec.digest):
+        load_weights(net, place.store.folder(spec.digest) / f"{checkpoint}.safetensors")
+    else:
+        raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) has not been made yet")
+    return net.eval()
+
+
+def fresh_network(model: str, data_spec: DataSpec, place: Place) -> nn.Module:
+    """An untrained `model` for this data, drawn from torch's global generator."""
+    dataset = place.dataset(data_spec)
+    net = build(model, classes=len(dataset.classes), channels=dataset.channels)
+    return net.to(place.device).to(memory_format=torch.channels_last)
+
+
+def make(spec: RunSpec, place: Place, notify: Callable[[float], None] = lambda share: None) -> None:
+    """Train the run unless it is there; goes on from its last epoch checkpoint, and publishes it whole.
+
+    Its teacher has to be there already. `notify` hears the finished share after every epoch.
+    """
+    store = place.store
+    with store.claim(spec.digest):
+        if store.has(spec.digest):
+            return
+        training = start(spec, place)
+        resumed = store.load_checkpoint(spec.digest)
+        seconds = 0.0
+        if resumed is not None:
+            training.load_state_dict(resumed["training"])
+            seconds = resumed["seconds"]
+        begun = time.monotonic() - seconds
+
+        def after_epoch(training: Training) -> None:
+            state = {"training": training.state_dict(), "seconds": time.monotonic() - begun}
+            store.save_checkpoint(spec.digest, state)
+            notify(training.step / training.stop)
+
+        training.run(after_epoch)
+        _publish(spec, training, place, time.monotonic() - begun, resumed is not None)
+        store.drop_checkpoint(spec.digest)
+
+
+def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
+    """The training of `spec` at its first step; a probe of its cost may use an untrained teacher."""
+    dataset = place.dataset(spec.data)
+    train, selection = dataset.train, dataset.test
+    if spec.selection == "held_out":
+        train, selection = data.hold_out(dataset.train, spec.data.held_out)
+    teacher = None
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.seed)
+        student = fresh_network(spec.model, spec.data, place)
+        if spec.teacher is not None:
+            untrained = partial(fresh_network, spec.teacher.model, spec.data, place)
+            teacher = untrained() if fresh_teacher else network(spec.teacher, spec.data, place)
+    column = Column("PGD-10", "pgd", spec.epsilon, spec.epsilon / 4, 10, seed=spec.seed)
+    return Training(
+        student,
+        teacher,
+        choose("method", spec.method, METHODS),
+        attack=partial(pgd, epsilon=spec.epsilon, step_size=spec.step_size, steps=spec.attack_steps),
+        data=train,
+        schedule=spec.schedule,
+        score=lambda net: _score(net, selection, column),
+        weights=dict(spec.weights),
+        padding=dataset.padding,
+        flip=dataset.flip,
+        seed=spec.seed,
+        precision=spec.precision,
+        max_steps=spec.max_steps,
+    )
+
+
+def measure(
+    spec: Network, data_spec: DataSpec, place: Place, columns: tuple[Column, ...], checkpoint: str = "best"
+) -> list[Accuracy]:
+    """The accuracies of a network under `columns`; each column is computed once and kept."""
+    store, digest = place.store, network_digest(spec, data_spec)
+    kept = {column: store.read_rows(digest, _key(column, checkpoint)) for column in columns}
+    if todo := tuple(column for column, rows in kept.items() if rows is None):
+        net, test = network(spec, data_spec, place, checkpoint), place.dataset(data_spec).test
+        for column in todo:
+            (row,) = evaluate(net, test, (column,))
+            kept[column] = [row.to_json()]
+            store.write_rows(digest, _key(column, checkpoint), [row.to_json()])
+    return [Accuracy.from_json(rows[0]) for rows in kept.values() if rows]
+
+
+def measured(
+    spec: Network, data_spec: DataSpec, place: Place, columns: tuple[Column, ...], checkpoint: str = "best"
+) -> bool:
+    """Whether `measure` would compute nothing."""
+    digest = network_digest(spec, data_spec)
+    return all(place.store.read_rows(digest, _key(column, checkpoint)) is not None for column in columns)
+
+
+def network_digest(spec: Network, data_spec: DataSpec) -> str:
+    """What the accuracies of a network are kept under."""
+    return spec.digest if isinstance(spec, RunSpec) else digest_of([asdict(spec), asdict(data_spec)])
+
+
+def provenance(place: Place) -> dict[str, Any]:
+    """What a result was made with: code, versions, machine, threads."""
+    device = torch.device(place.device)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "commit": git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": gpu or f"{device.type} ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cudnn.allow_tf32 if gpu else None,
+    }
+
+
+def git(*arguments: str) -> str:
+    """What git says of this checkout, or "" where it cannot be asked."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _score(net: nn.Module, selection: data.Split, column: Column) -> float:
+    net.eval()
+    return accuracy(net, selection, column).percent
+
+
+def _key(column: Column, checkpoint: str) -> str:
+    return digest_of([asdict(column), checkpoint])
+
+
+def _publish(spec: RunSpec, training: Training, place: Place, seconds: float, resumed: bool) -> None:
+    facts = provenance(place) | {"seconds": round(seconds, 2), "resumed": resumed, "steps": training.step}
+    facts["best_epoch"], facts["best_score"] = training.best["epoch"], training.best["score"]
+    with place.store.publishing(spec.digest) as folder:
+        save_weights(training.best["weights"], folder / "best.safetensors")
+        save_weights(training.student.state_dict(), folder / "last.safetensors")
+        for name, value in (("spec", asdict(spec)), ("history", training.history), ("provenance", facts)):
+            (folder / f"{name}.json").write_text(json.dumps(value, indent=1))
