@@ -1,17 +1,19 @@
 """What a run will cost, from a few of its own steps on this machine: seconds, and floating-point operations."""
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.attacks import input_gradient
+from lib.data import to_float
 from lib.evaluate import Column
 from lib.losses import cross_entropy
 from lib.runs import Place, start
 from lib.spec import RunSpec
-from lib.train import Training
 
 PROBE_SECONDS = 0.2  # a step on two images that takes longer is not repeated on a whole batch
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # per image, at most
@@ -19,75 +21,69 @@ AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 250
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's cost: seconds here, one worker, and FLOPs (attack and training step; multiply and add count as two)."""
+    """Seconds here with one worker, and FLOPs (a multiply and an add are two)."""
 
-    seconds: float
-    flops: float
+    seconds: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds + other.seconds, self.flops + other.flops)
+
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(times * self.seconds, times * self.flops)
 
 
-def estimate(spec: RunSpec, place: Place, columns: tuple[Column, ...], train: bool, count_flops: bool) -> Cost:
-    """Training (unless `train` is False) and evaluation of `spec`, extrapolated from steps with 1 and 3 attack steps."""
-    few = start(replace(spec, attack_steps=1), place, fresh_teacher=True)
-    more = start(replace(spec, attack_steps=3), place, fresh_teacher=True)
-    y = few.data.labels
-    size = 2 if _step_seconds(few, 2) > PROBE_SECONDS else min(spec.schedule.batch_size, len(y))
-    images = spec.schedule.batch_size / size  # the probed batch's share of a real one, inverted
-    per_image, per_image_flops = _gradient_cost(few, size, count_flops)
-    selection = spec.data.held_out or spec.data.test_images or len(place.dataset(spec.data).test.labels)
-    test = spec.data.test_images or len(place.dataset(spec.data).test.labels)
-    passes = sum(_passes(column) * (column.images or test) for column in columns)
-    seconds, flops = passes * per_image, passes * per_image_flops
+def estimate(spec: RunSpec, place: Place, columns: tuple[Column, ...], train: bool, flops: bool) -> Cost:
+    """The cost of a run's evaluation, and of its training where `train`; extrapolated from a few small steps.
+
+    A training step is timed with one and with three attack steps, on a whole batch where that is quick and on two
+    images where it is not; its cost is taken as linear in both. FLOPs are counted only where asked for.
+    """
+    dataset = place.dataset(spec.data)
+    test = len(dataset.test.labels)
+    one, three = (start(replace(spec, attack_steps=steps), place, fresh_teacher=True) for steps in (1, 3))
+    x, y = to_float(one.data.images[:2]), one.data.labels[:2]
+    if _measure(lambda: one.train_step(x, y), flops=False).seconds < PROBE_SECONDS:
+        x, y = to_float(one.data.images[: spec.schedule.batch_size]), one.data.labels[: spec.schedule.batch_size]
+    net = one.student.eval()
+    gradient = _measure(lambda: input_gradient(lambda z: cross_entropy(net(z), y), x), flops) * (1 / len(y))
+    total = gradient * sum(_passes(column) * (column.images or test) for column in columns)
     if train:
-        one, three = (min(_step_seconds(t, size) for _ in range(2)) for t in (few, more))
-        step = one + max(three - one, 0.0) / 2 * (spec.attack_steps - 1)
-        checks = spec.schedule.epochs * selection * 10
-        seconds += images * step * few.stop + checks * per_image
-        if count_flops:
-            one_f, three_f = (_step_flops(t, size) for t in (few, more))
-            flops += images * (one_f + (three_f - one_f) / 2 * (spec.attack_steps - 1)) * few.stop
-            flops += checks * per_image_flops
-    return Cost(seconds, flops)
+        short, long = (_measure(lambda t=t: t.train_step(x, y), flops) for t in (one, three))  # type: ignore[misc]
+        attack_step = Cost(max(long.seconds - short.seconds, 0.0) / 2, (long.flops - short.flops) / 2)
+        step = (short + attack_step * (spec.attack_steps - 1)) * (spec.schedule.batch_size / len(y))
+        selection = gradient * (10 * spec.schedule.epochs * (spec.data.held_out or test))
+        total = total + step * one.stop + selection
+    return total
 
 
-def _step_seconds(training: Training, size: int) -> float:
+def _measure(work: Callable[[], object], flops: bool) -> Cost:
+    """The faster of two goes, and the FLOPs of a third."""
+    seconds = min(_seconds(work) for _ in range(2))
+    if not flops:
+        return Cost(seconds)
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
+        work()
+    return Cost(seconds, counter.get_total_flops())
+
+
+class _NoModules(AbstractContextManager[None]):
+    """In place of the counter's module tracker, whose hooks fail under torch.autograd.grad (2.11 to 2.15)."""
+
+    parents = frozenset({"Global"})
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _seconds(work: Callable[[], object]) -> float:
     begun = time.perf_counter()
-    _step(training, size)
-    return time.perf_counter() - begun
-
-
-def _step(training: Training, size: int) -> None:
-    from lib.data import to_float
-
-    training.train_step(to_float(training.data.images[:size]), training.data.labels[:size])
-    if training.data.images.is_cuda:
+    work()
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _step_flops(training: Training, size: int) -> float:
-    with FlopCounterMode(display=False) as counter:
-        _step(training, size)
-    return counter.get_total_flops()
-
-
-def _gradient_cost(training: Training, size: int, count_flops: bool) -> tuple[float, float]:
-    """Seconds and FLOPs of one input gradient of the student, per image."""
-    from lib.data import to_float
-
-    x, y = to_float(training.data.images[:size]), training.data.labels[:size]
-    net = training.student.eval()
-
-    def gradient() -> None:
-        input_gradient(lambda z: cross_entropy(net(z), y), x)
-
-    gradient()
-    begun = time.perf_counter()
-    gradient()
-    seconds = (time.perf_counter() - begun) / size
-    if not count_flops:
-        return seconds, 0.0
-    with FlopCounterMode(display=False) as counter:
-        gradient()
-    return seconds, counter.get_total_flops() / size
+    return time.perf_counter() - begun
 
 
 def _passes(column: Column) -> float:

@@ -143,8 +143,6 @@ def autoattack(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: 
     """
     from pyautoattack import AutoAttack
 
-    for stage in column.stages:
-        choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):  # it re-seeds the global one
         attack = AutoAttack(net, norm="Linf", eps=column.epsilon, version="standard", device=x.device, seed=column.seed)
         attack.attacks_to_run = list(column.stages)

@@ -141,7 +141,7 @@ def run(planned: Plan) -> list[Result]:
             (_run_here if one_by_one else _run_in_processes)(planned, progress)
         finally:
             progress.close()
-    cells = [_result(cell, table, table.columns) for cell in table.cells]
+    cells = [_result(cell, table, _all_columns(table)) for cell in table.cells]
     controls = [_result(cell, table, table.control_columns) for cell in table.controls]
     teachers = [
         Result(name, "", "teacher", 0, runs.network_digest(spec, table.data), _measured(spec, table, table.columns))
@@ -152,13 +152,17 @@ def run(planned: Plan) -> list[Result]:
 
 def _jobs(table: Table) -> tuple[Job, ...]:
     """One job per distinct network, teachers first."""
-    both = tuple(dict.fromkeys(table.columns + table.control_columns))
+    both = _all_columns(table)
     jobs = [Job(f"teacher {name}", spec, table.data, table.columns, "best") for name, spec in table.teachers.items()]
     for cell in table.cells:
         jobs.append(Job(_label(cell, table), cell.spec, table.data, both, cell.row.checkpoint))
     for cell in table.controls:
         jobs.append(Job(_label(cell, table), cell.spec, table.data, table.control_columns, cell.row.checkpoint))
     return tuple({(job.digest, job.checkpoint): job for job in reversed(jobs)}.values())[::-1]
+
+
+def _all_columns(table: Table) -> tuple[Column, ...]:
+    return tuple(dict.fromkeys(table.columns + table.control_columns))
 
 
 def _label(cell: Cell, table: Table) -> str:

@@ -11,9 +11,10 @@ import yaml
 
 from lib import ROOT
 from lib.errors import UserError, choose
-from lib.evaluate import Column
+from lib.evaluate import ATTACKS, STAGES, Column
+from lib.models import MODELS
 from lib.spec import check_type, typed
-from lib.train import Schedule
+from lib.train import PRECISIONS, Schedule
 
 PARAMS = ROOT / "params"
 
@@ -27,13 +28,11 @@ class Parameters:
     students: list[str] = field(default_factory=list)
     teachers: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])
-    dataset: str = ""
+    teacher_files: dict[str, str] = field(default_factory=dict)
     data_dir: str = "data"
     download: bool = False
-    teacher_files: dict[str, str] = field(default_factory=dict)
     device: str = "auto"
     workers: int = 0
-    max_steps: int = 0
     outputs: str = "outputs"
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -55,6 +54,7 @@ class Scale:
     train_images: int = 0
     test_images: int = 0
     precision: str = "fp32"
+    max_steps: int = 0  # stop every training after so many optimisation steps; 0: never
     sustained_tflops: float = 0.0
 
     def schedule(self, method: str) -> Schedule:
@@ -96,27 +96,35 @@ def injected_names(cells: list[str]) -> list[str]:
 
 
 def load_scale(parameters: Parameters) -> Scale:
-    """params/<scale>.yaml with the parameters' `settings` and `dataset` laid over it.
+    """params/<scale>.yaml with the parameters' `settings` laid over it.
 
     Raises:
         UserError: there is no such scale, a setting is unknown or of the wrong type, or a number makes no sense.
     """
     files = {path.stem: path for path in sorted(PARAMS.glob("*.yaml"))}
     given = read_yaml(choose("scale", parameters.scale, files))["settings"] | parameters.settings
-    if parameters.dataset:
-        given["dataset"] = parameters.dataset
     scale: Scale = typed(Scale, given, "settings")
-    for name in ("epsilon", "step_size", "attack_steps", "train_images", "test_images", "held_out"):
+    _check_scale(scale)
+    return scale
+
+
+def _check_scale(scale: Scale) -> None:
+    for name in ("epsilon", "step_size", "attack_steps", "train_images", "test_images", "held_out", "max_steps"):
         if getattr(scale, name) < 0:
             raise UserError(f"settings: {name} must be >= 0, got {getattr(scale, name)}")
     choose("selection", scale.selection, dict.fromkeys(("test", "held_out")))
     if scale.selection == "held_out" and not scale.held_out:
         raise UserError("settings: selection held_out wants held_out > 0 images")
+    choose("precision", scale.precision, dict.fromkeys(PRECISIONS))
+    for model in scale.models.values():
+        choose("model", model, MODELS)
     for method in scale.schedules:
         scale.schedule(method)
-    for column in scale.columns:
-        scale.column(column)
-    return scale
+    for name in scale.columns:
+        column = scale.column(name)
+        choose("attack", column.attack, ATTACKS)
+        for stage in column.stages:
+            choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
 
 
 def device_of(parameters: Parameters) -> torch.device:

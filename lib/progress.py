@@ -1,37 +1,39 @@
-"""A progress line that reads well in a terminal, in JupyterLab and in a saved notebook."""
+"""Progress that reads well in a terminal, in JupyterLab, in a saved notebook and in papermill's log."""
 
 import sys
 import time
-from typing import Any
 
 from tqdm import tqdm
 
+LINES = 20  # at most so many in a log, however many jobs there are
+
 
 class Progress:
-    """`total` jobs, how many are done, what was finished last, and how long the rest may take.
+    """How many of `total` jobs are done, what was finished last, and how long the rest may take.
 
-    In a notebook one line of output is rewritten in place, and the saved copy keeps its last state; in a terminal it is
-    a tqdm bar. `estimates` (seconds per job) weigh the jobs; without them all weigh the same.
+    In a terminal it is a tqdm bar; elsewhere it is a few printed lines, which stay readable wherever output is kept.
     """
 
-    def __init__(self, total: float, unit: str = "runs") -> None:
-        self.total, self.unit, self.begun = total, unit, time.monotonic()
-        self.handle: Any = _notebook_handle()
-        self.bar = None if self.handle else tqdm(total=total, unit=unit, file=sys.stderr, mininterval=1, leave=True)
+    def __init__(self, total: int, unit: str = "runs") -> None:
+        self.total, self.unit = total, unit
+        self.begun, self.printed = time.monotonic(), 0
+        self.bar = tqdm(total=total, unit=unit, mininterval=1) if sys.stderr.isatty() else None
 
     def show(self, done: float, message: str) -> None:
         """Set the state; `done` may be fractional."""
         if self.bar is not None:
             self.bar.set_postfix_str(message, refresh=False)
-            self.bar.update(done - self.bar.n)
-            return
-        share = done / self.total if self.total else 1.0
-        elapsed = time.monotonic() - self.begun
-        left = elapsed * (1 - share) / share if share else 0.0
-        filled = "█" * round(24 * share) + "░" * (24 - round(24 * share))
-        tail = f"{clock(left)} left" if 0 < share < 1 else f"took {clock(elapsed)}"
-        text = f"{filled} {done:.3g}/{self.total:.3g} {self.unit} · {tail} · {message}"
-        self.handle.update({"text/plain": text}, raw=True)
+            self.bar.update(round(done, 2) - self.bar.n)
+        elif (due := int(LINES * done / self.total)) > self.printed:
+            self.printed = due
+            print(self.line(done, message), flush=True)
+
+    def line(self, done: float, message: str) -> str:
+        """One printed line."""
+        share, elapsed = done / self.total, time.monotonic() - self.begun
+        tail = f"{clock(elapsed * (1 - share) / share)} left" if share < 1 else f"took {clock(elapsed)}"
+        filled = round(20 * share)
+        return f"{'█' * filled}{'░' * (20 - filled)} {int(done):>3}/{self.total} {self.unit} · {tail} · {message}"
 
     def close(self) -> None:
         """No more updates."""
@@ -43,15 +45,5 @@ def clock(seconds: float) -> str:
     """75 -> "1 min 15 s"; 7300 -> "2 h 02 min"."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
+        return f"{minutes // 60:,} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _notebook_handle() -> Any:
-    """A display that can be rewritten, inside a Jupyter kernel; None elsewhere."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell is None or not hasattr(shell, "kernel"):
-        return None
-    from IPython.display import display
-
-    return display({"text/plain": "starting"}, raw=True, display_id=True)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lib import ROOT
 from lib.checkpoints import file_digest
 from lib.errors import UserError, choose
@@ -104,6 +106,8 @@ def open_table(name: str, parameters: Parameters) -> Table:
         device=str(device_of(parameters)),
         weights_files=dict(digests.values()),
     )
+    if place.device == "cpu":
+        torch.set_num_threads(1)  # several runs at once, one thread each; and equal bits however many there are
     place.store  # noqa: B018  an outputs folder that cannot be written is said now, not after the training
     data = describe_data(place, scale.dataset, scale.train_images, scale.test_images, scale.held_out)
     builder = _Builder(file, scale, parameters, data, {name: sha for name, (sha, _) in digests.items()})
@@ -193,7 +197,7 @@ class _Builder:
             selection=self.scale.selection,
             seed=seed,
             precision=self.scale.precision,
-            max_steps=self.parameters.max_steps,
+            max_steps=self.scale.max_steps,
         )
 
     def model(self, name: str) -> str:

@@ -14,11 +14,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lib.data import Split, crop_and_flip, to_float
-from lib.errors import UserError
+from lib.errors import UserError, choose
 from lib.methods import Method, Net, Nets
 
 Attack = Callable[..., Tensor]  # (objective, x, *, start, generator) -> x'
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
+
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,8 @@ def in_precision(net: nn.Module, precision: str) -> Net:
     Raises:
         UserError: the precision is neither.
     """
-    if precision == "fp32":
+    if choose("precision", precision, dict.fromkeys(PRECISIONS, precision)) == "fp32":
         return net
-    if precision != "bf16":
-        raise UserError(f"unknown precision {precision!r}; choose one of: fp32, bf16")
 
     def forward(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16):

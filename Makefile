@@ -1,0 +1,51 @@
+# Two commands on a fresh machine: `make table4_dgad` (or any other notebook's name) and `make test`.
+# The environment is made on first use; PYTHON chooses the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+STRIP_KEYS := metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version metadata.widgets
+
+.PHONY: env lab test check lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make <notebook>   run notebooks/<notebook>.ipynb; its copy goes to outputs/executed/"
+	@echo "make test         run the tests          make check   lint and types"
+	@echo "make lab          open JupyterLab        make lock    renew requirements.lock"
+	@echo "notebooks: $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))"
+
+env: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.11 to 3.13 is needed; say which with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@if git rev-parse --git-dir >/dev/null 2>&1; then \
+		git config filter.nbstripout.clean "$(BIN)/python -m nbstripout --extra-keys '$(STRIP_KEYS)'"; \
+		git config filter.nbstripout.smudge cat; \
+		git config diff.ipynb.textconv "$(BIN)/python -m nbstripout -t --extra-keys '$(STRIP_KEYS)'"; fi
+	@touch $@
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+lock: $(READY)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --no-header --no-emit-index-url --quiet --upgrade --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) *.egg-info
+
+# any notebook by its name; ARGS goes to papermill: make table4_dgad ARGS="-p scale gpu"
+%: notebooks/%.ipynb $(READY)
+	@mkdir -p outputs/executed
+	$(BIN)/papermill --no-progress-bar --log-output $< outputs/executed/$@.ipynb $(ARGS)

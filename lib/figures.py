@@ -1,0 +1,108 @@
+"""Plots in one style, saved as png and pdf that are byte-stable for equal results."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lib.experiment import Result
+from lib.report import Comparison
+from lib.table import Table
+
+WIDTH = 7.0  # inches: a text column
+
+
+def use_style() -> None:
+    """seaborn's ticks at paper size, one palette."""
+    sns.set_theme(context="paper", style="ticks", palette="colorblind")
+
+
+def save(figure: Figure, name: str, outputs: Path) -> list[Path]:
+    """Write the figure under outputs/figures as png and pdf."""
+    folder = outputs / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
+    figure.savefig(paths[0], dpi=200, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(paths[1], bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return paths
+
+
+def robust_against_clean(table: Table, comparison: Comparison, results: list[Result], robust: str) -> Figure:
+    """Accuracy under `robust` against clean accuracy: a point per row with its intervals, teachers as faint stars.
+
+    One panel per student and teacher. The reported points are drawn faint in the lower panels, on their own axes:
+    they are another data set's wherever the scale is reduced.
+    """
+    use_style()
+    pairs = [(s, t) for s in table.students for t in table.teachers]
+    figure, axes = plt.subplots(2, len(pairs), figsize=(1.25 * WIDTH, 4.6), squeeze=False)
+    colours = dict(zip((row.row for row in table.rows), sns.color_palette("colorblind", len(table.rows)), strict=True))
+    for i, (student, teacher) in enumerate(pairs):
+        frame = comparison.frame.query("student == @student and teacher == @teacher")
+        _measured_panel(axes[0][i], frame, robust, colours)
+        _teacher_star(axes[0][i], results, teacher, robust)
+        _reported_panel(axes[1][i], frame, robust, colours)
+        axes[0][i].set_title(f"{student}\n← {teacher}", fontsize=8)
+    axes[0][0].set_ylabel(f"measured {comparison.headings[robust]}, %")
+    axes[1][0].set_ylabel(f"reported {robust}, %")
+    figure.supxlabel("clean accuracy, %", fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.tight_layout()
+    sns.despine(figure)
+    return figure
+
+
+def _measured_panel(axis: Axes, frame: pd.DataFrame, robust: str, colours: dict[str, tuple[float, ...]]) -> None:
+    clean, hard = (frame[frame.column == name].set_index("row") for name in ("Clean", robust))
+    for row, colour in colours.items():
+        if row not in clean.index:
+            continue
+        x, y = clean.loc[row], hard.loc[row]
+        bars = [[[v.measured - v.low], [v.high - v.measured]] for v in (x, y)]
+        axis.errorbar(
+            x.measured, y.measured, xerr=bars[0], yerr=bars[1], fmt="o", ms=5, lw=0.7, color=colour, label=row
+        )
+
+
+def _teacher_star(axis: Axes, results: list[Result], teacher: str, robust: str) -> None:
+    for result in results:
+        if result.row == "teacher" and result.student == teacher:
+            found = {a.column.name: a.percent for a in result.accuracies}
+            axis.plot(found["Clean"], found[robust], "*", ms=10, color="grey", alpha=0.5, label="the teacher")
+
+
+def _reported_panel(axis: Axes, frame: pd.DataFrame, robust: str, colours: dict[str, tuple[float, ...]]) -> None:
+    clean, hard = (frame[frame.column == name].set_index("row").reported for name in ("Clean", robust))
+    for row, colour in colours.items():
+        if row in clean.index:
+            axis.plot(clean[row], hard[row], "o", ms=5, color=colour, alpha=0.4)
+
+
+def adversarial_grid(net: nn.Module, x: Tensor, x_adv: Tensor, classes: tuple[str, ...], epsilon: float) -> Figure:
+    """Clean image, perturbation (grey is zero, the ends are +-epsilon) and adversarial image, with predictions.
+
+    Shapes: x and x_adv (N, C, H, W) in [0, 1]. The caption gives the measured max|x' - x| in 1/255.
+    """
+    use_style()
+    with torch.no_grad():
+        beliefs = [net(images).softmax(1).max(1) for images in (x, x_adv)]
+    figure, axes = plt.subplots(3, len(x), figsize=(WIDTH, 3.4), squeeze=False)
+    for i in range(len(x)):
+        pictures = (x[i], 0.5 + (x_adv[i] - x[i]) / (2 * epsilon), x_adv[i])
+        for axis, picture in zip(axes[:, i], pictures, strict=True):
+            axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).cpu().squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([]), axis.set_yticks([])
+        for axis, (p, label) in zip(axes[[0, 2], i], beliefs, strict=True):
+            axis.set_xlabel(f"{classes[int(label[i])]} ({float(p[i]):.2f})", fontsize=7)
+    for axis, name in zip(axes[:, 0], ("clean", "x' - x", "adversarial"), strict=True):
+        axis.set_ylabel(name)
+    largest = float((x_adv - x).abs().max()) * 255
+    figure.suptitle(f"max|x' - x| = {largest:.1f}/255, allowed {epsilon * 255:.1f}/255", fontsize=8)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,39 @@
+"""Shared by all tests: one thread, a fixed seed, and a network and a batch as small as the claims allow."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+
+CLASSES = 10
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_net() -> Callable[[], nn.Module]:
+    """Convolution, batch-norm, relu, linear for 3x4x4 images and ten classes; every call draws other weights."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, CLASSES)
+        )
+
+    return make
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    """Six 3x4x4 images, pixels of exactly 0 and 1 among them, with their labels."""
+    x = (1.4 * torch.rand(6, 3, 4, 4) - 0.2).clamp(0, 1)
+    return x, torch.randint(CLASSES, (6,))

@@ -1,0 +1,28 @@
+"""The smallest table that still goes through everything: settings laid over a scale, for tests."""
+
+from typing import Any
+
+from lib.parameters import Parameters
+
+SETTINGS: dict[str, Any] = {
+    "train_images": 60,
+    "test_images": 20,
+    "held_out": 12,
+    "attack_steps": 2,
+    "schedules": {"default": {"epochs": 2, "batch_size": 16}},
+    "columns": {
+        "Clean": {"attack": "clean"},
+        "FGSM": {"attack": "fgsm"},
+        "PGD": {"attack": "pgd", "steps": 2},
+        "PGD-20": {"attack": "pgd", "steps": 3},
+        "CW2": {"attack": "cw2", "steps": 5, "images": 10},
+        "AA": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
+    },
+}
+
+
+def parameters(outputs: object, **changes: Any) -> Parameters:
+    """Two rows, one student, one teacher, two epochs of sixty digits."""
+    settings = SETTINGS | changes.pop("settings", {})
+    given = {"rows": ["PGD-AT", "DGAD"], "students": ["ResNet18"], "teachers": ["WideResNet-34-10"], "device": "cpu"}
+    return Parameters(**{**given, "outputs": str(outputs), "workers": 1, "settings": settings, **changes})

@@ -1,0 +1,316 @@
+import pickle
+import re
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator
+
+from lib import data
+from lib.data import Dataset, Split, crop_and_flip, hold_out, load, to_float
+from lib.errors import UserError
+
+
+def make_split(n, shape=(3, 4, 4)):
+    """n different uint8 images, each labelled by its first pixel."""
+    images = torch.randint(256, (n, *shape), dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(n)
+    return Split(images, torch.arange(n))
+
+
+def make_dataset(train=10, test=6):
+    return Dataset("tiny", make_split(train), make_split(test), ("a", "b"), padding=1, flip=True)
+
+
+# --- digits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return load("digits", data_dir=tmp_path_factory.mktemp("empty"))
+
+
+def test_digits_are_1297_and_500_grey_images_of_ten_classes(digits):
+    assert digits.train.images.shape == (1297, 1, 8, 8)
+    assert digits.test.images.shape == (500, 1, 8, 8)
+    assert digits.channels == 1
+    for split in (digits.train, digits.test):
+        assert split.images.dtype == torch.float32
+        assert split.labels.bincount().shape == (len(digits.classes),)
+        assert (split.images.min(), split.images.max()) == (0, 1)
+
+
+def test_the_two_splits_of_digits_are_scikit_learns_images_each_once_and_with_its_own_label(digits):
+    from sklearn.datasets import load_digits
+
+    ours = [torch.cat([part.images.flatten(1), part.labels[:, None]], 1) for part in (digits.train, digits.test)]
+    source = load_digits()
+    theirs = np.concatenate([source.data / 16, source.target[:, None]], 1)
+    assert sorted(torch.cat(ours).tolist()) == sorted(theirs.tolist())
+
+
+def test_digits_are_split_the_same_way_whatever_the_seed(digits, tmp_path):
+    torch.manual_seed(123)
+    assert load("digits", data_dir=tmp_path).digest() == digits.digest()
+
+
+# --- splits -------------------------------------------------------------------------------------------------------
+
+
+def test_to_float_maps_bytes_to_the_unit_interval_and_leaves_floats_alone():
+    assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+    images = torch.rand(3)
+    assert to_float(images) is images
+
+
+def test_batches_are_in_order_and_the_last_one_is_what_is_left():
+    split = make_split(10)
+    batches = list(split.batches(4))
+    assert [len(y) for _, y in batches] == [4, 4, 2]
+    assert torch.cat([y for _, y in batches]).equal(split.labels)
+    torch.testing.assert_close(torch.cat([x for x, _ in batches]), split.images / 255)
+
+
+def test_hold_out_cuts_a_split_in_two_with_nothing_lost_or_shared():
+    split = make_split(10)
+    rest, held = hold_out(split, 3)
+    assert (len(rest.labels), len(held.labels)) == (7, 3)
+    assert sorted([*rest.labels.tolist(), *held.labels.tolist()]) == list(range(10))
+    assert held.images[:, 0, 0, 0].equal(held.labels.byte())
+    assert sorted(held.labels.tolist()) != [0, 1, 2]  # a shuffle, not a slice
+
+
+def test_what_is_held_out_is_fixed():
+    split = make_split(10)
+    held = hold_out(split, 3)[1].labels
+    torch.manual_seed(99)
+    assert hold_out(split, 3)[1].labels.equal(held)
+
+
+@pytest.mark.parametrize("count", [0, -1, 10, 11])
+def test_holding_out_nothing_or_everything_is_refused(count):
+    with pytest.raises(UserError, match=f"hold out {count} of 10"):
+        hold_out(make_split(10), count)
+
+
+def test_a_subset_is_part_of_the_data_and_a_larger_one_contains_it():
+    whole = make_dataset()
+    small, large = whole.subset(4, 3), whole.subset(7, 5)
+    for count, part, more in ((4, small.train, large.train), (3, small.test, large.test)):
+        assert part.images[:, 0, 0, 0].equal(part.labels.byte())
+        assert len(set(part.labels.tolist())) == count
+        assert set(part.labels.tolist()) < set(more.labels.tolist())
+
+
+def test_a_subset_of_0_keeps_the_split_whole():
+    whole = make_dataset()
+    assert whole.subset(0, 0).digest() == whole.digest()
+    assert len(whole.subset(0, 2).train.labels) == 10
+
+
+@pytest.mark.parametrize(("train", "test", "what"), [(11, 0, "11 train"), (0, 7, "7 test"), (-1, 0, "-1 train")])
+def test_a_subset_larger_than_the_data_is_refused(train, test, what):
+    with pytest.raises(UserError, match=f"asked for {what} images"):
+        make_dataset().subset(train, test)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("field", ["images", "labels"])
+def test_the_digest_changes_with_one_pixel_and_with_one_label(part, field):
+    whole = make_dataset()
+    changed = getattr(getattr(whole, part), field).clone()
+    changed.view(-1)[-1] += 1
+    other = replace(whole, **{part: getattr(whole, part)._replace(**{field: changed})})
+    assert other.digest() != whole.digest()
+    assert replace(whole, name="another").digest() == whole.digest()
+
+
+# --- crop and flip ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_crop_and_flip_equals_a_loop_over_images_with_the_same_draws(dtype, padding, flip):
+    x = torch.randint(1, 256, (9, 3, 4, 5)).to(dtype)
+    ours = crop_and_flip(x, padding=padding, flip=flip, generator=Generator().manual_seed(3))
+    draws = Generator().manual_seed(3)
+    rows, columns = torch.randint(0, 2 * padding + 1, (2, 9), generator=draws).tolist()
+    mirrored = (torch.rand(9, generator=draws) < 0.5).tolist() if flip else [False] * 9
+    assert ours.dtype == dtype
+    for i in range(9):
+        padded = torch.zeros(3, 4 + 2 * padding, 5 + 2 * padding, dtype=dtype)
+        padded[:, padding : padding + 4, padding : padding + 5] = x[i]
+        crop = padded[:, rows[i] : rows[i] + 4, columns[i] : columns[i] + 5]
+        assert ours[i].equal(crop.flip(2) if mirrored[i] else crop)
+
+
+def test_every_image_has_its_own_crop_and_all_crops_and_flips_occur():
+    x = torch.arange(1, 5, dtype=torch.uint8).view(1, 1, 2, 2).expand(500, 1, 2, 2)
+    out = crop_and_flip(x, padding=1, flip=True, generator=Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(x[0, 0], [1] * 4)
+    crops = [padded[i : i + 2, j : j + 2] for i in range(3) for j in range(3)]
+    possible = {tuple(view.flatten().tolist()) for crop in crops for view in (crop, crop.flip(1))}
+    assert {tuple(image.flatten().tolist()) for image in out} == possible
+
+
+def test_the_generator_alone_decides_the_crops():
+    x = torch.rand(20, 3, 4, 4)
+
+    def crop(seed):
+        return crop_and_flip(x, padding=2, flip=True, generator=Generator().manual_seed(seed))
+
+    first = crop(0)
+    torch.rand(1)
+    assert crop(0).equal(first)
+    assert not crop(1).equal(first)
+
+
+# --- CIFAR-10 -----------------------------------------------------------------------------------------------------
+
+
+def test_cifar10_that_is_not_there_is_refused_with_the_folder_it_was_looked_for_in(tmp_path):
+    pytest.importorskip("torchvision")
+    with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))}.*cifar-10-batches-py.*download=True"):
+        load("cifar10", data_dir=tmp_path)
+
+
+def test_cifar10_with_a_damaged_file_is_refused(tmp_path):
+    pytest.importorskip("torchvision")
+    write_cifar10(tmp_path)  # right in form; torchvision knows the real files' digests
+    with pytest.raises(UserError, match=r"not \(whole\) in"):
+        load("cifar10", data_dir=tmp_path)
+
+
+def test_cifar10_images_keep_their_pixels_labels_and_order(tmp_path, monkeypatch):
+    cifar = pytest.importorskip("torchvision.datasets.cifar")
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+    rows = write_cifar10(tmp_path)
+    loaded = load("cifar10", data_dir=tmp_path)
+    assert loaded.train.images.dtype == torch.uint8
+    assert loaded.train.images.flatten(1).numpy().tolist() == rows[:5].tolist()
+    assert loaded.test.images.flatten(1).numpy().tolist() == rows[5:].tolist()
+    assert loaded.train.images.shape == (5, 3, 32, 32)
+    assert loaded.train.labels.tolist() == [0, 1, 2, 3, 4]
+    assert loaded.test.labels.tolist() == [5]
+    assert (loaded.classes, loaded.padding, loaded.flip) == (("cat", "dog"), 4, True)
+
+
+def write_cifar10(folder):
+    """torchvision's layout with one image per file; a row is 1,024 reds, greens and blues."""
+    rows = np.random.default_rng(0).integers(256, size=(6, 3072), dtype=np.uint8)
+    root = folder / "cifar-10-batches-py"
+    root.mkdir()
+    for i, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
+        (root / name).write_bytes(pickle.dumps({"data": rows[[i]], "labels": [i]}))
+    (root / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog"]}))
+    return rows
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+def write_image(path, size=4, mode="RGB"):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(zlib.crc32(path.name.encode()))
+    pixels = draw.integers(256, size=(size, size, 3) if mode == "RGB" else (size, size), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return torch.from_numpy(pixels)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """train/ with two images of each of two classes, test/ with one of each."""
+    pytest.importorskip("torchvision")
+    root = tmp_path / "pets"
+    for part, count in (("train", 2), ("test", 1)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                write_image(root / part / name / f"{name}{i}.png")
+    return root
+
+
+def test_a_folder_of_images_is_loaded_with_its_pixels_and_its_folders_as_labels(folder):
+    extra = write_image(folder / "test" / "dog" / "z.png")
+    loaded = load("folder", data_dir=folder)
+    assert loaded.train.images.shape == (4, 3, 4, 4)
+    assert loaded.train.labels.tolist() == [0, 0, 1, 1]
+    assert loaded.test.labels.tolist() == [0, 1, 1]
+    assert loaded.test.images[2].permute(1, 2, 0).equal(extra)
+    assert loaded.classes == ("cat", "dog")
+    assert "pets" in loaded.name
+
+
+def test_grey_images_become_three_equal_channels(folder):
+    grey = write_image(folder / "test" / "dog" / "z.png", mode="L")
+    image = load("folder", data_dir=folder).test.images[-1]
+    assert image.equal(grey.expand(3, 4, 4))
+
+
+def test_a_folder_is_decoded_once_and_again_only_if_a_file_changed(folder, tmp_path, monkeypatch):
+    first = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
+    decode, decoded = data._decode, []
+    monkeypatch.setattr(data, "_decode", lambda paths: decoded.append(paths) or decode(paths))
+    second = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
+    assert not decoded
+    assert second.digest() == first.digest()
+    write_image(folder / "test" / "dog" / "new.png")
+    third = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
+    assert len(decoded) == 1
+    assert len(third.test.labels) == 3
+    assert not list((tmp_path / "cache").glob("*tmp*"))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_missing_part_is_refused(folder, part):
+    (folder / part).rename(folder / "elsewhere")
+    with pytest.raises(UserError, match=f"no folder {part}"):
+        load("folder", data_dir=folder)
+
+
+@pytest.mark.parametrize("path", ["train/dog/z.png", "test/dog/z.png", "train/cat/a.png"])
+def test_images_of_unequal_sizes_are_refused(folder, path):
+    write_image(folder / path, size=5)
+    with pytest.raises(UserError, match="5, 5"):
+        load("folder", data_dir=folder)
+
+
+def test_two_parts_with_images_of_unequal_sizes_are_refused(folder):
+    for path in (folder / "test").rglob("*.png"):
+        write_image(path, size=5)
+    with pytest.raises(UserError, match="5"):
+        load("folder", data_dir=folder)
+
+
+def test_two_parts_with_different_classes_are_refused(folder):
+    (folder / "test" / "dog").rename(folder / "test" / "fox")
+    with pytest.raises(UserError, match=r"dog.*fox"):
+        load("folder", data_dir=folder)
+
+
+@pytest.mark.parametrize("harm", ["text", "half", "empty"])
+def test_an_unreadable_image_is_refused_by_its_name(folder, harm):
+    path = folder / "train" / "dog" / "dog0.png"
+    path.write_bytes({"text": b"woof", "half": path.read_bytes()[:60], "empty": b""}[harm])
+    with pytest.raises(UserError, match=r"dog0\.png cannot be read"):
+        load("folder", data_dir=folder)
+
+
+@pytest.mark.parametrize("leave", ["no classes", "an empty class"])
+def test_a_part_without_images_is_refused(folder, leave):
+    for path in (folder / "train").rglob("*.png"):
+        path.unlink()
+    if leave == "no classes":
+        for path in (folder / "train").iterdir():
+            path.rmdir()
+    with pytest.raises(UserError, match="train does not hold"):
+        load("folder", data_dir=folder)
+
+
+def test_an_unknown_data_set_is_refused_with_the_valid_ones(tmp_path):
+    with pytest.raises(UserError, match=r"'mnist'.*digits, cifar10, folder"):
+        load("mnist", data_dir=tmp_path)

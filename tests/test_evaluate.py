@@ -1,0 +1,275 @@
+import json
+
+import pyautoattack
+import pytest
+import torch
+from torch import Generator, nn
+
+from lib.attacks import at_image, pgd
+from lib.cw2 import cw2
+from lib.data import Split
+from lib.errors import UserError
+from lib.evaluate import ATTACKS, STAGES, Accuracy, Column, accuracy, check_perturbation, evaluate, frozen, wilson
+from lib.losses import cross_entropy
+
+EPSILON = 0.05
+CHEAP = ("apgd-ce", "apgd-t")
+BOUNDED = [name for name, (_, bounded) in ATTACKS.items() if bounded]
+
+
+def column(attack, **changes):
+    settings = {"epsilon": EPSILON, "step_size": 0.02, "steps": 3, "batch_size": 5, "stages": ("apgd-ce",)}
+    return Column("column", attack, **{**settings, **changes})
+
+
+@pytest.fixture
+def net(make_net):
+    return make_net().eval()
+
+
+@pytest.fixture
+def split(net):
+    """Sixteen images, three out of four labelled as the network sees them."""
+    x = torch.rand(16, 3, 4, 4)
+    y = net(x).argmax(1)
+    y[::4] = (y[::4] + 1) % 10
+    return Split(x, y)
+
+
+def as_string(flags):
+    return "".join(str(int(flag)) for flag in flags)
+
+
+# --- intervals and records ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [(0, 100, 0.0, 3.70), (50, 100, 40.38, 59.62), (100, 100, 96.30, 100.0), (5, 10, 23.66, 76.34), (1, 1, 20.65, 100)],
+)
+def test_the_wilson_interval_has_the_textbooks_values(k, n, low, high):
+    assert wilson(k, n) == pytest.approx((low, high), abs=0.005)
+
+
+def test_an_accuracy_shows_its_percentage_and_interval():
+    result = Accuracy(column("clean"), k=50, n=100, flags="01" * 50)
+    assert result.percent == 50
+    assert result.interval == pytest.approx((40.38, 59.62), abs=0.005)
+
+
+def test_an_accuracy_survives_json():
+    result = Accuracy(column("autoattack", stages=CHEAP, images=3), k=2, n=3, flags="101")
+    assert Accuracy.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+@pytest.mark.parametrize(
+    ("changes", "heading"),
+    [
+        ({"attack": "pgd"}, "AA"),
+        ({"attack": "autoattack"}, "AA"),
+        ({"attack": "autoattack", "images": 200}, "AA (200 images)"),
+        ({"attack": "autoattack", "images": 500}, "AA"),
+        ({"attack": "autoattack", "stages": CHEAP}, "AA (APGD-CE+APGD-T only)"),
+        ({"attack": "autoattack", "stages": CHEAP, "images": 200}, "AA (APGD-CE+APGD-T only, 200 images)"),
+        ({"attack": "pgd", "stages": CHEAP, "images": 200}, "AA (200 images)"),
+    ],
+)
+def test_a_heading_says_what_was_reduced_and_nothing_else(changes, heading):
+    assert Column(name="AA", **changes).heading(500) == heading
+
+
+# --- accuracy -----------------------------------------------------------------------------------------------------
+
+
+def test_flags_say_of_every_image_in_order_whether_it_is_classified_correctly(net, split):
+    result = accuracy(net, split, column("clean"))
+    assert result.flags == "0111" * 4
+    assert (result.k, result.n, result.percent) == (12, 16, 75.0)
+
+
+def test_flags_are_those_of_the_adversarial_images(net, split):
+    x, y = split
+    result = accuracy(net, split, column("fgsm", epsilon=0.2))
+    x_adv = pgd(lambda z: cross_entropy(net(z), y), x, epsilon=0.2, step_size=0.2, steps=1, start=at_image)
+    assert result.flags == as_string(net(x_adv).argmax(1) == y)
+    assert result.k < 12
+
+
+def test_only_the_first_images_are_attacked_where_a_column_has_fewer(net, split):
+    assert accuracy(net, split, column("clean", images=6)).flags == "011101"
+
+
+def test_byte_images_are_scored_as_floats(net, split):
+    x, y = split.images.mul(255).round().byte(), split.labels
+    right = net(x / 255).argmax(1) == y
+    assert accuracy(net, Split(x, y), column("clean")).flags == as_string(right)
+
+
+def test_an_evaluation_has_one_result_per_column_in_their_order(net, split):
+    columns = (column("fgsm"), column("clean"))
+    assert [result.column for result in evaluate(net, split, columns)] == list(columns)
+
+
+def test_a_networks_training_mode_does_not_change_its_accuracy(net, split):
+    columns = (column("clean"), column("pgd"))
+    assert evaluate(net.train(), split, columns) == [accuracy(net.eval(), split, c) for c in columns]
+
+
+@pytest.mark.parametrize("attack", ["clean", "missing"])
+def test_an_evaluation_leaves_the_network_as_it_found_it_even_after_an_error(net, split, attack):
+    net.train()
+    net[0].weight.requires_grad_(False)
+    wanted, before = [p.requires_grad for p in net.parameters()], {k: v.clone() for k, v in net.state_dict().items()}
+    if attack == "missing":
+        with pytest.raises(UserError):
+            evaluate(net, split, (column("pgd"), column(attack)))
+    else:
+        evaluate(net, split, tuple(column(name) for name in ATTACKS))
+    assert all(m.training for m in net.modules())
+    assert [p.requires_grad for p in net.parameters()] == wanted
+    assert all(p.grad is None for p in net.parameters())
+    assert all(value.equal(before[key]) for key, value in net.state_dict().items())
+
+
+def test_no_parameter_requires_a_gradient_while_an_attack_runs(net, split, monkeypatch):
+    seen = []
+
+    def attack(net, x, y, column, generator):
+        seen.extend((net.training, *(p.requires_grad for p in net.parameters())))
+        return x
+
+    monkeypatch.setitem(ATTACKS, "spy", (attack, True))
+    evaluate(net.train(), split, (column("spy"),))
+    assert set(seen) == {False}
+
+
+def test_frozen_is_undone_by_an_error(net):
+    with pytest.raises(ZeroDivisionError), frozen(net):
+        _ = 1 / 0
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_an_unknown_attack_is_refused_with_the_valid_ones(net, split):
+    with pytest.raises(UserError, match="'pdg'.*" + ", ".join(ATTACKS)):
+        evaluate(net, split, (column("pdg"),))
+
+
+def test_more_images_than_there_are_are_refused(net, split):
+    with pytest.raises(UserError, match=r"17 images.* 16"):
+        evaluate(net, split, (column("clean", images=17),))
+
+
+# --- bounds -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_stays_in_the_image_range_and_a_bounded_one_in_its_ball(name, net, split):
+    (x, y), (attack, bounded) = split, ATTACKS[name]
+    x_adv = attack(net, x, y, column(name), Generator().manual_seed(0))
+    assert x_adv.shape == x.shape
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (x_adv - x).abs().max() <= (EPSILON + 1e-6 if bounded else 1)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "clean"])
+def test_every_attack_but_clean_moves_the_images(name, net, split):
+    (x, y), (attack, _) = split, ATTACKS[name]
+    assert (attack(net, x, y, column(name, epsilon=0.3, steps=50), Generator().manual_seed(0)) != x).any()
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (lambda x: (x + 2 * EPSILON).clamp(0, 1), "left its bounds"),
+        (lambda x: x - EPSILON, "left its bounds"),
+        (lambda x: x + EPSILON, "left its bounds"),
+        (lambda x: x * float("nan"), "not finite"),
+        (lambda x: x.index_fill(0, torch.tensor([2]), float("inf")), "not finite"),
+    ],
+)
+def test_an_attack_that_leaves_its_ball_or_the_image_range_stops_the_evaluation(net, monkeypatch, bad, said):
+    x = torch.full((16, 3, 4, 4), 0.5)
+    x[3, 0, 0, 0], x[4, 0, 0, 0] = 0, 1
+    monkeypatch.setitem(ATTACKS, "bad", (lambda net, x, y, column, generator: bad(x), True))
+    with pytest.raises(RuntimeError, match=f"column .*{said}"):
+        evaluate(net, Split(x, torch.zeros(16, dtype=torch.long)), (column("bad"),))
+
+
+def test_an_unbounded_attack_may_leave_the_ball_but_not_the_image_range(net, split, monkeypatch):
+    monkeypatch.setitem(ATTACKS, "far", (lambda net, x, y, column, generator: 1 - x, False))
+    assert accuracy(net, split, column("far")).n == 16
+    monkeypatch.setitem(ATTACKS, "far", (lambda net, x, y, column, generator: 2 - x, False))
+    with pytest.raises(RuntimeError, match="left its bounds"):
+        accuracy(net, split, column("far"))
+
+
+def test_rounding_is_no_violation_but_a_thousandth_of_a_grey_level_is():
+    x = torch.full((1, 1, 1, 1), 0.5)
+    check_perturbation(x, x + EPSILON + 5e-7, EPSILON, "pgd")
+    with pytest.raises(RuntimeError, match="pgd left its bounds"):
+        check_perturbation(x, x + EPSILON + 0.001 / 255, EPSILON, "pgd")
+
+
+# --- the attacks behind the columns -------------------------------------------------------------------------------
+
+
+def test_the_pgd_column_is_pgd_with_the_columns_settings_and_seed(net, split):
+    x, y = split
+    setting = column("pgd", epsilon=0.1, step_size=0.03, steps=4, seed=7, batch_size=16)
+    seen = []
+    spied = nn.Sequential(net)
+    spied.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    accuracy(spied, split, setting)
+    expected = pgd(
+        lambda z: cross_entropy(net(z), y),
+        x,
+        epsilon=0.1,
+        step_size=0.03,
+        steps=4,
+        generator=Generator().manual_seed(7),
+    )
+    assert seen[-1].equal(expected)
+
+
+def test_the_cw2_column_is_cw2_with_the_columns_steps(net, split):
+    x, y = split
+    assert ATTACKS["cw2"][0](net, x, y, column("cw2", steps=30), None).equal(cw2(net, x, y, steps=30))
+
+
+@pytest.mark.parametrize("attack", ["pgd", "autoattack"])
+def test_a_column_gives_the_same_flags_twice_and_leaves_torchs_own_draws_alone(net, split, attack):
+    state = torch.get_rng_state()
+    first = accuracy(net, split, column(attack))
+    assert torch.get_rng_state().equal(state)
+    torch.rand(1)
+    assert accuracy(net, split, column(attack)) == first
+
+
+def test_the_autoattack_column_equals_the_authors_code_called_directly(net, split):
+    x, y = split
+    ours = accuracy(net, split, column("autoattack", seed=3, stages=CHEAP, batch_size=16))
+    attack = pyautoattack.AutoAttack(net, attacks=list(CHEAP), eps=EPSILON, norm="Linf", seed=3, version="custom")
+    attack.apgd.n_restarts = 1
+    x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=16)
+    assert ours.flags == as_string(net(x_adv).argmax(1) == y)
+    assert 0 < ours.k < 12
+
+
+def test_autoattack_runs_with_the_standard_versions_settings(net, split, monkeypatch):
+    runs = []
+
+    def run(self, x, y, *, batch_size):
+        runs.append(self)
+        return x, y
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", run)
+    accuracy(net, split, Column("AA", "autoattack", epsilon=EPSILON, seed=4))
+    (attack,) = runs
+    assert attack.attacks_to_run == list(STAGES) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert (attack.norm, attack.epsilon, attack.seed, attack.version) == ("Linf", EPSILON, 4, "standard")
+    assert [part.n_iter for part in (attack.apgd, attack.apgd_targeted, attack.fab)] == [100] * 3
+    assert [part.n_restarts for part in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)] == [1] * 4
+    assert (attack.apgd_targeted.n_target_classes, attack.fab.n_target_classes) == (9, 9)
+    assert attack.square.n_queries == 5000
+    assert [part.eps for part in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)] == [EPSILON] * 4

@@ -1,0 +1,185 @@
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+from small import parameters
+
+from lib import ROOT, experiment, runs
+from lib.cost import Cost
+from lib.errors import UserError
+from lib.experiment import open_table, plan, run
+from lib.table import Table
+
+
+def small(outputs, **changes) -> Table:
+    return open_table("table4_dgad", parameters(outputs, **changes))
+
+
+def weights(table: Table) -> dict[str, dict]:
+    store = table.place.store
+    return {d.name: load_file(d / "last.safetensors") for d in sorted(store.runs.iterdir())}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(
+        (one[run][name] == other[run][name]).all() for run in one for name in one[run]
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Table:
+    table = small(tmp_path_factory.mktemp("outputs"))
+    run(plan(table))
+    return table
+
+
+def test_a_table_is_run_whole_and_every_cell_has_every_column(finished):
+    results = run(plan(finished))
+    assert [(r.row, r.teacher) for r in results] == [
+        ("PGD-AT", ""),
+        ("DGAD", "WideResNet-34-10"),
+        ("Natural", ""),
+        ("teacher", ""),
+    ]
+    for result in results[:2]:
+        assert [a.column.name for a in result.accuracies] == ["Clean", "FGSM", "PGD", "CW2", "AA", "PGD-20"]
+
+
+def test_a_finished_table_trains_and_measures_nothing_again(finished, monkeypatch):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    for name in ("start", "evaluate"):
+        monkeypatch.setattr(runs, name, never)
+    again = plan(finished)
+    assert again.todo == ()
+    assert "nothing will be trained" in again.summary()
+    run(again)
+
+
+def test_the_plan_names_what_will_run_and_for_how_long(tmp_path):
+    planned = plan(small(tmp_path))
+    assert len(planned.todo) == 4
+    assert (planned.frame["seconds"] > 0).all()
+    assert "GPU-hours" not in planned.frame
+    assert "4 will run" in planned.summary()
+
+
+def test_a_plan_at_a_scale_with_a_gpu_rate_gives_gpu_hours_that_grow_with_the_teacher(tmp_path):
+    table = small(tmp_path, rows=["PGD-AT", "AdaAD"], settings={"sustained_tflops": 100.0})
+    hours = plan(table).frame.set_index("network")["GPU-hours"]
+    assert 0 < hours["PGD-AT, ResNet18"] < hours["AdaAD, ResNet18 ← WideResNet-34-10"]
+
+
+def test_an_added_column_is_measured_without_training(finished, monkeypatch):
+    monkeypatch.setattr(runs, "start", lambda *_: pytest.fail("trained again"))
+    columns = finished.scale.columns | {"PGD": {"attack": "pgd", "steps": 4}}
+    changed = small(finished.place.outputs, settings={"columns": columns})
+    monkeypatch.setattr(experiment.cost, "estimate", lambda *_: Cost())
+    planned = plan(changed)
+    assert {*planned.frame["state"]} == {"trained, to be measured"}
+    run(planned)
+
+
+def test_two_processes_make_the_same_weights_as_one(finished, tmp_path):
+    table = small(tmp_path, workers=2)
+    run(plan(table))
+    assert same(weights(finished), weights(table))
+
+
+def test_an_equal_run_of_another_table_is_found_by_its_digest(finished):
+    one_row = small(finished.place.outputs, rows=["DGAD"])
+    assert plan(one_row).todo == ()
+
+
+SCRIPT = """
+import sys; sys.path.insert(0, "tests")
+import torch; torch.set_num_threads(1)
+from small import parameters
+from lib import train
+from lib.experiment import open_table, plan, run
+import time
+step = train.Training.train_step
+def slow(self, x, y):
+    time.sleep({pause})
+    return step(self, x, y)
+train.Training.train_step = slow
+run(plan(open_table("table4_dgad", parameters({outputs!r}))))
+"""
+
+
+def test_a_run_killed_in_the_middle_goes_on_to_the_same_weights_as_one_that_was_not(finished, tmp_path):
+    script = SCRIPT.format(outputs=str(tmp_path), pause=0.25)
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    partial, deadline = tmp_path / "partial", time.monotonic() + 90
+    while not list(partial.glob("*.pt")):
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    table = small(tmp_path)
+    planned = plan(table)
+    assert "begun, goes on" in set(planned.frame["state"])
+    run(planned)
+    assert same(weights(finished), weights(table))
+    assert not list(partial.iterdir())
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
+    planned = plan(small(tmp_path, workers=2))
+    monkeypatch.setattr(experiment, "_work_in_process", die)
+    with pytest.raises(UserError, match="a worker process died"):
+        run(planned)
+    assert not multiprocessing.active_children()
+
+
+def test_a_students_job_waits_for_its_teachers(tmp_path):
+    jobs = {job.label: job for job in plan(small(tmp_path)).jobs}
+    assert jobs["DGAD, ResNet18 ← WideResNet-34-10"].waits_for == jobs["teacher WideResNet-34-10"].digest
+    assert jobs["PGD-AT, ResNet18"].waits_for is None
+
+
+def test_a_damaged_run_stops_the_plan_by_name(finished, tmp_path):
+    table = small(tmp_path, rows=["PGD-AT"])
+    run(plan(table))
+    victim = table.place.store.folder(table.cells[0].spec.digest) / "best.safetensors"
+    victim.write_bytes(victim.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"damaged \(best.safetensors\)"):
+        plan(table)
+    assert victim.exists()
+
+
+def test_a_given_teacher_is_used_and_measured_and_not_trained(finished, tmp_path):
+    teacher = finished.teachers["WideResNet-34-10"]
+    file = finished.place.store.folder(teacher.digest) / "best.safetensors"
+    table = small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
+    results = run(plan(table))
+    assert [r.row for r in results] == ["DGAD", "Natural", "teacher"]
+    assert weights(table).keys() == {table.cells[0].spec.digest, table.controls[0].spec.digest}
+
+
+def test_a_given_teacher_of_another_shape_stops_the_run_in_a_sentence(finished, tmp_path):
+    student = finished.cells[0].spec
+    file = finished.place.store.folder(student.digest) / "best.safetensors"
+    table = small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
+    with pytest.raises(UserError, match="does not fit WideResNet; nothing was loaded. missing: "):
+        run(plan(table))
+
+
+def test_provenance_says_with_what_a_run_was_made(finished):
+    folder = finished.place.store.folder(finished.cells[0].spec.digest)
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert facts["threads"] == 1
+    assert facts["steps"] == finished.cells[0].spec.schedule.steps(48)
+    assert set(facts["packages"]) == set(runs.PACKAGES)

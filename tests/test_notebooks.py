@@ -1,0 +1,94 @@
+import ast
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import yaml
+from small import SETTINGS
+
+from lib import ROOT
+from lib.parameters import PARAMS, Parameters
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TABLES = [path for path in NOTEBOOKS if (PARAMS / "tables" / f"{path.stem}.yaml").exists()]
+PAPERMILL = (sys.executable, "-m", "papermill", "--no-progress-bar")
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def execute(path, outputs, *arguments: str, **given):
+    given = {"outputs": str(outputs), "device": "cpu", "workers": 1} | given
+    copy = outputs / f"{path.stem}.ipynb"
+    command = [*PAPERMILL, str(path), str(copy), "-y", yaml.safe_dump(given), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return done, copy
+
+
+def test_there_is_a_notebook_for_every_table_file():
+    assert {path.stem for path in (PARAMS / "tables").glob("*.yaml")} == {path.stem for path in TABLES}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stripped_and_its_cells_are_short_plain_statements(path):
+    for cell in code_cells(path):
+        assert cell.execution_count is None
+        assert not cell.outputs
+        assert len(cell.source.splitlines()) <= 12, cell.source
+        nodes = list(ast.walk(ast.parse(cell.source)))
+        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.While) for node in nodes), cell.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_explains_more_than_it_computes(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].cell_type == "markdown"
+    assert cells[0].source.startswith("# ")
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    assert words > 200
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_table_notebook_declares_every_parameter_with_its_default_and_a_comment(path):
+    (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    declared = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+    assert declared == vars(Parameters())
+    assert all("  # " in line for line in cell.source.splitlines())
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_papermill_runs_a_table_notebook_and_leaves_its_table_and_figures(path, tmp_path):
+    given = {"settings": SETTINGS, "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
+    done, copy = execute(path, tmp_path, rows=["PGD-AT", "DGAD"], **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = json.loads((tmp_path / "tables" / f"{path.stem}.json").read_text())
+    assert {cell["row"] for cell in saved["cells"]} == {"PGD-AT", "DGAD"}
+    assert all(cell["n"] for cell in saved["cells"])
+    for suffix in ("csv", "md", "tex", "html"):
+        assert (tmp_path / "tables" / f"{path.stem}.{suffix}").stat().st_size
+    assert (tmp_path / "figures" / f"{path.stem}.pdf").stat().st_size
+    outputs = [out for cell in code_cells(copy) for out in cell.outputs]
+    assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-p", "sclae", "gpu"], "unknown parameter 'sclae'; choose from: scale, rows"),
+        (["-p", "download", "false"], "parameter download wants bool, got 'false'"),
+        (["-y", "settings: {epsilon: 1e-3}"], "settings: epsilon wants float, got '1e-3'"),
+        (["-y", "settings: {epsilon: -8.0}"], "epsilon must be >= 0"),
+        (["-y", "settings: {dataset: cifar10}"], "CIFAR-10 is not (whole) in"),
+        (["-y", "rows: [DGADD]"], "unknown row 'DGADD'; choose one of: PGD-AT"),
+    ],
+)
+def test_bad_input_ends_papermill_with_one_sentence_and_a_non_zero_exit(tmp_path, arguments, said):
+    done, _ = execute(ROOT / "notebooks" / "table4_dgad.ipynb", tmp_path, *arguments, data_dir=str(tmp_path))
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("UserError: ")
+    assert said in last
+    assert not list((tmp_path).glob("runs/*"))

@@ -1,0 +1,99 @@
+import pytest
+import yaml
+
+from lib.errors import UserError
+from lib.methods import METHODS
+from lib.models import MODELS
+from lib.parameters import PARAMS, Parameters, check, device_of, injected_names, load_scale
+
+SCALES = sorted(path.stem for path in PARAMS.glob("*.yaml"))
+
+
+def test_what_papermill_injects_is_read_from_the_kernel_history():
+    history = ["", "scale = 'quick'", "# Parameters\nepochs = 3\nrows = ['DGAD']\n", "x = 1"]
+    assert injected_names(history) == ["epochs", "rows"]
+
+
+def test_an_unknown_injected_parameter_is_refused_with_the_valid_names():
+    with pytest.raises(UserError, match=r"unknown parameter 'sclae'; choose from: scale, rows"):
+        check({"In": ["# Parameters\nsclae = 'gpu'\n"]})
+
+
+def test_names_that_the_user_made_himself_are_no_parameters():
+    assert check({"In": ["mine = 3"], "mine": 3, "scale": "gpu"}) == Parameters(scale="gpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("download", "false", r"download wants bool, got 'false' \(str\)"),
+        ("workers", "two", "workers wants int"),
+        ("workers", True, "workers wants int"),
+        ("rows", "DGAD", "rows wants list"),
+        ("seeds", ["0"], "seeds wants int"),
+        ("teacher_files", {"a": 1}, "teacher_files.*wants str"),
+        ("scale", 3, "scale wants str"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, said):
+    with pytest.raises(UserError, match=said):
+        check({name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epsilon": -1.0}, "epsilon must be >= 0"),
+        ({"epsilon": "1e-3"}, "write 0.001"),
+        ({"epsilonn": 8.0}, "no 'epsilonn'; choose from: title, dataset"),
+        ({"selection": "train"}, "unknown selection 'train'; choose one of: test, held_out"),
+        ({"selection": "held_out", "held_out": 0}, "held_out > 0"),
+        ({"schedules": {"default": {"epoch": 3}}}, "schedule default has no 'epoch'"),
+        ({"schedules": {"default": {}}}, "incomplete"),
+        ({"schedules": {"default": {"epochs": 3, "lr": "1e-1"}}}, "write 0.001"),
+        ({"columns": {"PGD": {"attack": "pgd", "stepz": 3}}}, "column PGD has no 'stepz'"),
+        ({"columns": {"PGD": {"attack": "pdg"}}}, "unknown attack 'pdg'; choose one of: clean, fgsm"),
+        ({"columns": {"AA": {"attack": "autoattack", "stages": ["fab"]}}}, "unknown AutoAttack stage 'fab'"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'; choose one of: fp32, bf16"),
+        ({"models": {"ResNet18": "ResNet19"}}, "unknown model 'ResNet19'; choose one of: ResNet18"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_in_a_sentence(settings, said):
+    with pytest.raises(UserError, match=said):
+        load_scale(Parameters(settings=settings))
+
+
+def test_an_unknown_scale_is_refused_with_the_valid_ones():
+    with pytest.raises(UserError, match="unknown scale 'huge'; choose one of: gpu, paper, quick"):
+        load_scale(Parameters(scale="huge"))
+
+
+@pytest.mark.parametrize("device", ["quantum", "cuda:99", "meta:x"])
+def test_an_unknown_device_is_refused_with_the_valid_ones(device):
+    with pytest.raises(UserError, match="no device .* choose from: auto, cpu, cuda"):
+        device_of(Parameters(device=device))
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_scale_file_names_known_networks_methods_and_attacks(name):
+    given = yaml.safe_load((PARAMS / f"{name}.yaml").read_text())
+    assert given["scale"] == name
+    assert set(given) <= set(Parameters.__dataclass_fields__)
+    scale = load_scale(Parameters(scale=name))
+    assert set(scale.models.values()) <= set(MODELS)
+    assert set(scale.schedules) - {"default"} <= set(METHODS)
+
+
+def test_the_paper_scale_is_the_common_protocol_of_dgad():
+    scale = load_scale(Parameters(scale="paper"))
+    assert (scale.epsilon, scale.step_size, scale.attack_steps) == (8.0, 2.0, 10)
+    long, short = scale.schedule("dgad"), scale.schedule("pgd_at")
+    assert (long.epochs, long.milestones, long.lr, long.weight_decay) == (200, (100, 150), 0.1, 5e-4)
+    assert (short.epochs, short.milestones) == (110, (100, 105))
+    assert all(own == paper for paper, own in scale.models.items())
+
+
+def test_a_setting_replaces_the_scale_file_and_leaves_the_rest():
+    plain, changed = load_scale(Parameters()), load_scale(Parameters(settings={"max_steps": 3}))
+    assert changed.max_steps == 3
+    assert changed.models == plain.models

@@ -1,0 +1,130 @@
+import json
+
+import pandas as pd
+import pytest
+from small import parameters
+
+from lib import figures, report
+from lib.evaluate import Accuracy, Column, wilson
+from lib.experiment import Result, open_table
+from lib.report import _marks, compare, gains, reported_table, save
+from lib.table import Table
+
+COLUMNS = ("Clean", "FGSM", "PGD", "CW2", "AA")
+
+
+@pytest.fixture
+def table(tmp_path) -> Table:
+    return open_table("table4_dgad", parameters(tmp_path))
+
+
+def result(row: str, hits: int, teacher: str = "", seed: int = 0) -> Result:
+    accuracies = tuple(Accuracy(Column(name, "clean"), hits, 20, "") for name in COLUMNS)
+    return Result("ResNet18", teacher, row, seed, f"{row}{seed}", accuracies)
+
+
+@pytest.fixture
+def results() -> list[Result]:
+    teacher = Result("WideResNet-34-10", "", "teacher", 0, "t", result("", 19).accuracies)
+    return [result("PGD-AT", 18), result("DGAD", 12, "WideResNet-34-10"), teacher]
+
+
+def test_reported_measured_and_difference_stand_side_by_side(table, results):
+    frame = compare(table, results).frame.set_index(["row", "column"])
+    cell = frame.loc[("DGAD", "PGD")]
+    assert (cell.reported, cell.measured, cell.k, cell.n) == (55.29, 60.0, 12, 20)
+    assert cell.difference == pytest.approx(60.0 - 55.29)
+    assert (cell.low, cell.high) == pytest.approx(wilson(12, 20))
+
+
+def test_a_row_without_a_teacher_stands_under_every_teacher_with_one_number(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path, teachers=[], rows=["PGD-AT"]))
+    frame = compare(table, [result("PGD-AT", 18)]).frame
+    assert frame[frame.column == "Clean"].measured.tolist() == [90.0, 90.0]
+
+
+def test_several_seeds_give_their_mean_spread_and_pooled_interval(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path, rows=["PGD-AT"], seeds=[0, 1]))
+    cell = compare(table, [result("PGD-AT", 18), result("PGD-AT", 16, seed=1)]).frame.iloc[0]
+    assert (cell.measured, cell.n, cell.seeds) == (85.0, 40, 2)
+    assert cell.sd == pytest.approx(100 * 0.1 / 2**0.5)
+
+
+def test_a_mark_is_shared_by_what_lies_inside_the_leaders_interval():
+    values = pd.Series([70.0, 69.0, 60.0, 59.5, 40.0, None])
+    lows = pd.Series([68.0, 67.0, 59.0, 58.0, 38.0, None])
+    assert _marks(values, lows).tolist() == ["best", "best", "second", "second", "", ""]
+
+
+def test_the_caption_names_the_scale_the_data_and_the_stand_ins(table, results):
+    caption = compare(table, results).caption
+    for part in ("scale 'quick'", "digits", "ResNet8-w8 for ResNet18", "says nothing about the paper", "† quoted"):
+        assert part in caption, part
+
+
+def test_headings_say_which_columns_are_reduced(table):
+    assert table.headings()["AA"] == "AA (APGD-CE only, 3 images)"
+    assert table.headings()["CW2"] == "CW2 (10 images)"
+    assert table.headings()["PGD"] == "PGD"
+
+
+def test_quoted_rows_are_marked_and_others_are_not(table, results):
+    html = compare(table, results)._repr_html_()
+    assert "82.95†" in html
+    assert "87.58†" not in html
+    assert "87.58" in html
+
+
+def test_equal_results_are_saved_as_equal_bytes_in_five_formats(table, results, tmp_path):
+    first = save(compare(table, results), tmp_path / "a")
+    second = save(compare(table, results), tmp_path / "b")
+    assert [path.suffix for path in first] == [".csv", ".md", ".tex", ".html", ".json"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_saved_formats_hold_the_numbers_and_their_provenance(table, results, tmp_path):
+    csv, md, tex, html, js = save(compare(table, results), tmp_path)
+    assert len(pd.read_csv(csv)) == 2 * 5
+    assert "**90.0 [" in md.read_text()
+    assert r"\textbf{90.0 [" in tex.read_text()
+    assert "†" not in tex.read_text()
+    assert "font-weight: bold" in html.read_text()
+    saved = json.loads(js.read_text())
+    assert saved["provenance"]["data_sha256"] == table.data.sha256
+    assert saved["cells"][0]["k"] == 18
+
+
+def test_figures_are_saved_as_equal_bytes(table, results, tmp_path):
+    comparison = compare(table, results)
+    paths = [
+        figures.save(figures.robust_against_clean(table, comparison, results, "PGD"), "figure", tmp_path / name)
+        for name in ("a", "b")
+    ]
+    assert [p.suffix for p in paths[0]] == [".png", ".pdf"]
+    assert [p.read_bytes() for p in paths[0]] == [p.read_bytes() for p in paths[1]]
+
+
+def test_the_lead_is_recomputed_over_the_true_next_best(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path, rows=[], students=[], teachers=[]))
+    leads = gains(table, compare(table, [])).set_index(["student", "teacher", "column"])
+    wrong = leads.loc[("MobileNetV2", "WideResNet-34-20", "FGSM")]
+    assert (wrong["printed lead"], wrong["reported lead"], wrong["over (reported)"]) == (3.49, 2.91, "IAD")
+    assert leads.loc[("MobileNetV2", "WideResNet-34-20", "Clean"), "reported lead"] == 1.51
+
+
+def test_the_reported_table_is_the_papers(table):
+    reported = reported_table(table)
+    assert reported.loc[("ResNet18", "WideResNet-34-10", "DGAD")].tolist() == [87.58, 61.72, 55.29, 78.36, 50.59]
+
+
+def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path))
+    columns = [Column("Clean", "clean"), Column("PGD-20", "pgd")]
+
+    def row(name: str, digest: str, *hits: int) -> Result:
+        accuracies = tuple(Accuracy(c, k, 20, "") for c, k in zip(columns, hits, strict=True))
+        return Result("ResNet18", "", name, 0, digest, accuracies)
+
+    mine = [row("PGD-AT", table.cells[0].spec.digest, 19, 15), row("DGAD", table.cells[1].spec.digest, 18, 14)]
+    shown = report.floor(table, [*mine, row("Natural", "n", 20, 1)]).set_index("attack")
+    assert shown.loc["PGD-20", ["Natural", "weakest row"]].tolist() == [5.0, 70.0]

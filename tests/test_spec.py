@@ -1,0 +1,66 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from lib.errors import UserError, choose
+from lib.spec import DataSpec, GivenWeights, RunSpec, typed
+from lib.train import Schedule
+
+SPEC = RunSpec(
+    data=DataSpec("digits", "00", 0, 0, 100),
+    model="ResNet8-w8",
+    method="dgad",
+    weights=(("beta", 5.0),),
+    teacher=GivenWeights("WideResNet-10-1", "11"),
+    schedule=Schedule(epochs=10),
+    epsilon=0.1,
+    step_size=0.02,
+    attack_steps=10,
+    selection="held_out",
+    seed=0,
+)
+CHANGES = {
+    "data": DataSpec("digits", "01", 0, 0, 100),
+    "model": "MobileNetV2-small",
+    "method": "adaad",
+    "weights": (("beta", 6.0),),
+    "teacher": None,
+    "schedule": Schedule(epochs=11),
+    "epsilon": 0.11,
+    "step_size": 0.03,
+    "attack_steps": 9,
+    "selection": "test",
+    "seed": 1,
+    "precision": "bf16",
+    "max_steps": 3,
+    "recipe": 99,
+}
+
+
+def test_the_digest_of_a_spec_is_the_same_everywhere():
+    assert SPEC.digest == replace(SPEC).digest == "6162ca38cbbb"
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(RunSpec)])
+def test_every_field_of_a_spec_changes_its_digest(name):
+    assert replace(SPEC, **{name: CHANGES[name]}).digest != SPEC.digest
+
+
+def test_a_students_digest_changes_with_its_teachers_training():
+    teacher = replace(SPEC, teacher=None, method="pgd_at", weights=())
+    student, other = (replace(SPEC, teacher=t) for t in (teacher, replace(teacher, seed=1)))
+    assert student.digest != other.digest
+
+
+def test_an_unknown_field_is_refused_with_the_valid_ones():
+    with pytest.raises(UserError, match="schedule has no 'epoch'; choose from: epochs, batch_size"):
+        typed(Schedule, {"epoch": 3}, "schedule")
+
+
+def test_a_whole_number_serves_as_a_float_and_a_list_as_a_tuple():
+    assert typed(Schedule, {"epochs": 3, "lr": 1, "milestones": [1, 2]}, "s").milestones == (1, 2)
+
+
+def test_choosing_what_is_not_there_lists_the_choices():
+    with pytest.raises(UserError, match="unknown fruit 'plum'; choose one of: apple, pear"):
+        choose("fruit", "plum", {"apple": 1, "pear": 2})

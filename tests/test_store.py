@@ -1,0 +1,133 @@
+import errno
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib.errors import UserError
+from lib.store import Store, write_atomically
+
+
+def publish(store: Store, digest: str = "abc") -> None:
+    with store.publishing(digest) as folder:
+        (folder / "result.json").write_text("{}")
+
+
+def test_a_run_is_there_only_once_it_is_published(tmp_path):
+    store = Store(tmp_path)
+    assert not store.has("abc")
+    publish(store)
+    assert store.has("abc")
+
+
+def test_a_failure_inside_the_block_publishes_nothing_and_leaves_no_litter(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(ZeroDivisionError), store.publishing("abc") as folder:
+        (folder / "half").write_text("half")
+        _ = 1 / 0
+    assert not store.has("abc")
+    assert list(store.runs.iterdir()) == []
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_publishes_nothing(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(UserError, match="the disk is full"), store.publishing("abc"):
+        with open("/dev/full", "w") as full:
+            full.write("x")
+    assert not store.has("abc")
+    assert list(store.runs.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.save_checkpoint("abc", {"step": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        store.save_checkpoint("abc", {"step": 2})
+    assert store.load_checkpoint("abc") == {"step": 1}
+    assert [path.name for path in store.partial.iterdir()] == ["abc.pt"]
+
+
+@pytest.mark.parametrize("harm", ["changed", "truncated", "missing", "no manifest", "manifest is no JSON"])
+def test_a_damaged_run_is_named_and_never_used(tmp_path, harm):
+    store = Store(tmp_path)
+    publish(store)
+    folder = store.folder("abc")
+    if harm == "missing":
+        (folder / "result.json").unlink()
+    elif harm == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif harm == "manifest is no JSON":
+        (folder / "manifest.json").write_text("{")
+    else:
+        (folder / "result.json").write_text("" if harm == "truncated" else "{ }")
+    with pytest.raises(UserError, match="abc is damaged .*delete that folder"):
+        store.has("abc")
+
+
+def test_a_damaged_evaluation_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.write_rows("abc", "key", [{"k": 1}])
+    assert store.read_rows("abc", "key") == [{"k": 1}]
+    path = tmp_path / "evaluations" / "abc" / "key.json"
+    path.write_text(path.read_text().replace("1", "2", 1).replace('"k": 1', '"k": 2'))
+    with pytest.raises(UserError, match="key.json is damaged"):
+        store.read_rows("abc", "key")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.save_checkpoint("abc", {"step": torch.arange(1000)})
+    path = tmp_path / "partial" / "abc.pt"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match="abc.pt is damaged"):
+        store.load_checkpoint("abc")
+
+
+def test_an_outputs_folder_that_is_a_file_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "outputs").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        Store(tmp_path / "outputs")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_outputs_folder_without_write_permission_is_refused_in_a_sentence(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot write"):
+        Store(tmp_path / "outputs")
+
+
+def hold(outputs: Path, held: Any) -> None:
+    with Store(outputs).claim("abc"):
+        held.set()
+        time.sleep(60)
+
+
+def test_a_claim_waits_for_its_holder_and_is_free_when_the_holder_is_killed(tmp_path, capsys):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=hold, args=(tmp_path, held))
+    holder.start()
+    assert held.wait(20)
+    threading.Timer(0.5, holder.kill).start()
+    with Store(tmp_path).claim("abc"):
+        assert not holder.is_alive()
+    assert "another process" in capsys.readouterr().out
+
+
+def test_writing_atomically_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(TypeError):
+        write_atomically(path, 5)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
