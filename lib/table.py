@@ -181,16 +181,19 @@ class _Builder:
 
     def run(self, name: str, row: Row, teacher: Network | None, seed: int) -> RunSpec:
         """The run of one cell."""
+        schedule, known = self.scale.schedule(row.method), METHODS[row.method].weights
         weights = {key: float(value) for key, value in row.weights.get(name, {}).items()}
         for key in weights:
-            choose(f"weight of method {row.method}", key, METHODS[row.method].weights)
+            choose(f"weight of method {row.method}", key, known)
+        if "nominal" in known:  # the batch size that a released code divides by is the schedule's
+            weights["nominal"] = float(schedule.batch_size)
         return RunSpec(
             data=self.data,
             model=self.model(name),
             method=row.method,
             weights=tuple(sorted(weights.items())),
             teacher=teacher,
-            schedule=self.scale.schedule(row.method),
+            schedule=schedule,
             epsilon=self.scale.epsilon / 255,
             step_size=self.scale.step_size / 255,
             attack_steps=self.scale.attack_steps,

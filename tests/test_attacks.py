@@ -148,10 +148,11 @@ def test_only_a_clipped_start_is_inside_the_image_range_before_the_first_gradien
         first.append(z.detach().clone())
         return z.flatten(1).sum(1)
 
-    for beginning in (start, clipped(start)):
-        pgd(objective, x, epsilon=0.1, step_size=0.1, steps=1, start=beginning, generator=generator())
+    for chosen in ({"start": start}, {"start": clipped(start)}, {}):
+        pgd(objective, x, epsilon=0.1, step_size=0.1, steps=1, generator=generator(), **chosen)
     assert first[0].min() < 0
     assert first[1].equal(first[0].clamp(0, 1))
+    assert first[2].equal(uniform(x, torch.tensor(0.1), generator()).clamp(0, 1))  # without a choice: uniform, clipped
 
 
 @pytest.mark.parametrize("start", [uniform, uniform_in_image, gaussian, gaussian_in_image])

@@ -251,17 +251,18 @@ def test_grey_images_become_three_equal_channels(folder):
     assert image.equal(grey.expand(3, 4, 4))
 
 
-def test_a_folder_is_decoded_once_and_again_only_if_a_file_changed(folder, tmp_path, monkeypatch):
+def test_a_folder_is_decoded_once_and_a_part_again_only_if_a_file_of_it_changed(folder, tmp_path, monkeypatch):
     first = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
     decode, decoded = data._decode, []
     monkeypatch.setattr(data, "_decode", lambda paths: decoded.append(paths) or decode(paths))
     second = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
     assert not decoded
     assert second.digest() == first.digest()
-    write_image(folder / "test" / "dog" / "new.png")
+    pixels = write_image(folder / "test" / "dog" / "new.png")
+    (folder / "test" / "dog" / "new.png").replace(folder / "test" / "dog" / "dog0.png")  # other pixels, old name
     third = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
     assert len(decoded) == 1
-    assert len(third.test.labels) == 3
+    assert third.test.images[-1].permute(1, 2, 0).equal(pixels)
     assert not list((tmp_path / "cache").glob("*tmp*"))
 
 

@@ -9,12 +9,11 @@ from lib.attacks import at_image, pgd
 from lib.cw2 import cw2
 from lib.data import Split
 from lib.errors import UserError
-from lib.evaluate import ATTACKS, STAGES, Accuracy, Column, accuracy, check_perturbation, evaluate, frozen, wilson
+from lib.evaluate import ATTACKS, Accuracy, Column, accuracy, check_perturbation, evaluate, frozen, wilson
 from lib.losses import cross_entropy
 
 EPSILON = 0.05
 CHEAP = ("apgd-ce", "apgd-t")
-BOUNDED = [name for name, (_, bounded) in ATTACKS.items() if bounded]
 
 
 def column(attack, **changes):
@@ -67,6 +66,7 @@ def test_an_accuracy_survives_json():
     [
         ({"attack": "pgd"}, "AA"),
         ({"attack": "autoattack"}, "AA"),
+        ({"attack": "autoattack", "stages": ("apgd-ce", "apgd-t", "fab-t", "square")}, "AA"),
         ({"attack": "autoattack", "images": 200}, "AA (200 images)"),
         ({"attack": "autoattack", "images": 500}, "AA"),
         ({"attack": "autoattack", "stages": CHEAP}, "AA (APGD-CE+APGD-T only)"),
@@ -233,8 +233,11 @@ def test_the_pgd_column_is_pgd_with_the_columns_settings_and_seed(net, split):
 
 
 def test_the_cw2_column_is_cw2_with_the_columns_steps(net, split):
-    x, y = split
-    assert ATTACKS["cw2"][0](net, x, y, column("cw2", steps=30), None).equal(cw2(net, x, y, steps=30))
+    (x, y), calls = split, []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    x_adv = ATTACKS["cw2"][0](net, x, y, column("cw2", steps=30), None)
+    assert len(calls) <= 30
+    assert x_adv.equal(cw2(net, x, y, steps=30))
 
 
 @pytest.mark.parametrize("attack", ["pgd", "autoattack"])
@@ -256,7 +259,8 @@ def test_the_autoattack_column_equals_the_authors_code_called_directly(net, spli
     assert 0 < ours.k < 12
 
 
-def test_autoattack_runs_with_the_standard_versions_settings(net, split, monkeypatch):
+@pytest.mark.parametrize("stages", [("apgd-ce", "apgd-t", "fab-t", "square"), CHEAP])
+def test_autoattack_runs_its_columns_stages_with_the_standard_versions_settings(net, split, monkeypatch, stages):
     runs = []
 
     def run(self, x, y, *, batch_size):
@@ -264,9 +268,9 @@ def test_autoattack_runs_with_the_standard_versions_settings(net, split, monkeyp
         return x, y
 
     monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", run)
-    accuracy(net, split, Column("AA", "autoattack", epsilon=EPSILON, seed=4))
+    accuracy(net, split, Column("AA", "autoattack", epsilon=EPSILON, seed=4, stages=stages))
     (attack,) = runs
-    assert attack.attacks_to_run == list(STAGES) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert attack.attacks_to_run == list(stages)
     assert (attack.norm, attack.epsilon, attack.seed, attack.version) == ("Linf", EPSILON, 4, "standard")
     assert [part.n_iter for part in (attack.apgd, attack.apgd_targeted, attack.fab)] == [100] * 3
     assert [part.n_restarts for part in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)] == [1] * 4

@@ -328,6 +328,13 @@ def test_a_chosen_weight_replaces_the_methods_own_at_any_progress(name):
         assert method.weights_at(1.0, {key: 0.77})[key] == 0.77
 
 
+def test_akd_gives_the_label_what_is_left_of_the_teachers_share():
+    case = make_case()
+    target = 0.7 * case.t_adv.softmax(1) + 0.3 * torch.eye(C)[case.y]
+    expected = -(target * case.s_adv.softmax(1).log()).sum(1).mean()
+    torch.testing.assert_close(loss_of("akd", case, mixing=0.7), expected)
+
+
 def test_adaad_weighs_the_clean_divergence_with_what_is_left_of_the_adversarial_weight():
     case = make_case()
     clean = divergence(case.t.softmax(1), case.s.softmax(1))

@@ -31,6 +31,11 @@ def test_dgad_takes_its_students_own_weight(tmp_path):
     assert found == {"ResNet18": {"beta": 5.0}, "MobileNetV2": {"beta": 10.0}}
 
 
+def test_the_nominal_batch_of_the_released_code_is_the_schedules(tmp_path):
+    (cell,) = table4(tmp_path, rows=["DGAD (code)"], students=["ResNet18"], teachers=["WideResNet-34-10"]).cells
+    assert dict(cell.spec.weights)["nominal"] == cell.spec.schedule.batch_size == 64
+
+
 def test_a_row_for_one_student_only_is_not_run_for_the_other(tmp_path):
     table = table4(tmp_path, rows=["DGAD (code MobileNetV2)"])
     assert {cell.student for cell in table.cells} == {"MobileNetV2"}
