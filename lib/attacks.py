@@ -86,4 +86,4 @@ def _like(draw: Callable[..., Tensor], x: Tensor, generator: Generator | None) -
 
 
 def _per_image(value: float | Tensor, x: Tensor) -> Tensor:
-    return torch.as_tensor(value, device=x.device).reshape(-1, *[1] * (x.dim() - 1))
+    return torch.as_tensor(value, device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.dim() - 1))

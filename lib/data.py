@@ -165,6 +165,9 @@ def _folder(data_dir: Path, cache_dir: Path | None) -> Dataset:
     (train, classes), (test, test_classes) = (_read_folder(data_dir / part, cache_dir) for part in ("train", "test"))
     if classes != test_classes:
         raise UserError(f"{data_dir}: train/ has the classes {classes}, test/ has {test_classes}")
+    sides = [tuple(part.images.shape[2:]) for part in (train, test)]
+    if sides[0] != sides[1]:
+        raise UserError(f"{data_dir}: the images in train/ are {sides[0]}, those in test/ {sides[1]}")
     return Dataset(f"folder {data_dir.name}", train, test, classes, padding=4, flip=True)
 
 

@@ -47,7 +47,7 @@ class Job:
         return runs.network_digest(teacher, self.data) if teacher else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What a table will cost before anything is trained: one line per job that is not complete in the store."""
 
@@ -89,8 +89,8 @@ class Plan:
                 lines.append(f"| {row['network']} | {row['state']} | {clock(row['seconds'])} |{hours}")
         return "\n".join(lines)
 
-    def __str__(self) -> str:
-        return self.summary()
+    def __repr__(self) -> str:
+        return f"Plan. {self.summary()}"
 
 
 @dataclass(frozen=True)

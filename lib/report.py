@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from lib.evaluate import wilson
 from lib.experiment import Result
 from lib.parameters import PARAMS, read_yaml
-from lib.runs import provenance
+from lib.runs import network_digest, provenance
 from lib.store import write_atomically
 from lib.table import Row, Table, show_path
 
@@ -22,7 +22,7 @@ TEST_IMAGES = 10_000  # what the papers' numbers were measured on
 KINDS = ("reported", "measured", "difference")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """A table's numbers, one line per student, teacher, row and column, and the caption they are shown under.
 
@@ -35,6 +35,17 @@ class Comparison:
     headings: dict[str, str]
     caption: str
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return (
+            self.caption
+            + "\n"
+            + self.frame.pivot_table(
+                index=["student", "teacher", "row"], columns="column", values="measured", sort=False
+            )
+            .round(1)
+            .to_string()
+        )
 
     def _repr_html_(self) -> str:
         return styled(self).to_html()
@@ -298,5 +309,6 @@ def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
         "scale": table.scale_name,
         "settings": asdict(table.scale),
         "data_sha256": table.data.sha256,
+        "teachers": {name: network_digest(net, table.data) for name, net in table.teachers.items()},
         "runs": sorted({result.digest for result in results}),
     }

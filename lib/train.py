@@ -53,13 +53,14 @@ class Schedule:
 
 @contextmanager
 def mode(net: nn.Module, train: bool) -> Iterator[None]:
-    """`net` in train or eval mode inside the block, as it was afterwards."""
-    before = net.training
+    """`net` in train or eval mode inside the block; afterwards every module as it was."""
+    before = [(module, module.training) for module in net.modules()]
     net.train(train)
     try:
         yield
     finally:
-        net.train(before)
+        for module, training in before:
+            module.training = training
 
 
 def in_precision(net: nn.Module, precision: str) -> Net:
@@ -105,6 +106,8 @@ class Training:
         self.student, self.method, self.attack, self.data = student, method, attack, data
         self.schedule, self.score, self.weights = schedule, score, weights or {}
         self.padding, self.flip = padding, flip
+        if method.needs_teacher and teacher is None:
+            raise UserError(f"{method.title} needs a teacher")
         if teacher is not None:
             teacher.eval().requires_grad_(False)
         self.nets = Nets(in_precision(student, precision), teacher and in_precision(teacher, precision))

@@ -4,7 +4,7 @@ import torchattacks
 from torch import Generator
 
 from lib import attacks
-from lib.attacks import at_image, clipped, gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
+from lib.attacks import at_image, gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
 from lib.errors import UserError
 from lib.losses import cross_entropy
 
@@ -140,15 +140,15 @@ def test_the_gaussian_start_has_a_thousandth_of_noise_whatever_the_radius():
     assert noise.abs().max() > 0.003
 
 
-@pytest.mark.parametrize("start", [uniform, gaussian])
-def test_only_a_clipped_start_is_inside_the_image_range_before_the_first_gradient(start):
+@pytest.mark.parametrize(("start", "inside"), [(uniform, uniform_in_image), (gaussian, gaussian_in_image)])
+def test_only_a_clipped_start_is_inside_the_image_range_before_the_first_gradient(start, inside):
     x, first = torch.zeros(1, 1, 4, 4), []
 
     def objective(z):
         first.append(z.detach().clone())
         return z.flatten(1).sum(1)
 
-    for chosen in ({"start": start}, {"start": clipped(start)}, {}):
+    for chosen in ({"start": start}, {"start": inside}, {}):
         pgd(objective, x, epsilon=0.1, step_size=0.1, steps=1, generator=generator(), **chosen)
     assert first[0].min() < 0
     assert first[1].equal(first[0].clamp(0, 1))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib.attacks import pgd
+from lib.attacks import gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
 from lib.data import Split
 from lib.methods import METHODS, Nets, fool_label, leave_clean, leave_teacher, part_from_teacher
 from lib.train import Schedule, Training
@@ -35,6 +35,28 @@ FORWARDS = {
     "dgad_mobilenet_as_released": "xa",
 }
 ATTACKED_IN_TRAIN_MODE = {"ard_as_released", "iad_as_released"}
+
+# What the attack maximises and where it starts (dgad.md 2.1; AKD's and our own ARD's and IAD's are clipped).
+ATTACKED = {
+    "natural": (None, gaussian),
+    "pgd_at": (fool_label, gaussian_in_image),
+    "pgd_at_as_released": (fool_label, gaussian_in_image),
+    "trades": (leave_clean, gaussian),
+    "trades_as_released": (leave_clean, gaussian),
+    "ard": (fool_label, uniform_in_image),
+    "ard_as_released": (fool_label, uniform),
+    "iad": (fool_label, uniform_in_image),
+    "iad_as_released": (fool_label, uniform),
+    "rslad": (leave_teacher, gaussian),
+    "rslad_as_released": (leave_teacher, gaussian),
+    "akd": (fool_label, uniform_in_image),
+    "adaad": (part_from_teacher, gaussian),
+    "adaad_as_released": (part_from_teacher, gaussian),
+    "dgad": (part_from_teacher, gaussian),
+    "dgad_as_printed": (part_from_teacher, gaussian),
+    "dgad_as_released": (part_from_teacher, gaussian),
+    "dgad_mobilenet_as_released": (part_from_teacher, gaussian),
+}
 
 DGAD = [name for name in METHODS if name.startswith("dgad")]
 
@@ -200,7 +222,12 @@ def test_the_terms_are_one_finite_number_per_image_and_train_nothing_but_the_stu
 
 
 def test_a_table_of_expectations_has_every_method_and_no_other():
-    assert FORWARDS.keys() == METHODS.keys() == FORMULAS.keys()
+    assert FORWARDS.keys() == METHODS.keys() == FORMULAS.keys() == ATTACKED.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_attack_maximises_and_starts_as_the_recipe_says(name):
+    assert (METHODS[name].objective, METHODS[name].start) == ATTACKED[name]
 
 
 # --- the training step around them --------------------------------------------------------------------------------

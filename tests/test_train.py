@@ -303,3 +303,12 @@ def test_fp32_is_the_network_itself_and_an_unknown_precision_is_refused(make_net
     assert in_precision(net, "fp32") is net
     with pytest.raises(UserError, match=r"'fp8'.*fp32, bf16"):
         in_precision(net, "fp8")
+
+
+def test_a_mode_gives_a_frozen_batch_norm_its_own_mode_back(make_net):
+    net = make_net().train()
+    frozen = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    with mode(net, train=True):
+        assert frozen.training
+    assert not frozen.training
+    assert net.training

@@ -1,0 +1,48 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib import runs
+from lib.parameters import Parameters
+from lib.table import open_table
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Ten classes of random 32x32 pictures in ImageFolder's layout."""
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label in range(10):
+            folder = tmp_path / "pictures" / part / f"class{label}"
+            folder.mkdir(parents=True)
+            Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "0.png")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("scale", ["gpu", "paper"])
+@pytest.mark.parametrize("row", ["PGD-AT", "DGAD"])
+def test_the_other_scales_take_real_steps_of_their_real_students(tmp_path, pictures, scale, row):
+    settings = {
+        "dataset": "folder",
+        "schedules": {"default": {"epochs": 200, "batch_size": 2}},
+        "models": {name: "ResNet18" for name in ("ResNet18", "MobileNetV2", "WideResNet-34-10", "WideResNet-34-20")},
+        "test_images": 2,
+        "selection": "held_out",
+        "held_out": 2,
+        "max_steps": 1,
+    }
+    changes = {"outputs": str(tmp_path / "outputs"), "data_dir": str(pictures), "device": "cpu", "settings": settings}
+    students = {"rows": [row], "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
+    table = open_table("table4_dgad", Parameters(scale=scale, **students, **changes))
+    for spec in (table.teachers["WideResNet-34-10"], table.cells[0].spec):
+        runs.make(spec, table.place)
+    folder = table.place.store.folder(table.cells[0].spec.digest)
+    assert json.loads((folder / "provenance.json").read_text())["steps"] == 1
+    history = json.loads((folder / "history.json").read_text())
+    assert sum(history[0][name] for name in ("adv", "clean") if name in history[0]) > 0
+    trained = runs.network(table.cells[0].spec, table.data, table.place, "last")
+    fresh = runs.start(table.cells[0].spec, table.place).student
+    assert sum(p.numel() for p in trained.parameters()) == 11_173_962
+    assert any((a != b).any() for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
