@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lib.errors import UserError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")  # where public checkpoints put their weights
-PREFIXES = ("module.", "model.", "net.", "0.", "1.")  # DataParallel, RobustBench, nn.Sequential(normalise, net)
+PREFIXES = ("module.", "model.", "net.")  # DataParallel and wrappers; never "1.", which hides a normalisation
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:

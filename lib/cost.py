@@ -6,14 +6,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.attacks import input_gradient
-from lib.data import to_float
+from lib.data import Split, to_float
 from lib.evaluate import Column
 from lib.losses import cross_entropy
-from lib.runs import Place, start
-from lib.spec import RunSpec
+from lib.runs import Place, fresh_network, start
+from lib.spec import DataSpec, RunSpec
 
 PROBE_SECONDS = 0.2  # a step on two images that takes longer is not repeated on a whole batch
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # per image, at most
@@ -33,28 +34,37 @@ class Cost:
         return Cost(times * self.seconds, times * self.flops)
 
 
-def estimate(spec: RunSpec, place: Place, columns: tuple[Column, ...], train: bool, flops: bool) -> Cost:
-    """The cost of a run's evaluation, and of its training where `train`; extrapolated from a few small steps.
+def evaluation(model: str, data: DataSpec, place: Place, columns: tuple[Column, ...], flops: bool) -> Cost:
+    """The cost of measuring a network under `columns`, from one input gradient on a few images."""
+    dataset = place.dataset(data)
+    net = fresh_network(model, data, place).eval()
+    gradient = _per_image(lambda x, y: input_gradient(lambda z: cross_entropy(net(z), y), x), dataset.test, 128, flops)
+    return gradient * sum(_passes(column) * (column.images or len(dataset.test.labels)) for column in columns)
 
-    A training step is timed with one and with three attack steps, on a whole batch where that is quick and on two
-    images where it is not; its cost is taken as linear in both. FLOPs are counted only where asked for.
+
+def training(spec: RunSpec, place: Place, flops: bool) -> Cost:
+    """The cost of a run's training, from steps with one and with three attack steps.
+
+    It is taken as linear in the attack's steps and in the images, so two images serve where a whole batch is slow.
     """
-    dataset = place.dataset(spec.data)
-    test = len(dataset.test.labels)
     one, three = (start(replace(spec, attack_steps=steps), place, fresh_teacher=True) for steps in (1, 3))
-    x, y = to_float(one.data.images[:2]), one.data.labels[:2]
-    if _measure(lambda: one.train_step(x, y), flops=False).seconds < PROBE_SECONDS:
-        x, y = to_float(one.data.images[: spec.schedule.batch_size]), one.data.labels[: spec.schedule.batch_size]
-    net = one.student.eval()
-    gradient = _measure(lambda: input_gradient(lambda z: cross_entropy(net(z), y), x), flops) * (1 / len(y))
-    total = gradient * sum(_passes(column) * (column.images or test) for column in columns)
-    if train:
-        short, long = (_measure(lambda t=t: t.train_step(x, y), flops) for t in (one, three))  # type: ignore[misc]
-        attack_step = Cost(max(long.seconds - short.seconds, 0.0) / 2, (long.flops - short.flops) / 2)
-        step = (short + attack_step * (spec.attack_steps - 1)) * (spec.schedule.batch_size / len(y))
-        selection = gradient * (10 * spec.schedule.epochs * (spec.data.held_out or test))
-        total = total + step * one.stop + selection
-    return total
+    size = spec.schedule.batch_size
+    short, long = (_per_image(t.train_step, one.data, size, flops) for t in (one, three))
+    attack_step = Cost(max(long.seconds - short.seconds, 0.0) / 2, (long.flops - short.flops) / 2)
+    step = (short + attack_step * (spec.attack_steps - 1)) * size
+    selection = Column("PGD-10", "pgd", steps=10, images=spec.data.held_out or spec.selection_images)
+    epochs = -(-one.stop // max(1, one.total // spec.schedule.epochs))
+    return step * one.stop + evaluation(spec.model, spec.data, place, (selection,), flops) * epochs
+
+
+def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int, flops: bool) -> Cost:
+    """The cost per image of work(x, y), on two images or, where that is quick, on up to `size`."""
+    count = 2
+    x, y = to_float(data.images[:count]), data.labels[:count]
+    if _measure(lambda: work(x, y), flops=False).seconds < PROBE_SECONDS:
+        count = min(size, len(data.labels))
+        x, y = to_float(data.images[:count]), data.labels[:count]
+    return _measure(lambda: work(x, y), flops) * (1 / count)
 
 
 def _measure(work: Callable[[], object], flops: bool) -> Cost:

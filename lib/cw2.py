@@ -43,13 +43,13 @@ def cw2(
             lead = margin(net(x_adv), y)
             loss = (distance + c * (confidence - lead).clamp_min(0)).sum()
         (shift.grad,) = torch.autograd.grad(loss, shift)
-        closer = (lead > confidence) & (distance < best_distance)
-        best = torch.where(closer[:, None, None, None], x_adv.detach(), best)
-        best_distance = torch.where(closer, distance.detach(), best_distance)
         if t % max(steps // CHECKS, 1) == 0:
             if loss.item() > 0.999999 * previous:
                 break
             previous = loss.item()
+        closer = (lead > confidence) & (distance < best_distance)
+        best = torch.where(closer[:, None, None, None], x_adv.detach(), best)
+        best_distance = torch.where(closer, distance.detach(), best_distance)
         optimizer.step()
     return best
 

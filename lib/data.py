@@ -1,6 +1,7 @@
 """Data sets as tensors: images stay on the device, and are cropped and flipped there, each image by its own draw."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,16 +53,19 @@ class Dataset:
         """SHA-256 over every pixel and label: equal data, equal runs, wherever the files lie."""
         sha = hashlib.sha256()
         for tensor in (*self.train, *self.test):
-            sha.update(tensor.cpu().numpy().tobytes())
+            sha.update(repr((tensor.dtype, tensor.shape)).encode() + tensor.cpu().numpy().tobytes())
         return sha.hexdigest()
 
-    def subset(self, train: int, test: int) -> "Dataset":
-        """The first `train` and `test` images of one fixed shuffle; 0 keeps a split whole.
+    def subset(self, train: int) -> "Dataset":
+        """The first `train` training images of one fixed shuffle; 0 keeps all. The test split stays whole.
 
         Raises:
             UserError: more images are asked for than there are.
         """
-        return replace(self, train=_shuffled(self.train, train, "train"), test=_shuffled(self.test, test, "test"))
+        count = len(self.train.labels)
+        if not 0 <= train <= count:
+            raise UserError(f"asked for {train} train images, the data set has {count}")
+        return replace(self, train=self.train.take(_fixed_order(count)[:train])) if train else self
 
     def to(self, device: torch.device) -> "Dataset":
         """The same data on `device`."""
@@ -120,14 +124,6 @@ def _fixed_order(count: int) -> Tensor:
     return torch.randperm(count, generator=Generator().manual_seed(SPLIT_SEED))
 
 
-def _shuffled(split: Split, count: int, what: str) -> Split:
-    if not count:
-        return split
-    if not 0 < count <= len(split.labels):
-        raise UserError(f"asked for {count} {what} images, the data set has {len(split.labels)}")
-    return split.take(_fixed_order(len(split.labels))[:count])
-
-
 def _digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8, split once into 1,297 and 500."""
     from sklearn.datasets import load_digits
@@ -147,8 +143,9 @@ def _cifar10(data_dir: Path, download: bool) -> Dataset:
         train, test = (CIFAR10(data_dir, train=train, download=download) for train in (True, False))
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"CIFAR-10 is not (whole) in {data_dir}: put torchvision's folder cifar-10-batches-py there, or pass "
-            f"download=True where there is a network ({_first_line(error)})"
+            f"CIFAR-10 {'could not be fetched to' if download else 'is not (whole) in'} {data_dir}: put torchvision's "
+            f"folder cifar-10-batches-py there{'' if download else ', or pass download=True where a network is'} "
+            f"({_first_line(error)})"
         ) from error
     train_split, test_split = (
         Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
@@ -158,7 +155,10 @@ def _cifar10(data_dir: Path, download: bool) -> Dataset:
 
 
 def _folder(data_dir: Path, cache_dir: Path | None) -> Dataset:
-    """train/<class>/<image> and test/<class>/<image>, all images of one size."""
+    """train/<class>/<image> and test/<class>/<image>, all images of one size; put in one fixed shuffled order.
+
+    ImageFolder lists class by class; the first n test images should be of every class.
+    """
     missing = [part for part in ("train", "test") if not (data_dir / part).is_dir()]
     if missing:
         raise UserError(f"{data_dir} has no folder {' and no folder '.join(missing)}; it wants train/<class>/<image>")
@@ -168,6 +168,7 @@ def _folder(data_dir: Path, cache_dir: Path | None) -> Dataset:
     sides = [tuple(part.images.shape[2:]) for part in (train, test)]
     if sides[0] != sides[1]:
         raise UserError(f"{data_dir}: the images in train/ are {sides[0]}, those in test/ {sides[1]}")
+    train, test = (part.take(_fixed_order(len(part.labels))) for part in (train, test))
     return Dataset(f"folder {data_dir.name}", train, test, classes, padding=4, flip=True)
 
 
@@ -182,17 +183,25 @@ def _read_folder(folder: Path, cache_dir: Path | None) -> tuple[Split, tuple[str
     stats = [(path, Path(path).stat()) for path, _ in source.samples]
     listing = repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
     cached = cache_dir / f"{hashlib.sha256(listing.encode()).hexdigest()[:16]}.npy" if cache_dir else None
-    if cached and cached.exists():
-        images = np.load(cached, allow_pickle=False)
-    else:
+    images = _read_cache(cached)
+    if images is None:
         images = _decode([path for path, _ in source.samples])
         if cached:
             cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_suffix(f".{id(images)}.tmp.npy")
+            partial = cached.with_suffix(f".{os.getpid()}.npy")
             np.save(partial, images)
             partial.replace(cached)
     labels = torch.tensor([label for _, label in source.samples])
     return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels), tuple(source.classes)
+
+
+def _read_cache(cached: Path | None) -> np.ndarray | None:
+    if cached is None or not cached.exists():
+        return None
+    try:
+        return np.load(cached, allow_pickle=False)
+    except (ValueError, EOFError):  # cut short; it is only a copy, so it is made again
+        return None
 
 
 def _decode(paths: list[str]) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Accuracy under each attack of a protocol, every number with its count and interval, every attack's result checked."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import binomtest
@@ -18,6 +19,7 @@ from lib.train import mode
 
 TOLERANCE = 1e-6  # how far float rounding may carry a pixel out of the ball
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack standard
+VERSION = 1  # raised when an attack's code changes what an equal column measures
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Column:
     """One attack at one setting. epsilon and step_size in [0, 1]; images = 0 means all test images.
 
     `stages` are AutoAttack's; a column that runs fewer than the standard four says so in its heading.
+
+    Raises:
+        UserError: an unknown attack or stage, or a number that makes no sense.
     """
 
     name: str
@@ -37,10 +42,20 @@ class Column:
     batch_size: int = 200
     stages: tuple[str, ...] = STAGES
 
+    def __post_init__(self) -> None:
+        choose("attack", self.attack, ATTACKS)
+        for stage in self.stages:
+            choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
+        numbers = (self.epsilon, self.step_size, self.steps, self.images)
+        if not all(0 <= number < math.inf for number in numbers) or self.batch_size < 1:
+            raise UserError(f"column {self.name} wants numbers >= 0 and batch_size >= 1, got {numbers}")
+        if self.attack in ("pgd", "cw2") and not self.steps:
+            raise UserError(f"column {self.name}: the attack {self.attack} wants steps >= 1")
+
     def heading(self, images: int) -> str:
         """The column's name, with what was reduced against `images` test images and the full attack."""
         reduced = []
-        if self.attack == "autoattack" and self.stages != STAGES:
+        if self.stages != STAGES:
             reduced.append("+".join(stage.upper() for stage in self.stages) + " only")
         if 0 < self.images < images:
             reduced.append(f"{self.images} images")
@@ -96,17 +111,18 @@ def evaluate(net: nn.Module, test: Split, columns: tuple[Column, ...]) -> list[A
 
 def accuracy(net: nn.Module, test: Split, column: Column) -> Accuracy:
     """The accuracy of `net` as it stands under one column's attack; raises as `evaluate` does."""
-    attack, bounded = choose("attack", column.attack, ATTACKS)
+    attack = ATTACKS[column.attack]
     if column.images > len(test.labels):
         raise UserError(f"column {column.name} wants {column.images} images, the test split has {len(test.labels)}")
     part = test.take(slice(0, column.images or len(test.labels)))
     generator = Generator(test.images.device).manual_seed(column.seed)
     flags = []
-    for x, y in part.batches(column.batch_size):
-        x_adv = attack(net, x, y, column, generator)
-        check_perturbation(x, x_adv, column.epsilon if bounded else float("inf"), column.name)
+    for x, y in part.batches(len(part.labels) if attack.whole else column.batch_size):
+        x_adv = attack.run(net, x, y, column, generator)
+        check_perturbation(x, x_adv, column.epsilon if attack.bounded else math.inf, column.name)
         with torch.no_grad():
-            flags.append(net(x_adv).argmax(1) == y)
+            logits = torch.cat([net(images) for images in x_adv.split(column.batch_size)])
+        flags.append(logits.argmax(1) == y)
     right = torch.cat(flags)
     return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()))
 
@@ -139,14 +155,23 @@ def frozen(net: nn.Module) -> Iterator[None]:
 def autoattack(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
     """AutoAttack standard (Croce & Hein 2020), or some of its stages, by the authors' code as pyautoattack has it.
 
-    Always the standard version's settings: 100 iterations, 9 targets, 5,000 queries, one restart.
+    Always the standard version's settings: 100 iterations, 9 targets (all wrong classes where there are fewer), 5,000
+    queries, one restart. x is the whole set: between stages the images left over are packed into full batches again.
+
+    Raises:
+        UserError: fewer than four classes, which APGD-T's loss cannot be computed on.
     """
     from pyautoattack import AutoAttack
 
+    with torch.no_grad():
+        classes = net(x[:1]).shape[1]
+    if classes < 4 and "apgd-t" in column.stages:
+        raise UserError(f"AutoAttack's APGD-T wants at least 4 classes, the network has {classes}")
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):  # it re-seeds the global one
         attack = AutoAttack(net, norm="Linf", eps=column.epsilon, version="standard", device=x.device, seed=column.seed)
         attack.attacks_to_run = list(column.stages)
-        return attack.run_standard_evaluation(x, y, batch_size=len(y))[0].detach()
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
+        return attack.run_standard_evaluation(x, y, batch_size=column.batch_size)[0].detach()
 
 
 def _clean(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
@@ -173,12 +198,18 @@ def _cw2(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Genera
     return cw2(net, x, y, steps=column.steps)
 
 
-EvaluationAttack = Callable[[nn.Module, Tensor, Tensor, Column, Generator], Tensor]
+class EvaluationAttack(NamedTuple):
+    """run(net, x, y, column, generator) -> x'; is x' held to epsilon; is x the whole set and not a batch."""
 
-ATTACKS: dict[str, tuple[EvaluationAttack, bool]] = {  # name: (attack, is it bounded by epsilon)
-    "clean": (_clean, True),
-    "fgsm": (_fgsm, True),
-    "pgd": (_pgd, True),
-    "cw2": (_cw2, False),
-    "autoattack": (autoattack, True),
+    run: Callable[[nn.Module, Tensor, Tensor, Column, Generator], Tensor]
+    bounded: bool = True
+    whole: bool = False
+
+
+ATTACKS = {
+    "clean": EvaluationAttack(_clean),
+    "fgsm": EvaluationAttack(_fgsm),
+    "pgd": EvaluationAttack(_pgd),
+    "cw2": EvaluationAttack(_cw2, bounded=False),
+    "autoattack": EvaluationAttack(autoattack, whole=True),
 }

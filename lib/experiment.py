@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -61,7 +63,7 @@ class Plan:
         """How many runs are made at once: as asked for, else one per core on a CPU and one on an accelerator."""
         if self.table.workers:
             return self.table.workers
-        return (os.cpu_count() or 1) if self.table.place.device == "cpu" else 1
+        return _cores() if self.table.place.device == "cpu" else 1
 
     def summary(self) -> str:
         """The plan in a sentence or two."""
@@ -95,7 +97,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """A cell's accuracies, in the order of the table's columns; a teacher's result has no row."""
+    """A cell's accuracies in the order of the table's columns, and what they and the network were made with."""
 
     student: str
     teacher: str
@@ -103,6 +105,7 @@ class Result:
     seed: int
     digest: str
     accuracies: tuple[Accuracy, ...]
+    made: tuple[dict[str, Any], ...] = ()
 
 
 def plan(table: Table) -> Plan:
@@ -113,18 +116,29 @@ def plan(table: Table) -> Plan:
     records = []
     gpu_hours = table.scale.sustained_tflops > 0
     for job in todo:
-        state, estimate = _state(job, table.place), cost.Cost(0.0, 0.0)
-        if isinstance(job.network, RunSpec):
-            spec, train = job.network, state != "trained, to be measured"
-            kind = (spec.model, spec.method, spec.teacher and spec.teacher.model, spec.schedule, train, job.columns)
-            if kind not in known:
-                known[kind] = cost.estimate(spec, table.place, job.columns, train, gpu_hours)
-            estimate = known[kind]
+        state = _state(job, table.place)
+        estimate = _estimate(job, table, state.startswith(("begun", "to be")), gpu_hours, known)
         record = {"network": job.label, "state": state, "seconds": estimate.seconds}
         if gpu_hours:
             record["GPU-hours"] = estimate.flops / (table.scale.sustained_tflops * 1e12) / 3600
         records.append(record)
     return Plan(table, jobs, todo, pd.DataFrame(records, columns=None if records else ["network", "state", "seconds"]))
+
+
+def _estimate(
+    job: Job, table: Table, train: bool, flops: bool, known: dict[tuple[object, ...], cost.Cost]
+) -> cost.Cost:
+    """The job's cost; jobs of one kind are probed once."""
+    net = job.network
+    measuring, total = (net.model, job.columns), cost.Cost()
+    if measuring not in known:
+        known[measuring] = cost.evaluation(net.model, job.data, table.place, job.columns, flops)
+    if train and isinstance(net, RunSpec):
+        kind = (net.model, net.method, net.teacher and net.teacher.model, net.schedule)
+        if kind not in known:
+            known[kind] = cost.training(net, table.place, flops)
+        total = known[kind]
+    return total + known[measuring]
 
 
 def run(planned: Plan) -> list[Result]:
@@ -138,14 +152,13 @@ def run(planned: Plan) -> list[Result]:
         progress = Progress(len(planned.todo))
         try:
             one_by_one = planned.workers == 1 or len(planned.todo) == 1
-            (_run_here if one_by_one else _run_in_processes)(planned, progress)
+            (_run_here if one_by_one else _run_in_processes)(planned, _Tally(planned, progress))
         finally:
             progress.close()
-    cells = [_result(cell, table, _all_columns(table)) for cell in table.cells]
-    controls = [_result(cell, table, table.control_columns) for cell in table.controls]
+    cells = [_cell_result(cell, table, _all_columns(table)) for cell in table.cells]
+    controls = [_cell_result(cell, table, table.control_columns) for cell in table.controls]
     teachers = [
-        Result(name, "", "teacher", 0, runs.network_digest(spec, table.data), _measured(spec, table, table.columns))
-        for name, spec in table.teachers.items()
+        _result(name, "", "teacher", 0, spec, table, table.columns, "best") for name, spec in table.teachers.items()
     ]
     return cells + controls + teachers
 
@@ -154,11 +167,17 @@ def _jobs(table: Table) -> tuple[Job, ...]:
     """One job per distinct network, teachers first."""
     both = _all_columns(table)
     jobs = [Job(f"teacher {name}", spec, table.data, table.columns, "best") for name, spec in table.teachers.items()]
-    for cell in table.cells:
-        jobs.append(Job(_label(cell, table), cell.spec, table.data, both, cell.row.checkpoint))
-    for cell in table.controls:
-        jobs.append(Job(_label(cell, table), cell.spec, table.data, table.control_columns, cell.row.checkpoint))
-    return tuple({(job.digest, job.checkpoint): job for job in reversed(jobs)}.values())[::-1]
+    jobs += [Job(_label(cell, table), cell.spec, table.data, both, cell.row.checkpoint) for cell in table.cells]
+    controls = [
+        Job(_label(cell, table), cell.spec, table.data, table.control_columns, cell.row.checkpoint)
+        for cell in table.controls
+    ]
+    distinct: dict[tuple[str, str], Job] = {}
+    for job in jobs + controls:
+        key = (job.digest, job.checkpoint)
+        earlier = distinct.get(key, job)
+        distinct[key] = replace(earlier, columns=tuple(dict.fromkeys(earlier.columns + job.columns)))
+    return tuple(distinct.values())
 
 
 def _all_columns(table: Table) -> tuple[Column, ...]:
@@ -192,23 +211,44 @@ def _work(job: Job, place: Place, notify: Callable[[float], None]) -> str:
     return job.label + ": " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in rows)
 
 
-def _run_here(planned: Plan, progress: Progress) -> None:
-    for i, job in enumerate(planned.todo):
+class _Tally:
+    """Progress in the plan's own seconds, so that a job of hours counts for more than one of minutes."""
 
-        def notify(share: float, i: int = i, label: str = job.label) -> None:
-            progress.show(i + 0.95 * share, label)
+    def __init__(self, planned: Plan, progress: Progress) -> None:
+        seconds = planned.frame["seconds"].tolist()
+        self.seconds = dict(zip((id(job) for job in planned.todo), seconds, strict=True))
+        self.progress, self.finished, self.done, self.said = progress, 0, 0.0, "starting"
 
-        progress.show(i + 1, _work(job, planned.table.place, notify))
+    def finish(self, job: Job, said: str) -> None:
+        """One job is done."""
+        self.finished, self.said = self.finished + 1, said
+        self.done += self.seconds[id(job)]
+
+    def show(self, shares: Mapping[int, float]) -> None:
+        """Show the state, with the shares of the jobs that are running."""
+        running = sum(self.seconds[job] * share for job, share in shares.items())
+        total = sum(self.seconds.values())
+        self.progress.show((self.done + running) / total if total else 1.0, self.finished, self.said)
 
 
-def _run_in_processes(planned: Plan, progress: Progress) -> None:
+def _run_here(planned: Plan, tally: _Tally) -> None:
+    for job in planned.todo:
+
+        def notify(share: float, key: int = id(job)) -> None:
+            tally.show({key: 0.9 * share})
+
+        tally.finish(job, _work(job, planned.table.place, notify))
+        tally.show({})
+
+
+def _run_in_processes(planned: Plan, tally: _Tally) -> None:
     """Jobs in processes of one thread each, every job after its teacher's."""
     waiting, place = list(planned.todo), planned.table.place
     open_jobs = {job.digest for job in waiting}
     running: dict[Future[str], Job] = {}
-    done, said = 0, "starting"
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    with _single_threaded(), ProcessPoolExecutor(planned.workers, context, initializer=_init_worker) as pool:
+    with _one_thread_each(), ProcessPoolExecutor(planned.workers, context, initializer=_init_worker) as pool:
         try:
             while waiting or running:
                 ready = [job for job in waiting if job.waits_for not in open_jobs]
@@ -217,16 +257,17 @@ def _run_in_processes(planned: Plan, progress: Progress) -> None:
                     running[pool.submit(_work_in_process, job, place)] = job
                 finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    job, said, done = running.pop(future), future.result(), done + 1
+                    job = running.pop(future)
+                    tally.finish(job, future.result())
                     open_jobs.discard(job.digest)
-                progress.show(done + 0.95 * sum(_share(job, place) for job in running.values()), said)
+                tally.show({id(job): 0.9 * _share(job, place) for job in running.values()})
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process died (out of memory?); what was finished is kept: call again, with fewer workers"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             raise
 
@@ -263,26 +304,38 @@ def _init_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-class _single_threaded:  # noqa: N801  used as a with statement
-    """Children started inside the block get one OpenMP thread each."""
-
-    def __enter__(self) -> None:
-        self.before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"
-
-    def __exit__(self, *_: object) -> None:
-        if self.before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = self.before
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started inside the block get one OpenMP thread each."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        os.environ |= {"OMP_NUM_THREADS": before} if before else {}
 
 
-def _result(cell: Cell, table: Table, columns: tuple[Column, ...]) -> Result:
-    accuracies = _measured(cell.spec, table, columns, cell.row.checkpoint)
-    return Result(cell.student, cell.teacher, cell.row.row, cell.seed, cell.spec.digest, accuracies)
+def _cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _measured(
-    network: Network, table: Table, columns: tuple[Column, ...], checkpoint: str = "best"
-) -> tuple[Accuracy, ...]:
-    return tuple(runs.measure(network, table.data, table.place, columns, checkpoint))
+def _cell_result(cell: Cell, table: Table, columns: tuple[Column, ...]) -> Result:
+    row = cell.row
+    return _result(cell.student, cell.teacher, row.row, cell.seed, cell.spec, table, columns, row.checkpoint)
+
+
+def _result(
+    student: str,
+    teacher: str,
+    row: str,
+    seed: int,
+    network: Network,
+    table: Table,
+    columns: tuple[Column, ...],
+    checkpoint: str,
+) -> Result:
+    accuracies = tuple(runs.measure(network, table.data, table.place, columns, checkpoint))
+    made = tuple(runs.made_with(network, table.data, table.place))
+    return Result(student, teacher, row, seed, runs.network_digest(network, table.data), accuracies, made)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lib.experiment import Result
 from lib.report import Comparison
+from lib.store import said_plainly
 from lib.table import Table
 
 WIDTH = 7.0  # inches: a text column
@@ -25,11 +26,12 @@ def use_style() -> None:
 def save(figure: Figure, name: str, outputs: Path) -> list[Path]:
     """Write the figure under outputs/figures as png and pdf."""
     folder = outputs / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    figure.savefig(paths[0], dpi=200, bbox_inches="tight", metadata={"Software": None})
-    figure.savefig(paths[1], bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return paths
+    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    with said_plainly(outputs):
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(png, dpi=200, bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return [png, pdf]
 
 
 def robust_against_clean(table: Table, comparison: Comparison, results: list[Result], robust: str) -> Figure:
@@ -39,7 +41,7 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
     they are another data set's wherever the scale is reduced.
     """
     use_style()
-    pairs = [(s, t) for s in table.students for t in table.teachers]
+    pairs = [(s, t) for s in table.students for t in table.teacher_names]
     figure, axes = plt.subplots(2, len(pairs), figsize=(1.25 * WIDTH, 4.6), squeeze=False)
     colours = dict(zip((row.row for row in table.rows), sns.color_palette("colorblind", len(table.rows)), strict=True))
     for i, (student, teacher) in enumerate(pairs):

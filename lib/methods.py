@@ -17,10 +17,15 @@ import torch
 from torch import Tensor
 
 from lib import attacks
+from lib.errors import UserError
 from lib.losses import cross_entropy, kl, softmax_distance, softmax_mse, swap_labels
 
 Net = Callable[[Tensor], Tensor]
 Terms = dict[str, Tensor]
+
+
+def _no_teacher(x: Tensor) -> Tensor:
+    raise UserError("this method needs a teacher, and none was given")
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,7 @@ class Nets:
     """The networks of a step: the student in training, and the frozen teacher where the method has one."""
 
     student: Net
-    teacher: Net | None = None
-
-    @property
-    def guide(self) -> Net:
-        """The teacher, for methods that cannot do without one."""
-        assert self.teacher is not None, "this method needs a teacher"
-        return self.teacher
+    teacher: Net = _no_teacher
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,20 @@ class FromProgress:
     before: float
     after: float
 
-    def at(self, progress: float) -> float:
-        """The weight at `progress` in [0, 1]."""
-        return self.after if progress >= self.share else self.before
+
+@dataclass(frozen=True)
+class NominalBatch:
+    """A weight that is the schedule's batch size, also where the last batch is smaller."""
+
+
+Weight = float | FromProgress | NominalBatch
+
+
+def weight_at(weight: Weight, progress: float, batch_size: int) -> float:
+    """The number that a weight is at `progress` in [0, 1] of a training with this batch size."""
+    if isinstance(weight, FromProgress):
+        return weight.after if progress >= weight.share else weight.before
+    return float(batch_size) if isinstance(weight, NominalBatch) else weight
 
 
 @dataclass(frozen=True)
@@ -61,15 +71,10 @@ class Method:
     title: str
     objective: Callable[[Nets, Tensor, Tensor], attacks.Objective] | None
     loss: Callable[..., Terms]
-    weights: Mapping[str, float | FromProgress] = field(default_factory=dict)
+    weights: Mapping[str, Weight] = field(default_factory=dict)
     start: attacks.Start = attacks.gaussian
     attack_mode: Literal["eval", "train"] = "eval"
     needs_teacher: bool = False
-
-    def weights_at(self, progress: float, chosen: Mapping[str, float]) -> dict[str, float]:
-        """This method's weights at `progress` in [0, 1], with the `chosen` ones in place of its own."""
-        weights = {**self.weights, **chosen}
-        return {name: w.at(progress) if isinstance(w, FromProgress) else w for name, w in weights.items()}
 
 
 # --- what the attack maximises -----------------------------------------------------------------------------------
@@ -90,13 +95,13 @@ def leave_clean(nets: Nets, x: Tensor, y: Tensor) -> attacks.Objective:
 def leave_teacher(nets: Nets, x: Tensor, y: Tensor) -> attacks.Objective:
     """KL(T(x) || S(x')), T(x) computed once: RSLAD."""
     with torch.no_grad():
-        teacher = nets.guide(x)
+        teacher = nets.teacher(x)
     return lambda x_adv: kl(teacher, nets.student(x_adv))
 
 
 def part_from_teacher(nets: Nets, x: Tensor, y: Tensor) -> attacks.Objective:
     """KL(T(x') || S(x')), the gradient through both networks: AdaAD, DGAD."""
-    return lambda x_adv: kl(nets.guide(x_adv), nets.student(x_adv))
+    return lambda x_adv: kl(nets.teacher(x_adv), nets.student(x_adv))
 
 
 # --- what training minimises -------------------------------------------------------------------------------------
@@ -135,7 +140,7 @@ def trades_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade
 def ard(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, temperature: float) -> Terms:
     """tau^2 KL(T(x)/tau || S(x')/tau) (Goldblum et al. 2020 with alpha = 1: no label term)."""
     with torch.no_grad():
-        teacher = nets.guide(x)
+        teacher = nets.teacher(x)
     return {"adv": temperature**2 * kl(teacher, nets.student(x_adv), temperature)}
 
 
@@ -158,32 +163,40 @@ def iad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, exponent: float) -> 
 
 
 def iad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, exponent: float) -> Terms:
-    """IAD-I's code: the teacher's term is not weighted by A, and x' and x are both forwarded twice."""
+    """IAD-I's code: the teacher's term is not weighted by A; batch-norm sees x', x', x, and x again once A counts."""
     trust, teacher = _trust(nets, x, x_adv, y, exponent)
-    student_adv, student = nets.student(x_adv), nets.student(x)
-    with torch.no_grad():
-        nets.student(x_adv), nets.student(x)
-    return {"teacher": kl(teacher, student_adv), "self": (1 - trust) * kl(student, student_adv)}
+    student_adv, again, student = nets.student(x_adv), nets.student(x_adv), nets.student(x)
+    if exponent > 0:
+        student = nets.student(x)
+    return {"teacher": kl(teacher, student_adv), "self": (1 - trust) * kl(student, again)}
 
 
 def _trust(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        right = nets.guide(x_adv).softmax(1).gather(1, y[:, None]).squeeze(1)
-        return right**exponent, nets.guide(x)
+        right = nets.teacher(x_adv).softmax(1).gather(1, y[:, None]).squeeze(1)
+        return right**exponent, nets.teacher(x)
 
 
 def rslad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
     """a KL(T(x) || S(x')) + (1 - a) KL(T(x) || S(x)), a = 5/6 (Zi et al. 2021)."""
     with torch.no_grad():
-        teacher = nets.guide(x)
+        teacher = nets.teacher(x)
     student, student_adv = nets.student(x), nets.student(x_adv)
     return {"adv": adv_weight * kl(teacher, student_adv), "clean": (1 - adv_weight) * kl(teacher, student)}
+
+
+def rslad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
+    """RSLAD's loss divided by 10 (its CIFAR-100 code makes up for the 100 classes), x' forwarded before x."""
+    with torch.no_grad():
+        teacher = nets.teacher(x)
+    student_adv, student = nets.student(x_adv), nets.student(x)
+    return {"adv": adv_weight / 10 * kl(teacher, student_adv), "clean": (1 - adv_weight) / 10 * kl(teacher, student)}
 
 
 def akd(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, mixing: float) -> Terms:
     """CE(S(x'), a T(x') + (1 - a) onehot(y)) (Maroto et al. 2022)."""
     with torch.no_grad():
-        teacher = nets.guide(x_adv).softmax(1)
+        teacher = nets.teacher(x_adv).softmax(1)
     target = (mixing * teacher).scatter_add(1, y[:, None], torch.full_like(teacher[:, :1], 1 - mixing))
     return {"adv": cross_entropy(nets.student(x_adv), target)}
 
@@ -191,18 +204,14 @@ def akd(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, mixing: float) -> Te
 def adaad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
     """a KL(T(x') || S(x')) + (1 - a) KL(T(x) || S(x)), a = 1 (Huang et al. 2023; DGAD eq. 4)."""
     with torch.no_grad():
-        teacher, teacher_adv = nets.guide(x), nets.guide(x_adv)
+        teacher, teacher_adv = nets.teacher(x), nets.teacher(x_adv)
     student, student_adv = nets.student(x), nets.student(x_adv)
     return {"adv": adv_weight * kl(teacher_adv, student_adv), "clean": (1 - adv_weight) * kl(teacher, student)}
 
 
-def tenth(loss: Callable[..., Terms]) -> Callable[..., Terms]:
-    """The loss divided by 10: what PyTorch's mean over images *and* classes makes of it on ten classes."""
-
-    def scaled(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, **weights: float) -> Terms:
-        return {name: term / 10 for name, term in loss(nets, x, x_adv, y, **weights).items()}
-
-    return scaled
+def adaad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
+    """AdaAD's CIFAR-10 code: its loss divided by 10, the mean over images *and* classes."""
+    return {name: term / 10 for name, term in adaad(nets, x, x_adv, y, adv_weight=adv_weight).items()}
 
 
 def dgad(
@@ -257,7 +266,7 @@ def _dgad_parts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per image: the clean KL, the adversarial KL, the consistency term, and whether the teacher errs on x."""
     with torch.no_grad():
-        teacher, teacher_adv = nets.guide(x), nets.guide(x_adv)
+        teacher, teacher_adv = nets.teacher(x), nets.teacher(x_adv)
     student, student_adv = nets.student(x), nets.student(x_adv)
     wrong = teacher.argmax(1) != y
     clean = kl(swap_labels(teacher, y), student)
@@ -287,16 +296,21 @@ METHODS: dict[str, Method] = {
         "IAD (code)", fool_label, iad_as_released, _IAD, start=attacks.uniform, attack_mode="train"
     ),
     "rslad": _distil("RSLAD", leave_teacher, rslad, {"adv_weight": 5 / 6}),
-    "rslad_as_released": _distil("RSLAD (code)", leave_teacher, tenth(rslad), {"adv_weight": 5 / 6}),
+    "rslad_as_released": _distil("RSLAD (code)", leave_teacher, rslad_as_released, {"adv_weight": 5 / 6}),
     "akd": _distil("AKD", fool_label, akd, {"mixing": 0.5}, start=attacks.uniform_in_image),
     "adaad": _distil("AdaAD", part_from_teacher, adaad, {"adv_weight": 1.0}),
-    "adaad_as_released": _distil("AdaAD (code, CIFAR-10)", part_from_teacher, tenth(adaad), {"adv_weight": 1.0}),
+    "adaad_as_released": _distil("AdaAD (code, CIFAR-10)", part_from_teacher, adaad_as_released, {"adv_weight": 1.0}),
     "dgad": _distil("DGAD", part_from_teacher, dgad, {"beta": 5.0}),
     "dgad_as_printed": _distil(
         "DGAD (PCR as printed)", part_from_teacher, partial(dgad, consistency=softmax_distance), {"beta": 5.0}
     ),
-    "dgad_as_released": _distil("DGAD (code)", part_from_teacher, dgad_as_released, {"beta": 5.0, "nominal": 128.0}),
+    "dgad_as_released": _distil(
+        "DGAD (code)", part_from_teacher, dgad_as_released, {"beta": 5.0, "nominal": NominalBatch()}
+    ),
     "dgad_mobilenet_as_released": _distil(
-        "DGAD (code, MobileNetV2)", part_from_teacher, dgad_mobilenet_as_released, {"beta": 10.0, "nominal": 128.0}
+        "DGAD (code, MobileNetV2)",
+        part_from_teacher,
+        dgad_mobilenet_as_released,
+        {"beta": 10.0, "nominal": NominalBatch()},
     ),
 }

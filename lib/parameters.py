@@ -1,6 +1,7 @@
 """What a table notebook can be told, and what a scale decides; both checked by name and type before anything runs."""
 
 import ast
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,12 +12,14 @@ import yaml
 
 from lib import ROOT
 from lib.errors import UserError, choose
-from lib.evaluate import ATTACKS, STAGES, Column
+from lib.evaluate import Column
+from lib.methods import METHODS
 from lib.models import MODELS
 from lib.spec import check_type, typed
 from lib.train import PRECISIONS, Schedule
 
 PARAMS = ROOT / "params"
+RADII = {"fgsm": ("epsilon",), "pgd": ("epsilon", "step_size"), "autoattack": ("epsilon",)}  # what an attack heeds
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,12 @@ class Scale:
     def column(self, name: str) -> Column:
         """The attack behind a table's column, radius and step size filled in from the scale."""
         given = dict(choose("column", name, self.columns))
-        for key in ("epsilon", "step_size"):
-            given[key] = given.get(key, getattr(self, key)) / 255
+        wanted = RADII.get(str(given.get("attack")), ())
+        for key in wanted:
+            check_type(given.setdefault(key, getattr(self, key)), float, f"column {name}: {key}")
+            given[key] /= 255
+        if self.test_images:
+            given["images"] = min(given.get("images") or self.test_images, self.test_images)
         return typed(Column, {"name": name, **given}, f"column {name}")
 
 
@@ -75,8 +82,10 @@ def check(namespace: Mapping[str, Any]) -> Parameters:
 
     papermill only warns about a name that no notebook parameter has; here the cell it injected is read, and refused.
 
+    A name that the namespace lacks has its default.
+
     Raises:
-        UserError: an unknown name, a missing one, or a wrong type.
+        UserError: an unknown name or a wrong type.
     """
     declared = {f.name: f.type for f in fields(Parameters)}
     for name in injected_names(namespace.get("In", [])):
@@ -96,13 +105,14 @@ def injected_names(cells: list[str]) -> list[str]:
 
 
 def load_scale(parameters: Parameters) -> Scale:
-    """params/<scale>.yaml with the parameters' `settings` laid over it.
+    """params/<scale>.yaml with the parameters' `settings` laid over it, mappings entry by entry.
 
     Raises:
         UserError: there is no such scale, a setting is unknown or of the wrong type, or a number makes no sense.
     """
     files = {path.stem: path for path in sorted(PARAMS.glob("*.yaml"))}
-    given = read_yaml(choose("scale", parameters.scale, files))["settings"] | parameters.settings
+    given = read_yaml(choose("scale", parameters.scale, files))["settings"]
+    given = merged(given, parameters.settings)
     scale: Scale = typed(Scale, given, "settings")
     _check_scale(scale)
     return scale
@@ -110,7 +120,7 @@ def load_scale(parameters: Parameters) -> Scale:
 
 def _check_scale(scale: Scale) -> None:
     for name in ("epsilon", "step_size", "attack_steps", "train_images", "test_images", "held_out", "max_steps"):
-        if getattr(scale, name) < 0:
+        if not 0 <= getattr(scale, name) < math.inf:
             raise UserError(f"settings: {name} must be >= 0, got {getattr(scale, name)}")
     choose("selection", scale.selection, dict.fromkeys(("test", "held_out")))
     if scale.selection == "held_out" and not scale.held_out:
@@ -119,12 +129,16 @@ def _check_scale(scale: Scale) -> None:
     for model in scale.models.values():
         choose("model", model, MODELS)
     for method in scale.schedules:
+        choose("method", method, {"default": None, **METHODS})
         scale.schedule(method)
     for name in scale.columns:
-        column = scale.column(name)
-        choose("attack", column.attack, ATTACKS)
-        for stage in column.stages:
-            choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
+        scale.column(name)
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `over`, and of the mappings inside, in place of its own."""
+    both = {k: merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **over, **both}
 
 
 def device_of(parameters: Parameters) -> torch.device:

@@ -5,35 +5,31 @@ import time
 
 from tqdm import tqdm
 
-LINES = 20  # at most so many in a log, however many jobs there are
+LINES = 20  # at most so many in a log, however many runs there are
+BAR = "{percentage:3.0f} % {bar} {remaining} left {postfix}"
 
 
 class Progress:
-    """How many of `total` jobs are done, what was finished last, and how long the rest may take.
+    """How much of the work is done, how many of `total` runs, what was finished last, and how long the rest may take.
 
     In a terminal it is a tqdm bar; elsewhere it is a few printed lines, which stay readable wherever output is kept.
     """
 
-    def __init__(self, total: int, unit: str = "runs") -> None:
-        self.total, self.unit = total, unit
-        self.begun, self.printed = time.monotonic(), 0
-        self.bar = tqdm(total=total, unit=unit, mininterval=1) if sys.stderr.isatty() else None
+    def __init__(self, total: int) -> None:
+        self.total, self.begun, self.printed = total, time.monotonic(), 0
+        self.bar = tqdm(total=100, bar_format=BAR, mininterval=1) if sys.stderr.isatty() else None
 
-    def show(self, done: float, message: str) -> None:
-        """Set the state; `done` may be fractional."""
+    def show(self, share: float, done: int, message: str) -> None:
+        """Set the state: the share of the work in [0, 1], the runs that are done, what to say."""
+        runs = f"{done}/{self.total} runs · {message}"
         if self.bar is not None:
-            self.bar.set_postfix_str(message, refresh=False)
-            self.bar.update(round(done, 2) - self.bar.n)
-        elif (due := int(LINES * done / self.total)) > self.printed:
+            self.bar.set_postfix_str(runs, refresh=False)
+            self.bar.update(round(100 * share, 1) - self.bar.n)
+        elif (due := int(LINES * share + 1e-9)) > self.printed:
             self.printed = due
-            print(self.line(done, message), flush=True)
-
-    def line(self, done: float, message: str) -> str:
-        """One printed line."""
-        share, elapsed = done / self.total, time.monotonic() - self.begun
-        tail = f"{clock(elapsed * (1 - share) / share)} left" if share < 1 else f"took {clock(elapsed)}"
-        filled = round(20 * share)
-        return f"{'█' * filled}{'░' * (20 - filled)} {int(done):>3}/{self.total} {self.unit} · {tail} · {message}"
+            elapsed = time.monotonic() - self.begun
+            time_left = f"{clock(elapsed * (1 - share) / share)} left" if share < 1 else f"took {clock(elapsed)}"
+            print(f"{'█' * due}{'░' * (LINES - due)} {time_left} · {runs}", flush=True)
 
     def close(self) -> None:
         """No more updates."""

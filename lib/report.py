@@ -14,12 +14,14 @@ from pandas.io.formats.style import Styler
 from lib.evaluate import wilson
 from lib.experiment import Result
 from lib.parameters import PARAMS, read_yaml
-from lib.runs import network_digest, provenance
-from lib.store import write_atomically
+from lib.runs import network_digest
+from lib.spec import GivenWeights
+from lib.store import said_plainly, write_atomically
 from lib.table import Row, Table, show_path
 
 TEST_IMAGES = 10_000  # what the papers' numbers were measured on
 KINDS = ("reported", "measured", "difference")
+MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "threads", "tf32")
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +58,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     records = [
         _record(table, results, student, teacher, row, column)
         for student in table.students
-        for teacher in table.teachers
+        for teacher in table.teacher_names
         for row in table.rows
         if not row.only_students or student in row.only_students
         for column in table.file.columns
@@ -89,7 +91,7 @@ def styled(comparison: Comparison) -> Styler:
 def reported_table(table: Table) -> pd.DataFrame:
     """The paper's numbers alone, as params/reported/ has them."""
     index = pd.MultiIndex.from_tuples(
-        [(s, t, row.row) for s in table.students for t in table.teachers for row in table.rows],
+        [(s, t, row.row) for s in table.students for t in table.teacher_names for row in table.rows],
         names=["student", "teacher", "method"],
     )
     values = [[_reported(table, s, t, row, column) for column in table.file.columns] for s, t, row in index]
@@ -97,9 +99,11 @@ def reported_table(table: Table) -> pd.DataFrame:
 
 
 def save(comparison: Comparison, outputs: Path) -> list[Path]:
-    """Write the table as csv, md, tex, html and json under outputs/tables; equal results give equal bytes."""
-    folder = outputs / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the table as csv, md, tex, html and json under outputs/tables: equal results of equal code, equal bytes.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
     plain, latex = _wide(comparison, _markdown), _wide(comparison, _latex)
     texts = {
         "csv": comparison.frame.to_csv(index=False),
@@ -115,9 +119,12 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
             indent=1,
         ),
     }
+    folder = outputs / "tables"
     paths = {suffix: folder / f"{comparison.name}.{suffix}" for suffix in texts}
-    for suffix, path in paths.items():
-        write_atomically(path, texts[suffix])
+    with said_plainly(outputs):
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, path in paths.items():
+            write_atomically(path, texts[suffix])
     return list(paths.values())
 
 
@@ -126,16 +133,14 @@ def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFra
     records = []
     for key, block in comparison.frame.groupby(["student", "teacher", "column"], sort=False):
         own, others = block[block.row == row], block[block.row != row]
-        if own.empty or others.empty:
-            continue
         printed = table.reported.get(key[0], {}).get("delta_printed", {}).get(key[1])
         record = dict(zip(("student", "teacher", "column"), key, strict=True))
         record["printed lead"] = printed and printed[table.file.columns.index(key[2])]
         for kind in ("reported", "measured"):
-            if others[kind].notna().any():
-                best = others.loc[others[kind].astype(float).idxmax()]
-                record[f"{kind} lead"] = round(float(own[kind].iloc[0]) - float(best[kind]), 2)
-                record[f"over ({kind})"] = best.row
+            known = not own.empty and own[kind].notna().all() and others[kind].notna().any()
+            best = others.loc[others[kind].astype(float).idxmax()] if known else None
+            record[f"{kind} lead"] = None if best is None else round(float(own[kind].iloc[0]) - float(best[kind]), 2)
+            record[f"over ({kind})"] = "" if best is None else best.row
         records.append(record)
     return pd.DataFrame(records)
 
@@ -155,24 +160,45 @@ def source(*functions: Any) -> Markdown:
 def provenance_table(comparison: Comparison, saved: list[Path]) -> Styler:
     """What a result was made with, and where it was written, for the end of a notebook."""
     facts = {k: v for k, v in comparison.provenance.items() if k not in ("settings", "runs")}
-    facts["packages"] = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
+    facts = {k: ", ".join(v) if isinstance(v, list) else v for k, v in facts.items()}
     facts |= {"runs": f"{len(comparison.provenance['runs'])} networks", "written": ", ".join(map(show_path, saved))}
     return pd.DataFrame({"": facts.values()}, index=list(facts)).style.set_properties(**{"text-align": "left"})
 
 
 def floor(table: Table, results: list[Result]) -> pd.DataFrame:
-    """What the controls show: per student, the undefended network beside the weakest of the table's rows."""
-    names = [column.name for column in table.control_columns]
+    """What the controls show: per student and attack, the undefended network beside the weakest of the table's rows."""
     records = []
-    for student in table.students:
-        controls = [r for r in results if r.student == student and r.row in {c.row.row for c in table.controls}]
-        robust = [cell.spec.digest for cell in table.cells if cell.student == student]
-        for name in names:
-            values = [a.percent for r in results if r.digest in robust for a in r.accuracies if a.column.name == name]
-            for control in controls:
-                (own,) = [a.percent for a in control.accuracies if a.column.name == name]
-                weakest = min(values) if values else None
-                records.append({"student": student, "attack": name, control.row: own, "weakest row": weakest})
+    for control in (r for r in results if r.row in {cell.row.row for cell in table.controls}):
+        for own in control.accuracies:
+            rivals = {
+                f"{r.row} ← {r.teacher}" if r.teacher else r.row: a.percent
+                for r in results
+                if r.student == control.student and r.row in {row.row for row in table.rows}
+                for a in r.accuracies
+                if a.column == own.column
+            }
+            weakest = min(rivals, key=lambda name: rivals[name])
+            records.append(
+                {
+                    "student": control.student,
+                    "attack": own.column.name,
+                    control.row: own.percent,
+                    "weakest row": weakest,
+                    "its accuracy": rivals[weakest],
+                }
+            )
+    return pd.DataFrame(records)
+
+
+def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
+    """The teachers' own accuracies, and where each came from."""
+    records = []
+    for result in (r for r in results if r.row == "teacher"):
+        origin = (
+            "a given file" if isinstance(table.teachers[result.student], GivenWeights) else "trained here by PGD-AT"
+        )
+        values = {table.headings()[a.column.name]: round(a.percent, 1) for a in result.accuracies}
+        records.append({"teacher": result.student, "weights": origin, **values})
     return pd.DataFrame(records)
 
 
@@ -180,10 +206,12 @@ def _record(table: Table, results: list[Result], student: str, teacher: str, row
     reported = _reported(table, student, teacher, row.row, column)
     mine = [r for r in results if r.student == student and r.row == row.row and r.teacher in ("", teacher)]
     accuracies = [a for r in mine for a in r.accuracies if a.column.name == column]
-    k, n = sum(a.k for a in accuracies), sum(a.n for a in accuracies)
+    percents = [a.percent for a in accuracies]
+    n = accuracies[0].n if accuracies else 0  # the seeds share their test images, so these count once
+    k = round(sum(a.k for a in accuracies) / len(accuracies)) if accuracies else 0
     low, high = wilson(k, n) if n else (None, None)
-    measured = 100 * k / n if n else None
-    spread = pd.Series([a.percent for a in accuracies]).std() if len(accuracies) > 1 else None
+    measured = sum(percents) / len(percents) if percents else None
+    spread = pd.Series(percents).std() if len(percents) > 1 else None
     return {
         "student": student,
         "teacher": teacher,
@@ -283,29 +311,30 @@ def _flat(wide: pd.DataFrame) -> pd.DataFrame:
 
 
 def _caption(table: Table, frame: pd.DataFrame) -> str:
-    stand_ins = [f"{own} for {paper}" for paper, own in table.scale.models.items() if own != paper]
-    used = {*table.students, *table.teachers}
+    used = {*table.students, *table.teacher_names}
+    stand_ins = [f"{own} for {paper}" for paper, own in table.scale.models.items() if own != paper and paper in used]
+    trained = [name for name, net in table.teachers.items() if not isinstance(net, GivenWeights)]
+    sources = sorted(set(frame["quoted"]) - {""})
     parts = [
         f"{table.file.title} ({table.file.paper.upper()}, {table.file.item}), accuracy in %.",
         f"Reported: {table.reported.get('title', '')}, 10,000 test images. Measured at scale '{table.scale_name}': "
         f"{table.scale.title}; data: {table.data.name}.",
-    ]
-    if stand_ins and any(f" for {name}" in text for name in used for text in stand_ins):
-        parts.append(f"Stand-ins: {', '.join(stand_ins)}.")
-    if frame["quoted"].any():
-        sources = ", ".join(sorted(set(frame["quoted"]) - {""}))
-        parts.append(f"† quoted by the authors from {sources}'s table, according to a third party.")
-    parts.append(
+        f"Settings replaced: {', '.join(sorted(table.replaced))}." if table.replaced else "",
+        f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
+        f"Teachers trained here by PGD-AT: {', '.join(trained)}." if trained else "",
+        f"† equal to {', '.join(sources)}'s table to the digit, so very likely quoted." if sources else "",
         "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
-        "by all that lie inside the leader's interval."
-    )
-    if stand_ins or table.data.name != "cifar10":
-        parts.append("The difference compares different data and networks: it says nothing about the paper.")
-    return " ".join(parts)
+        "by all that lie inside the leader's interval: much bold means that little can be told apart.",
+    ]
+    if stand_ins or table.replaced or table.data.name != "cifar10":
+        parts.append("The difference compares different conditions, so it says nothing about the paper.")
+    return " ".join(part for part in parts if part)
 
 
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
-    return provenance(table.place) | {
+    made = [facts for result in results for facts in result.made]
+    shared = {key: sorted({str(facts[key]) for facts in made}) for key in MADE_WITH}
+    return shared | {
         "scale": table.scale_name,
         "settings": asdict(table.scale),
         "data_sha256": table.data.sha256,

@@ -16,9 +16,9 @@ from torch import nn
 
 from lib import ROOT, data
 from lib.attacks import pgd
-from lib.checkpoints import load_weights, save_weights
+from lib.checkpoints import file_digest, load_weights, save_weights
 from lib.errors import UserError, choose
-from lib.evaluate import Accuracy, Column, accuracy, evaluate
+from lib.evaluate import VERSION, Accuracy, Column, accuracy, evaluate
 from lib.methods import METHODS
 from lib.models import build
 from lib.spec import DataSpec, GivenWeights, RunSpec, digest_of
@@ -47,7 +47,7 @@ class Place:
     def dataset(self, spec: DataSpec) -> data.Dataset:
         """The data that `spec` names, its subset taken, on the device."""
         whole = _load(spec.name, self.data_dir, self.download, self.outputs / "cache")
-        return whole.subset(spec.train_images, spec.test_images).to(torch.device(self.device))
+        return whole.subset(spec.train_images).to(torch.device(self.device))
 
 
 @lru_cache(maxsize=2)
@@ -55,17 +55,16 @@ def _load(name: str, data_dir: Path, download: bool, cache_dir: Path) -> data.Da
     return data.load(name, data_dir=data_dir, download=download, cache_dir=cache_dir)
 
 
-def describe_data(place: Place, name: str, train_images: int, test_images: int, held_out: int) -> DataSpec:
+def describe_data(place: Place, name: str, train_images: int, held_out: int) -> DataSpec:
     """The spec of the data called `name` as it lies at `place`.
 
     Raises:
         UserError: it is not there, or has fewer images than asked for.
     """
     whole = _load(name, place.data_dir, place.download, place.outputs / "cache")
-    part = whole.subset(train_images, test_images)
     if held_out:
-        data.hold_out(part.train, held_out)
-    return DataSpec(name, whole.digest(), train_images, test_images, held_out)
+        data.hold_out(whole.subset(train_images).train, held_out)
+    return DataSpec(name, whole.digest(), train_images, held_out)
 
 
 def network(spec: Network, data_spec: DataSpec, place: Place, checkpoint: str = "best") -> nn.Module:
@@ -76,7 +75,10 @@ def network(spec: Network, data_spec: DataSpec, place: Place, checkpoint: str = 
     """
     net = fresh_network(spec.model, data_spec, place)
     if isinstance(spec, GivenWeights):
-        load_weights(net, place.weights_files[spec.sha256])
+        path = place.weights_files[spec.sha256]
+        if file_digest(path) != spec.sha256:
+            raise UserError(f"{path} is not the file any more that this table was opened with")
+        load_weights(net, path)
     elif place.store.has(spec.digest):
         load_weights(net, place.store.folder(spec.digest) / f"{checkpoint}.safetensors")
     else:
@@ -121,11 +123,11 @@ def make(spec: RunSpec, place: Place, notify: Callable[[float], None] = lambda s
 def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
     """The training of `spec` at its first step; a probe of its cost may use an untrained teacher."""
     dataset = place.dataset(spec.data)
-    train, selection = dataset.train, dataset.test
+    train, selection = dataset.train, dataset.test.take(slice(0, spec.selection_images or None))
     if spec.selection == "held_out":
         train, selection = data.hold_out(dataset.train, spec.data.held_out)
     teacher = None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.manual_seed(spec.seed)
         student = fresh_network(spec.model, spec.data, place)
         if spec.teacher is not None:
@@ -154,14 +156,16 @@ def measure(
 ) -> list[Accuracy]:
     """The accuracies of a network under `columns`; each column is computed once and kept."""
     store, digest = place.store, network_digest(spec, data_spec)
-    kept = {column: store.read_rows(digest, _key(column, checkpoint)) for column in columns}
-    if todo := tuple(column for column, rows in kept.items() if rows is None):
-        net, test = network(spec, data_spec, place, checkpoint), place.dataset(data_spec).test
-        for column in todo:
-            (row,) = evaluate(net, test, (column,))
-            kept[column] = [row.to_json()]
-            store.write_rows(digest, _key(column, checkpoint), [row.to_json()])
-    return [Accuracy.from_json(rows[0]) for rows in kept.values() if rows]
+    if not measured(spec, data_spec, place, columns, checkpoint):
+        with store.claim(f"{digest}-rows"):
+            net, test = network(spec, data_spec, place, checkpoint), place.dataset(data_spec).test
+            for column in columns:
+                if store.read_rows(digest, _key(column, checkpoint)) is None:
+                    (row,) = evaluate(net, test, (column,))
+                    made = {**row.to_json(), "provenance": provenance(place)}
+                    store.write_rows(digest, _key(column, checkpoint), [made])
+    kept = [store.read_rows(digest, _key(column, checkpoint)) for column in columns]
+    return [Accuracy.from_json(rows[0]) for rows in kept if rows]
 
 
 def measured(
@@ -177,8 +181,18 @@ def network_digest(spec: Network, data_spec: DataSpec) -> str:
     return spec.digest if isinstance(spec, RunSpec) else digest_of([asdict(spec), asdict(data_spec)])
 
 
+def made_with(spec: Network, data_spec: DataSpec, place: Place) -> list[dict[str, Any]]:
+    """The provenance of a network's training and of its accuracies, as stored when they were made."""
+    store, digest = place.store, network_digest(spec, data_spec)
+    files = sorted((store.evaluations / digest).glob("*.json"))
+    stored = [row["provenance"] for file in files for row in store.read_rows(digest, file.stem) or []]
+    if isinstance(spec, RunSpec):
+        stored.append(json.loads((store.folder(digest) / "provenance.json").read_text()))
+    return stored
+
+
 def provenance(place: Place) -> dict[str, Any]:
-    """What a result was made with: code, versions, machine, threads."""
+    """What is running now: code, versions, machine, threads."""
     device = torch.device(place.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {
@@ -206,7 +220,7 @@ def _score(net: nn.Module, selection: data.Split, column: Column) -> float:
 
 
 def _key(column: Column, checkpoint: str) -> str:
-    return digest_of([asdict(column), checkpoint])
+    return digest_of([asdict(column), checkpoint, VERSION])
 
 
 def _publish(spec: RunSpec, training: Training, place: Place, seconds: float, resumed: bool) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, get_args, get_origin
 
 from lib.errors import UserError
+from lib.methods import Weight
 from lib.train import Schedule
 
 RECIPE = 1  # raised when the training code changes what an equal spec computes
@@ -14,12 +15,11 @@ RECIPE = 1  # raised when the training code changes what an equal spec computes
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set by name and content; sizes of 0 mean whole splits; held_out images never train, they select."""
+    """What is trained on: a data set by name and content; train_images = 0 means all; held_out of them never train."""
 
     name: str
     sha256: str
     train_images: int
-    test_images: int
     held_out: int
 
 
@@ -33,18 +33,22 @@ class GivenWeights:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One training run. Radii and step sizes in [0, 1]; `selection` is the split that PGD-10 picks the epoch on."""
+    """One training run. Radii and step sizes in [0, 1]; weights are resolved, a method's defaults included.
+
+    `selection` is the split that PGD-10 picks the epoch on, `selection_images` how many of it (0: all).
+    """
 
     data: DataSpec
     model: str
     method: str
-    weights: tuple[tuple[str, float], ...]
+    weights: tuple[tuple[str, Weight], ...]
     teacher: "RunSpec | GivenWeights | None"
     schedule: Schedule
     epsilon: float
     step_size: float
     attack_steps: int
     selection: str
+    selection_images: int
     seed: int
     precision: str = "fp32"
     max_steps: int = 0

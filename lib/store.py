@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ class Store:
         self.outputs = outputs
         self.runs, self.partial, self.claims = outputs / "runs", outputs / "partial", outputs / "claims"
         self.evaluations = outputs / "evaluations"  # beside the runs, which never change once published
-        with _said_plainly(outputs):
+        with said_plainly(outputs):
             for folder in (self.runs, self.partial, self.claims, self.evaluations):
                 folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.runs):
@@ -85,27 +86,23 @@ class Store:
         Raises:
             UserError: the disk is full or the folder cannot be written; nothing was published, checkpoints are kept.
         """
-        with _said_plainly(self.outputs):
+        with said_plainly(self.outputs):
             temporary = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=self.runs))
             try:
                 yield temporary
                 manifest = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+                temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are its user's alone
                 os.rename(temporary, self.folder(digest))
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
     def save_checkpoint(self, digest: str, state: dict[str, Any]) -> None:
         """Replace the run's epoch checkpoint; the old one stays until the new one is whole."""
-        path = self._checkpoint(digest)
-        with _said_plainly(self.outputs):
-            temporary = path.with_suffix(".tmp")
-            try:
-                torch.save(state, temporary)
-                temporary.replace(path)
-            except (OSError, RuntimeError) as error:
-                temporary.unlink(missing_ok=True)
-                raise error if isinstance(error, OSError) else OSError(errno.ENOSPC, str(error)) from error
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # into memory first: torch turns a full disk into a RuntimeError
+        with said_plainly(self.outputs):
+            write_atomically(self._checkpoint(digest), buffer.getvalue())
 
     def load_checkpoint(self, digest: str) -> dict[str, Any] | None:
         """The run's epoch checkpoint, or None.
@@ -114,7 +111,10 @@ class Store:
             UserError: it is damaged.
         """
         path = self._checkpoint(digest)
-        return read_plain(path) if path.exists() else None
+        try:
+            return read_plain(path) if path.exists() else None
+        except UserError as error:
+            raise UserError(f"the checkpoint {path} is damaged: delete that file to begin its run anew") from error
 
     def drop_checkpoint(self, digest: str) -> None:
         """Forget the run's epoch checkpoint."""
@@ -144,7 +144,7 @@ class Store:
     def write_rows(self, digest: str, key: str, rows: list[dict[str, Any]]) -> None:
         """Store an evaluation's rows, whole or not at all."""
         path = self._rows(digest, key)
-        with _said_plainly(self.outputs):
+        with said_plainly(self.outputs):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps({"sha256": _json_digest(rows), "rows": rows}))
 
@@ -155,21 +155,29 @@ class Store:
         return self.evaluations / digest / f"{key}.json"
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager
-def _said_plainly(outputs: Path) -> Iterator[None]:
-    """A full disk or an unwritable folder, as a sentence."""
+def said_plainly(outputs: Path) -> Iterator[None]:
+    """A full disk or an unwritable folder, as a sentence.
+
+    Raises:
+        UserError: in place of the OSError.
+    """
     try:
         yield
     except OSError as error:

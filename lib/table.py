@@ -13,7 +13,7 @@ from lib.errors import UserError, choose
 from lib.evaluate import Column
 from lib.methods import METHODS
 from lib.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml
-from lib.runs import Network, Place, describe_data
+from lib.runs import Network, Place, describe_data, network
 from lib.spec import DataSpec, GivenWeights, RunSpec, typed
 
 TEACHER_METHOD = "pgd_at"  # how the companion trains a teacher that no file is given for
@@ -70,12 +70,14 @@ class Table:
     workers: int
     data: DataSpec
     students: tuple[str, ...]
-    teachers: dict[str, Network]
+    teacher_names: tuple[str, ...]
+    teachers: dict[str, Network]  # those that some row learns from
     rows: tuple[Row, ...]
     cells: tuple[Cell, ...]
     controls: tuple[Cell, ...]
     columns: tuple[Column, ...]
     control_columns: tuple[Column, ...]
+    replaced: dict[str, Any]  # the settings that the parameters put in place of the scale's
 
     @property
     def reported(self) -> dict[str, Any]:
@@ -84,12 +86,15 @@ class Table:
 
     def headings(self) -> dict[str, str]:
         """Each column's name with what this scale reduces."""
-        images = self.data.test_images or self.place.dataset(self.data).test.labels.numel()
+        images = len(self.place.dataset(self.data).test.labels)
         return {column.name: column.heading(images) for column in self.columns}
 
 
 def open_table(name: str, parameters: Parameters) -> Table:
     """The table params/tables/<name>.yaml under these parameters; nothing is trained.
+
+    Paths are taken from the checkout. On a CPU it sets torch to one thread, as in every worker: equal bits however many
+    runs go on at once.
 
     Raises:
         UserError: whatever in the parameters, the scale or the data does not fit, in one sentence.
@@ -97,20 +102,23 @@ def open_table(name: str, parameters: Parameters) -> Table:
     files = {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
     file: TableFile = typed(TableFile, read_yaml(choose("table", name, files)), f"table {name}")
     scale = load_scale(parameters)
-    outputs = ROOT / parameters.outputs
-    digests = {teacher: (file_digest(ROOT / path), ROOT / path) for teacher, path in parameters.teacher_files.items()}
+    files_of = {teacher: _from_root(path) for teacher, path in parameters.teacher_files.items()}
+    digests = {teacher: file_digest(path) for teacher, path in files_of.items()}
     place = Place(
-        outputs=outputs,
-        data_dir=ROOT / parameters.data_dir,
+        outputs=_from_root(parameters.outputs),
+        data_dir=_from_root(parameters.data_dir),
         download=parameters.download,
         device=str(device_of(parameters)),
-        weights_files=dict(digests.values()),
+        weights_files={digests[teacher]: path for teacher, path in files_of.items()},
     )
     if place.device == "cpu":
-        torch.set_num_threads(1)  # several runs at once, one thread each; and equal bits however many there are
+        torch.set_num_threads(1)
     place.store  # noqa: B018  an outputs folder that cannot be written is said now, not after the training
-    data = describe_data(place, scale.dataset, scale.train_images, scale.test_images, scale.held_out)
-    builder = _Builder(file, scale, parameters, data, {name: sha for name, (sha, _) in digests.items()})
+    data = describe_data(place, scale.dataset, scale.train_images, scale.held_out)
+    builder = _Builder(file, scale, parameters, data, digests)
+    for net in builder.teachers.values():
+        if isinstance(net, GivenWeights):
+            network(net, data, place)  # a file that does not fit is said now
     return Table(
         name=name,
         file=file,
@@ -120,13 +128,19 @@ def open_table(name: str, parameters: Parameters) -> Table:
         workers=parameters.workers,
         data=data,
         students=builder.students,
+        teacher_names=builder.teacher_names,
         teachers=builder.teachers,
         rows=builder.rows,
         cells=tuple(builder.cells(builder.rows)),
         controls=tuple(builder.cells(tuple(_row(row) for row in file.controls))),
         columns=tuple(scale.column(column) for column in file.columns),
         control_columns=tuple(scale.column(column) for column in file.control_columns),
+        replaced=parameters.settings,
     )
+
+
+def _from_root(path: str) -> Path:
+    return ROOT / Path(path).expanduser()
 
 
 def _row(given: Any) -> Row:
@@ -137,7 +151,7 @@ def _row(given: Any) -> Row:
 
 
 def _picked(what: str, wanted: list[str], known: dict[str, Any], default: list[str]) -> list[Any]:
-    return [choose(what, name, known) for name in (wanted or default)]
+    return [choose(what, name, known) for name in dict.fromkeys(wanted or default)]
 
 
 class _Builder:
@@ -155,12 +169,13 @@ class _Builder:
             dict(zip(file.teachers, file.teachers, strict=True)),
         )
         self.students = tuple(_picked("student", parameters.students, names[0], file.students))
-        chosen = _picked("teacher", parameters.teachers, names[1], file.teachers)
+        self.teacher_names = tuple(_picked("teacher", parameters.teachers, names[1], file.teachers))
         for name in files:
             choose("teacher", name, names[1])
         if not parameters.seeds:
             raise UserError("parameter seeds is empty; give at least one, such as [0]")
-        self.teachers = {name: self.teacher(name) for name in chosen}
+        taught = any(METHODS[row.method].needs_teacher for row in self.rows)
+        self.teachers = {name: self.teacher(name) for name in self.teacher_names if taught}
 
     def teacher(self, name: str) -> Network:
         """The weights given for a teacher, or the run that trains it."""
@@ -176,28 +191,27 @@ class _Builder:
                     continue
                 taught = METHODS[row.method].needs_teacher
                 for name, teacher in self.teachers.items() if taught else [("", None)]:
-                    for seed in self.parameters.seeds:
+                    for seed in dict.fromkeys(self.parameters.seeds):
                         yield Cell(student, name, row, seed, self.run(student, row, teacher, seed))
 
     def run(self, name: str, row: Row, teacher: Network | None, seed: int) -> RunSpec:
         """The run of one cell."""
-        schedule, known = self.scale.schedule(row.method), METHODS[row.method].weights
-        weights = {key: float(value) for key, value in row.weights.get(name, {}).items()}
-        for key in weights:
+        known = METHODS[row.method].weights
+        for key in (chosen := row.weights.get(name, {})):
             choose(f"weight of method {row.method}", key, known)
-        if "nominal" in known:  # the batch size that a released code divides by is the schedule's
-            weights["nominal"] = float(schedule.batch_size)
+        weights = {**known, **{key: float(value) for key, value in chosen.items()}}
         return RunSpec(
             data=self.data,
             model=self.model(name),
             method=row.method,
             weights=tuple(sorted(weights.items())),
             teacher=teacher,
-            schedule=schedule,
+            schedule=self.scale.schedule(row.method),
             epsilon=self.scale.epsilon / 255,
             step_size=self.scale.step_size / 255,
             attack_steps=self.scale.attack_steps,
             selection=self.scale.selection,
+            selection_images=self.scale.test_images if self.scale.selection == "test" else 0,
             seed=seed,
             precision=self.scale.precision,
             max_steps=self.scale.max_steps,

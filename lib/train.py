@@ -5,7 +5,7 @@ terms; their mean, backward; the optimiser. After every epoch the student is sco
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from lib.data import Split, crop_and_flip, to_float
 from lib.errors import UserError, choose
-from lib.methods import Method, Net, Nets
+from lib.methods import Method, Net, Nets, Weight, weight_at
 
 Attack = Callable[..., Tensor]  # (objective, x, *, start, generator) -> x'
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
@@ -33,6 +33,10 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     milestones: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf or min(self.milestones, default=0) < 0:
+            raise UserError(f"a schedule wants epochs and batch_size >= 1 and a positive lr, got {self}")
 
     def steps(self, images: int) -> int:
         """Optimisation steps over `images` images; the last batch of an epoch may be partial."""
@@ -69,7 +73,8 @@ def in_precision(net: nn.Module, precision: str) -> Net:
     Raises:
         UserError: the precision is neither.
     """
-    if choose("precision", precision, dict.fromkeys(PRECISIONS, precision)) == "fp32":
+    choose("precision", precision, dict.fromkeys(PRECISIONS))
+    if precision == "fp32":
         return net
 
     def forward(x: Tensor) -> Tensor:
@@ -96,7 +101,7 @@ class Training:
         schedule: Schedule,
         score: Score,
         *,
-        weights: dict[str, float] | None = None,
+        weights: Mapping[str, Weight] | None = None,
         padding: int = 0,
         flip: bool = False,
         seed: int = 0,
@@ -104,13 +109,15 @@ class Training:
         max_steps: int = 0,
     ) -> None:
         self.student, self.method, self.attack, self.data = student, method, attack, data
-        self.schedule, self.score, self.weights = schedule, score, weights or {}
+        self.schedule, self.score = schedule, score
+        self.weights: dict[str, Weight] = {**method.weights, **(weights or {})}
         self.padding, self.flip = padding, flip
         if method.needs_teacher and teacher is None:
             raise UserError(f"{method.title} needs a teacher")
         if teacher is not None:
             teacher.eval().requires_grad_(False)
-        self.nets = Nets(in_precision(student, precision), teacher and in_precision(teacher, precision))
+        nets = [in_precision(net, precision) for net in (student, teacher) if net is not None]
+        self.nets = Nets(*nets)
         self.generator = Generator(data.images.device).manual_seed(seed)
         self.optimizer, self.scheduler = schedule.build(student, len(data.labels))
         self.total = schedule.steps(len(data.labels))
@@ -157,7 +164,8 @@ class Training:
             x = crop_and_flip(x, padding=self.padding, flip=self.flip, generator=self.generator)
         x_adv = self.craft(x, y)
         self.student.train()
-        weights = self.method.weights_at(self.step / self.total, self.weights)
+        progress, size = self.step / self.total, self.schedule.batch_size
+        weights = {name: weight_at(weight, progress, size) for name, weight in self.weights.items()}
         per_image = self.method.loss(self.nets, x, x_adv, y, **weights)
         terms = {name: term.mean() for name, term in per_image.items()}
         self.optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,17 @@ from lib.attacks import at_image, pgd
 from lib.cw2 import cw2
 from lib.data import Split
 from lib.errors import UserError
-from lib.evaluate import ATTACKS, Accuracy, Column, accuracy, check_perturbation, evaluate, frozen, wilson
+from lib.evaluate import (
+    ATTACKS,
+    Accuracy,
+    Column,
+    EvaluationAttack,
+    accuracy,
+    check_perturbation,
+    evaluate,
+    frozen,
+    wilson,
+)
 from lib.losses import cross_entropy
 
 EPSILON = 0.05
@@ -64,14 +74,14 @@ def test_an_accuracy_survives_json():
 @pytest.mark.parametrize(
     ("changes", "heading"),
     [
-        ({"attack": "pgd"}, "AA"),
+        ({"attack": "pgd", "steps": 3}, "AA"),
         ({"attack": "autoattack"}, "AA"),
         ({"attack": "autoattack", "stages": ("apgd-ce", "apgd-t", "fab-t", "square")}, "AA"),
         ({"attack": "autoattack", "images": 200}, "AA (200 images)"),
         ({"attack": "autoattack", "images": 500}, "AA"),
         ({"attack": "autoattack", "stages": CHEAP}, "AA (APGD-CE+APGD-T only)"),
         ({"attack": "autoattack", "stages": CHEAP, "images": 200}, "AA (APGD-CE+APGD-T only, 200 images)"),
-        ({"attack": "pgd", "stages": CHEAP, "images": 200}, "AA (200 images)"),
+        ({"attack": "pgd", "steps": 3, "images": 200}, "AA (200 images)"),
     ],
 )
 def test_a_heading_says_what_was_reduced_and_nothing_else(changes, heading):
@@ -138,7 +148,7 @@ def test_no_parameter_requires_a_gradient_while_an_attack_runs(net, split, monke
         seen.extend((net.training, *(p.requires_grad for p in net.parameters())))
         return x
 
-    monkeypatch.setitem(ATTACKS, "spy", (attack, True))
+    monkeypatch.setitem(ATTACKS, "spy", EvaluationAttack(attack))
     evaluate(net.train(), split, (column("spy"),))
     assert set(seen) == {False}
 
@@ -164,7 +174,7 @@ def test_more_images_than_there_are_are_refused(net, split):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_stays_in_the_image_range_and_a_bounded_one_in_its_ball(name, net, split):
-    (x, y), (attack, bounded) = split, ATTACKS[name]
+    (x, y), (attack, bounded, _) = split, ATTACKS[name]
     x_adv = attack(net, x, y, column(name), Generator().manual_seed(0))
     assert x_adv.shape == x.shape
     assert x_adv.min() >= 0
@@ -174,7 +184,7 @@ def test_every_attack_stays_in_the_image_range_and_a_bounded_one_in_its_ball(nam
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "clean"])
 def test_every_attack_but_clean_moves_the_images(name, net, split):
-    (x, y), (attack, _) = split, ATTACKS[name]
+    (x, y), attack = split, ATTACKS[name].run
     assert (attack(net, x, y, column(name, epsilon=0.3, steps=50), Generator().manual_seed(0)) != x).any()
 
 
@@ -191,15 +201,15 @@ def test_every_attack_but_clean_moves_the_images(name, net, split):
 def test_an_attack_that_leaves_its_ball_or_the_image_range_stops_the_evaluation(net, monkeypatch, bad, said):
     x = torch.full((16, 3, 4, 4), 0.5)
     x[3, 0, 0, 0], x[4, 0, 0, 0] = 0, 1
-    monkeypatch.setitem(ATTACKS, "bad", (lambda net, x, y, column, generator: bad(x), True))
+    monkeypatch.setitem(ATTACKS, "bad", EvaluationAttack(lambda net, x, y, column, generator: bad(x)))
     with pytest.raises(RuntimeError, match=f"column .*{said}"):
         evaluate(net, Split(x, torch.zeros(16, dtype=torch.long)), (column("bad"),))
 
 
 def test_an_unbounded_attack_may_leave_the_ball_but_not_the_image_range(net, split, monkeypatch):
-    monkeypatch.setitem(ATTACKS, "far", (lambda net, x, y, column, generator: 1 - x, False))
+    monkeypatch.setitem(ATTACKS, "far", EvaluationAttack(lambda net, x, y, column, generator: 1 - x, bounded=False))
     assert accuracy(net, split, column("far")).n == 16
-    monkeypatch.setitem(ATTACKS, "far", (lambda net, x, y, column, generator: 2 - x, False))
+    monkeypatch.setitem(ATTACKS, "far", EvaluationAttack(lambda net, x, y, column, generator: 2 - x, bounded=False))
     with pytest.raises(RuntimeError, match="left its bounds"):
         accuracy(net, split, column("far"))
 
@@ -235,7 +245,7 @@ def test_the_pgd_column_is_pgd_with_the_columns_settings_and_seed(net, split):
 def test_the_cw2_column_is_cw2_with_the_columns_steps(net, split):
     (x, y), calls = split, []
     net.register_forward_hook(lambda *_: calls.append(1))
-    x_adv = ATTACKS["cw2"][0](net, x, y, column("cw2", steps=30), None)
+    x_adv = ATTACKS["cw2"].run(net, x, y, column("cw2", steps=30), None)
     assert len(calls) <= 30
     assert x_adv.equal(cw2(net, x, y, steps=30))
 
@@ -251,10 +261,10 @@ def test_a_column_gives_the_same_flags_twice_and_leaves_torchs_own_draws_alone(n
 
 def test_the_autoattack_column_equals_the_authors_code_called_directly(net, split):
     x, y = split
-    ours = accuracy(net, split, column("autoattack", seed=3, stages=CHEAP, batch_size=16))
+    ours = accuracy(net, split, column("autoattack", seed=3, stages=CHEAP, batch_size=5))
     attack = pyautoattack.AutoAttack(net, attacks=list(CHEAP), eps=EPSILON, norm="Linf", seed=3, version="custom")
     attack.apgd.n_restarts = 1
-    x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=16)
+    x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=5)
     assert ours.flags == as_string(net(x_adv).argmax(1) == y)
     assert 0 < ours.k < 12
 

@@ -5,15 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 from small import parameters
 
 from lib import ROOT, experiment, runs
-from lib.cost import Cost
 from lib.errors import UserError
-from lib.experiment import open_table, plan, run
+from lib.experiment import _Tally, open_table, plan, run
 from lib.table import Table
 
 
@@ -81,7 +82,7 @@ def test_an_added_column_is_measured_without_training(finished, monkeypatch):
     monkeypatch.setattr(runs, "start", lambda *_: pytest.fail("trained again"))
     columns = finished.scale.columns | {"PGD": {"attack": "pgd", "steps": 4}}
     changed = small(finished.place.outputs, settings={"columns": columns})
-    monkeypatch.setattr(experiment.cost, "estimate", lambda *_: Cost())
+    monkeypatch.setattr(experiment.cost, "training", lambda *_: pytest.fail("probed"))
     planned = plan(changed)
     assert {*planned.frame["state"]} == {"trained, to be measured"}
     run(planned)
@@ -103,7 +104,7 @@ import sys; sys.path.insert(0, "tests")
 import torch; torch.set_num_threads(1)
 from small import parameters
 from lib import train
-from lib.experiment import open_table, plan, run
+from lib.experiment import _Tally, open_table, plan, run
 import time
 step = train.Training.train_step
 def slow(self, x, y):
@@ -130,6 +131,54 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_weights_as_one_that_was_
     run(planned)
     assert same(weights(finished), weights(table))
     assert not list(partial.iterdir())
+
+
+def make_and_note(spec, place, note) -> None:
+    publish = runs._publish
+
+    def noted(*arguments: object) -> None:
+        with note.open("a") as file:
+            file.write("trained\n")
+        publish(*arguments)
+
+    runs._publish = noted
+    runs.make(spec, place)
+
+
+def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
+    table, note = small(tmp_path, rows=["PGD-AT"]), tmp_path / "note"
+    context = multiprocessing.get_context("fork")
+    spec = table.cells[0].spec
+    both = [context.Process(target=make_and_note, args=(spec, table.place, note)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    assert note.read_text() == "trained\n"
+
+
+def test_a_teacher_that_is_also_a_row_is_made_before_its_students_and_measured_under_every_column(tmp_path):
+    models = {"ResNet18": "ResNet8-w8", "WideResNet-34-10": "ResNet8-w8"}
+    table = small(tmp_path, settings={"models": models})
+    jobs = plan(table).jobs
+    assert table.cells[0].spec == table.teachers["WideResNet-34-10"]
+    assert [job.label for job in jobs].index("teacher WideResNet-34-10") == 0
+    assert {column.name for column in jobs[0].columns} == {"Clean", "FGSM", "PGD", "CW2", "AA", "PGD-20"}
+    run(plan(table))
+
+
+def test_a_long_job_weighs_more_in_the_progress_than_a_short_one(tmp_path):
+    planned = plan(small(tmp_path, rows=["PGD-AT"]))
+    shown = []
+    progress = SimpleNamespace(show=lambda share, done, said: shown.append((round(share, 3), done)))
+    seconds = [3.0] + [1.0] * (len(planned.todo) - 1)
+    tally = _Tally(replace(planned, frame=planned.frame.assign(seconds=seconds)), progress)
+    tally.show({id(planned.todo[0]): 0.5})
+    tally.finish(planned.todo[0], "done")
+    tally.show({})
+    total = sum(seconds)
+    assert shown == [(round(1.5 / total, 3), 0), (round(3 / total, 3), 1)]
 
 
 def die(*_: object) -> None:
@@ -169,12 +218,21 @@ def test_a_given_teacher_is_used_and_measured_and_not_trained(finished, tmp_path
     assert weights(table).keys() == {table.cells[0].spec.digest, table.controls[0].spec.digest}
 
 
-def test_a_given_teacher_of_another_shape_stops_the_run_in_a_sentence(finished, tmp_path):
+def test_a_given_teacher_of_another_shape_is_refused_before_anything_runs(finished, tmp_path):
     student = finished.cells[0].spec
     file = finished.place.store.folder(student.digest) / "best.safetensors"
-    table = small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
     with pytest.raises(UserError, match="does not fit WideResNet; nothing was loaded. missing: "):
-        run(plan(table))
+        small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
+
+
+def test_a_teacher_file_that_was_changed_after_the_table_was_opened_is_not_used(finished, tmp_path):
+    teacher = finished.teachers["WideResNet-34-10"]
+    file = tmp_path / "teacher.safetensors"
+    file.write_bytes((finished.place.store.folder(teacher.digest) / "best.safetensors").read_bytes())
+    table = small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
+    file.write_bytes((finished.place.store.folder(teacher.digest) / "last.safetensors").read_bytes() + b" ")
+    with pytest.raises(UserError, match="is not the file any more"):
+        runs.make(table.cells[0].spec, table.place)
 
 
 def test_provenance_says_with_what_a_run_was_made(finished):

@@ -7,7 +7,8 @@ import torch
 
 from lib.attacks import gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
 from lib.data import Split
-from lib.methods import METHODS, Nets, fool_label, leave_clean, leave_teacher, part_from_teacher
+from lib.errors import UserError
+from lib.methods import METHODS, Nets, fool_label, leave_clean, leave_teacher, part_from_teacher, weight_at
 from lib.train import Schedule, Training
 
 N, C = 6, 5
@@ -23,9 +24,9 @@ FORWARDS = {
     "ard": "a",
     "ard_as_released": "ax",
     "iad": "xa",
-    "iad_as_released": "axax",
+    "iad_as_released": "aaxx",
     "rslad": "xa",
-    "rslad_as_released": "xa",
+    "rslad_as_released": "ax",
     "akd": "a",
     "adaad": "xa",
     "adaad_as_released": "xa",
@@ -85,8 +86,12 @@ def make_case(n=N, wrong=range(2), perfect=False):
 
 def terms_of(name, case, progress=1.0, **chosen):
     method = METHODS[name]
-    chosen = {key: value for key, value in chosen.items() if key in method.weights}
-    return method.loss(case.nets, case.x, case.x_adv, case.y, **method.weights_at(progress, chosen))
+    weights = {key: chosen.get(key, weight) for key, weight in method.weights.items()}
+    return method.loss(case.nets, case.x, case.x_adv, case.y, **numbers(weights, progress))
+
+
+def numbers(weights, progress=1.0, batch_size=128):
+    return {key: weight_at(weight, progress, batch_size) for key, weight in weights.items()}
 
 
 def loss_of(name, case, progress=1.0, **chosen):
@@ -213,7 +218,7 @@ def test_the_terms_are_one_finite_number_per_image_and_train_nothing_but_the_stu
     (x, y), student, teacher = batch, make_net(), make_net()
     x_adv = x + 0.03 * torch.randn_like(x)
     method = METHODS[name]
-    terms = method.loss(Nets(student, teacher), x, x_adv, y, **method.weights_at(1.0, {}))
+    terms = method.loss(Nets(student, teacher), x, x_adv, y, **numbers(method.weights))
     assert all(term.shape == y.shape and term.isfinite().all() for term in terms.values())
     sum(terms.values()).mean().backward()
     assert all(p.grad.isfinite().all() for p in student.parameters())
@@ -257,8 +262,9 @@ def test_a_training_step_leaves_no_trace_outside_the_recipe(name, make_net, batc
     assert torch.get_rng_state().equal(rng)
     assert all(m.training for m in student.modules())
     assert not student[0].weight.equal(weights)
+    loss_of(name, case := make_case(), progress=0.0)
     attack_steps = STEPS if name in ATTACKED_IN_TRAIN_MODE else 0
-    assert batches_seen(student) == len(FORWARDS[name]) + attack_steps
+    assert batches_seen(student) == len(case.seen) + attack_steps
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -336,7 +342,7 @@ def test_part_from_teacher_follows_the_gradient_of_both_networks_at_the_same_ima
 @pytest.mark.parametrize("name", ["iad", "iad_as_released"])
 @pytest.mark.parametrize(("epoch", "exponent"), [(0, 0.0), (59, 0.0), (60, 0.1), (199, 0.1)])
 def test_iad_trusts_its_teacher_fully_until_epoch_60_of_200(name, epoch, exponent):
-    assert METHODS[name].weights_at(epoch * 391 / (200 * 391), {}) == {"exponent": exponent}
+    assert numbers(METHODS[name].weights, epoch * 391 / (200 * 391)) == {"exponent": exponent}
 
 
 @pytest.mark.parametrize("name", ["iad", "iad_as_released"])
@@ -347,12 +353,22 @@ def test_iad_with_full_trust_is_the_divergence_from_the_teachers_clean_predictio
     torch.testing.assert_close(terms["teacher"], divergence(case.t.softmax(1), case.s_adv.softmax(1)))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].weights])
-def test_a_chosen_weight_replaces_the_methods_own_at_any_progress(name):
-    method = METHODS[name]
-    for key in method.weights:
-        assert method.weights_at(0.0, {key: 0.77}) == {**method.weights_at(0.0, {}), key: 0.77}
-        assert method.weights_at(1.0, {key: 0.77})[key] == 0.77
+def test_iads_code_forwards_the_clean_images_once_before_trust_counts_and_twice_after():
+    case = make_case()
+    loss_of("iad_as_released", case, progress=0.0)
+    assert case.seen == "aax"
+
+
+@pytest.mark.parametrize("name", ["dgad_as_released", "dgad_mobilenet_as_released"])
+def test_the_nominal_batch_of_dgads_code_is_the_schedules(name):
+    assert numbers(METHODS[name].weights, batch_size=64)["nominal"] == 64.0
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs_teacher])
+def test_a_method_that_needs_a_teacher_says_so(name, make_net, batch):
+    x, y = batch
+    with pytest.raises(UserError, match="needs a teacher"):
+        METHODS[name].loss(Nets(make_net()), x, x, y, **numbers(METHODS[name].weights))
 
 
 def test_akd_gives_the_label_what_is_left_of_the_teachers_share():

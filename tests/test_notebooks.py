@@ -5,8 +5,10 @@ import sys
 
 import nbformat
 import pytest
+import torch
 import yaml
 from small import SETTINGS
+from test_checkpoints import Hostile
 
 from lib import ROOT
 from lib.parameters import PARAMS, Parameters
@@ -22,7 +24,7 @@ def code_cells(path):
 
 def execute(path, outputs, *arguments: str, **given):
     given = {"outputs": str(outputs), "device": "cpu", "workers": 1} | given
-    copy = outputs / f"{path.stem}.ipynb"
+    copy = outputs / "executed.ipynb"
     command = [*PAPERMILL, str(path), str(copy), "-y", yaml.safe_dump(given), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     return done, copy
@@ -74,6 +76,30 @@ def test_papermill_runs_a_table_notebook_and_leaves_its_table_and_figures(path, 
     assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
 
 
+def test_a_row_beside_its_released_form_runs_too(tmp_path):
+    given = {"settings": SETTINGS, "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
+    path = ROOT / "notebooks" / "table4_dgad.ipynb"
+    done, _ = execute(path, tmp_path, rows=["DGAD", "DGAD (code)"], **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("harm", ["truncated", "hostile", "another network's"])
+def test_a_bad_teacher_file_ends_papermill_with_one_sentence(tmp_path, harm):
+    file = tmp_path / "teacher.pt"
+    torch.save({"weight": Hostile(str(tmp_path / "victim"))} if harm == "hostile" else {"weight": torch.ones(3)}, file)
+    if harm == "truncated":
+        file.write_bytes(file.read_bytes()[:-30])
+    given = {"settings": SETTINGS, "students": ["ResNet18"], "teachers": ["WideResNet-34-10"], "rows": ["DGAD"]}
+    path = ROOT / "notebooks" / "table4_dgad.ipynb"
+    done, _ = execute(path, tmp_path, teacher_files={"WideResNet-34-10": str(file)}, **given)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("UserError: ")
+    assert {"truncated": "damaged", "hostile": "refused", "another network's": "does not fit"}[harm] in last
+    assert not (tmp_path / "victim").exists()
+    assert not list((tmp_path / "runs").glob("*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -83,6 +109,9 @@ def test_papermill_runs_a_table_notebook_and_leaves_its_table_and_figures(path, 
         (["-y", "settings: {epsilon: -8.0}"], "epsilon must be >= 0"),
         (["-y", "settings: {dataset: cifar10}"], "CIFAR-10 is not (whole) in"),
         (["-y", "rows: [DGADD]"], "unknown row 'DGADD'; choose one of: PGD-AT"),
+        (["-p", "scale", "huge"], "unknown scale 'huge'; choose one of: gpu, paper, quick"),
+        (["-p", "device", "quantum"], "no device 'quantum' here; choose from: auto, cpu"),
+        (["-p", "outputs", "Makefile"], "cannot write"),
     ],
 )
 def test_bad_input_ends_papermill_with_one_sentence_and_a_non_zero_exit(tmp_path, arguments, said):

@@ -48,8 +48,17 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, said):
         ({"epsilonn": 8.0}, "no 'epsilonn'; choose from: title, dataset"),
         ({"selection": "train"}, "unknown selection 'train'; choose one of: test, held_out"),
         ({"selection": "held_out", "held_out": 0}, "held_out > 0"),
+        ({"epsilon": float("nan")}, "epsilon must be >= 0"),
         ({"schedules": {"default": {"epoch": 3}}}, "schedule default has no 'epoch'"),
-        ({"schedules": {"default": {}}}, "incomplete"),
+        ({"schedules": {"dgad": {}}}, "schedule dgad is incomplete"),
+        ({"schedules": {"dgda": {"epochs": 3}}}, "unknown method 'dgda'"),
+        ({"schedules": {"default": {"epochs": 0}}}, "wants epochs and batch_size >= 1"),
+        ({"schedules": {"default": {"lr": -0.1}}}, "a positive lr"),
+        ({"columns": {"PGD": {"steps": 0}}}, "column PGD: the attack pgd wants steps"),
+        ({"columns": {"PGD": {"images": -1}}}, "column PGD wants numbers >= 0"),
+        ({"columns": {"PGD": {"epsilon": -8.0}}}, "column PGD wants numbers >= 0"),
+        ({"columns": {"PGD": {"epsilon": "8"}}}, "column PGD: epsilon wants float"),
+        ({"columns": {"PGD": {"batch_size": 0}}}, "batch_size >= 1"),
         ({"schedules": {"default": {"epochs": 3, "lr": "1e-1"}}}, "write 0.001"),
         ({"columns": {"PGD": {"attack": "pgd", "stepz": 3}}}, "column PGD has no 'stepz'"),
         ({"columns": {"PGD": {"attack": "pdg"}}}, "unknown attack 'pdg'; choose one of: clean, fgsm"),
@@ -97,3 +106,22 @@ def test_a_setting_replaces_the_scale_file_and_leaves_the_rest():
     plain, changed = load_scale(Parameters()), load_scale(Parameters(settings={"max_steps": 3}))
     assert changed.max_steps == 3
     assert changed.models == plain.models
+
+
+def test_one_entry_of_a_mapping_is_replaced_without_the_others():
+    changed = load_scale(Parameters(settings={"columns": {"AA": {"images": 7}}}))
+    assert changed.column("AA").images == 7
+    assert changed.column("AA").stages == ("apgd-ce", "apgd-t")
+    assert changed.column("CW2") == load_scale(Parameters()).column("CW2")
+
+
+def test_a_column_carries_only_the_radii_its_attack_heeds():
+    scale = load_scale(Parameters(scale="paper"))
+    assert (scale.column("PGD").epsilon, scale.column("PGD").step_size) == (8 / 255, 2 / 255)
+    assert (scale.column("AA").epsilon, scale.column("AA").step_size) == (8 / 255, 0.0)
+    assert (scale.column("CW2").epsilon, scale.column("Clean").epsilon) == (0.0, 0.0)
+
+
+def test_fewer_test_images_bound_every_column():
+    scale = load_scale(Parameters(settings={"test_images": 150}))
+    assert [scale.column(name).images for name in ("Clean", "CW2", "AA")] == [150, 100, 150]

@@ -10,22 +10,23 @@ def test_a_clock_reads_as_people_say_it(seconds, text):
     assert clock(seconds) == text
 
 
-def test_a_log_gets_some_twenty_lines_and_the_last_says_it_is_done(capsys, monkeypatch):
+def test_a_log_gets_twenty_lines_however_many_runs_and_the_last_says_it_is_done(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     progress = Progress(200)
     for done in range(1, 201):
-        progress.show(done, f"job {done}")
+        progress.show(done / 200, done, f"job {done}")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 20
-    assert "200/200 runs · took" in lines[-1]
-    assert " left · " in lines[0]
+    assert " left · 10/200 runs · job 10" in lines[0]
+    assert "took 0 s · 200/200 runs · job 200" in lines[-1]
 
 
 def test_a_terminal_gets_one_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = Progress(2)
-    progress.show(2, "job")
+    progress.show(1.0, 2, "job")
     progress.close()
     said = capsys.readouterr()
     assert said.out == ""
-    assert "2/2" in said.err
+    assert "100 %" in said.err
+    assert "2/2 runs · job" in said.err

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -43,10 +44,11 @@ def test_a_row_without_a_teacher_stands_under_every_teacher_with_one_number(tmp_
     assert frame[frame.column == "Clean"].measured.tolist() == [90.0, 90.0]
 
 
-def test_several_seeds_give_their_mean_spread_and_pooled_interval(tmp_path):
+def test_several_seeds_give_their_mean_and_spread_and_the_interval_of_one_test_set(tmp_path):
     table = open_table("table4_dgad", parameters(tmp_path, rows=["PGD-AT"], seeds=[0, 1]))
     cell = compare(table, [result("PGD-AT", 18), result("PGD-AT", 16, seed=1)]).frame.iloc[0]
-    assert (cell.measured, cell.n, cell.seeds) == (85.0, 40, 2)
+    assert (cell.measured, cell.k, cell.n, cell.seeds) == (85.0, 17, 20, 2)
+    assert (cell.low, cell.high) == pytest.approx(wilson(17, 20))
     assert cell.sd == pytest.approx(100 * 0.1 / 2**0.5)
 
 
@@ -58,14 +60,20 @@ def test_a_mark_is_shared_by_what_lies_inside_the_leaders_interval():
 
 def test_the_caption_names_the_scale_the_data_and_the_stand_ins(table, results):
     caption = compare(table, results).caption
-    for part in ("scale 'quick'", "digits", "ResNet8-w8 for ResNet18", "says nothing about the paper", "† quoted"):
+    for part in (
+        "scale 'quick'",
+        "digits",
+        "ResNet8-w8 for ResNet18",
+        "says nothing about the paper",
+        "† equal to AdaAD's table",
+    ):
         assert part in caption, part
 
 
 def test_headings_say_which_columns_are_reduced(table):
     assert table.headings()["AA"] == "AA (APGD-CE only, 3 images)"
     assert table.headings()["CW2"] == "CW2 (10 images)"
-    assert table.headings()["PGD"] == "PGD"
+    assert table.headings()["PGD"] == "PGD (20 images)"
 
 
 def test_quoted_rows_are_marked_and_others_are_not(table, results):
@@ -112,6 +120,27 @@ def test_the_lead_is_recomputed_over_the_true_next_best(tmp_path):
     assert leads.loc[("MobileNetV2", "WideResNet-34-20", "Clean"), "reported lead"] == 1.51
 
 
+def test_the_lead_is_empty_where_a_row_or_a_rival_is_missing(tmp_path):
+    for rows in (["DGAD"], ["PGD-AT", "TRADES"], ["DGAD", "DGAD (code)"]):
+        table = open_table("table4_dgad", parameters(tmp_path, rows=rows))
+        leads = gains(table, compare(table, []))
+        assert leads["reported lead"].isna().all()
+        assert leads["measured lead"].isna().all()
+
+
+def test_provenance_is_that_of_the_results_and_not_of_the_reader(table, results):
+    made = {"commit": "abc", "device": "a GPU", "packages": {"torch": "9"}, "threads": 3}
+    made |= {"python": "3", "uncommitted_changes": False, "tf32": True}
+    facts = compare(table, [replace(result, made=(made,)) for result in results]).provenance
+    assert (facts["commit"], facts["device"]) == (["abc"], ["a GPU"])
+
+
+def test_the_caption_names_what_was_replaced_and_who_trained_the_teachers(table, results):
+    caption = compare(table, results).caption
+    assert "Settings replaced: attack_steps, columns, held_out, schedules, test_images, train_images." in caption
+    assert "Teachers trained here by PGD-AT: WideResNet-34-10." in caption
+
+
 def test_the_reported_table_is_the_papers(table):
     reported = reported_table(table)
     assert reported.loc[("ResNet18", "WideResNet-34-10", "DGAD")].tolist() == [87.58, 61.72, 55.29, 78.36, 50.59]
@@ -119,7 +148,7 @@ def test_the_reported_table_is_the_papers(table):
 
 def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
     table = open_table("table4_dgad", parameters(tmp_path))
-    columns = [Column("Clean", "clean"), Column("PGD-20", "pgd")]
+    columns = [Column("Clean", "clean"), Column("PGD-20", "pgd", steps=20)]
 
     def row(name: str, digest: str, *hits: int) -> Result:
         accuracies = tuple(Accuracy(c, k, 20, "") for c, k in zip(columns, hits, strict=True))
@@ -127,4 +156,4 @@ def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
 
     mine = [row("PGD-AT", table.cells[0].spec.digest, 19, 15), row("DGAD", table.cells[1].spec.digest, 18, 14)]
     shown = report.floor(table, [*mine, row("Natural", "n", 20, 1)]).set_index("attack")
-    assert shown.loc["PGD-20", ["Natural", "weakest row"]].tolist() == [5.0, 70.0]
+    assert shown.loc["PGD-20"].tolist() == ["ResNet18", 5.0, "DGAD", 70.0]

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from importlib.metadata import entry_points
 
 import papermill.cli
 import pytest
@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from lib import ROOT
-from lib.papermill_default_output import ONE, TWO, missing_output
+from lib.papermill_default_output import ONE, TWO, Engine, missing_output
 
 CARD = {"torch", "torchvision", "jupyterlab", "papermill", "matplotlib", "seaborn", "nbstripout", "torchattacks"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -89,12 +89,22 @@ def test_only_this_checkouts_notebooks_get_a_default_output(monkeypatch, argumen
     assert missing_output(arguments) == expected
 
 
-def test_the_bare_papermill_command_works_in_a_terminal():
-    executable = Path(sys.executable).with_name("papermill")
+IN_A_COPY = """
+import pathlib, sys, lib
+lib.ROOT = pathlib.Path.cwd()
+sys.argv = ["papermill", "notebooks/table4_dgad.ipynb", "--prepare-only"]
+from papermill.__main__ import papermill
+papermill()
+"""
+
+
+def test_the_bare_papermill_command_works_in_a_terminal(tmp_path):
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / "outputs").mkdir()
     pid, terminal = pty.fork()
     if pid == 0:
-        os.chdir(ROOT)
-        os.execv(executable, ["papermill", "notebooks/table4_dgad.ipynb", "--prepare-only"])
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-c", IN_A_COPY])
     said = b""
     with contextlib.suppress(OSError):  # how Linux says that the other end is closed
         while part := os.read(terminal, 1024):
@@ -102,6 +112,12 @@ def test_the_bare_papermill_command_works_in_a_terminal():
     _, status = os.waitpid(pid, 0)
     assert status == 0, said.decode()
     assert b"outputs/executed/table4_dgad.ipynb" in said
+    assert (tmp_path / "outputs" / "executed" / "table4_dgad.ipynb").exists()
+
+
+def test_papermill_loads_the_default_output_as_a_plugin():
+    (plugin,) = [p for p in entry_points(group="papermill.engine") if p.name == "dynamic_at"]
+    assert plugin.load() is Engine
 
 
 def test_ruff_finds_nothing():

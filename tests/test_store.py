@@ -13,6 +13,10 @@ from lib.errors import UserError
 from lib.store import Store, write_atomically
 
 
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def publish(store: Store, digest: str = "abc") -> None:
     with store.publishing(digest) as folder:
         (folder / "result.json").write_text("{}")
@@ -37,8 +41,7 @@ def test_a_failure_inside_the_block_publishes_nothing_and_leaves_no_litter(tmp_p
 def test_a_full_disk_is_said_in_a_sentence_and_publishes_nothing(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(UserError, match="the disk is full"), store.publishing("abc"):
-        with open("/dev/full", "w") as full:
-            full.write("x")
+        full_disk()
     assert not store.has("abc")
     assert list(store.runs.iterdir()) == []
 
@@ -47,10 +50,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
     store = Store(tmp_path)
     store.save_checkpoint("abc", {"step": 1})
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(UserError, match="the disk is full"):
         store.save_checkpoint("abc", {"step": 2})
     assert store.load_checkpoint("abc") == {"step": 1}
@@ -124,10 +124,11 @@ def test_a_claim_waits_for_its_holder_and_is_free_when_the_holder_is_killed(tmp_
     assert "another process" in capsys.readouterr().out
 
 
-def test_writing_atomically_leaves_the_old_file_when_it_fails(tmp_path):
+def test_writing_atomically_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(TypeError):
-        write_atomically(path, 5)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -5,7 +5,7 @@ import torch
 
 from lib.checkpoints import save_weights
 from lib.errors import UserError
-from lib.methods import METHODS
+from lib.methods import METHODS, NominalBatch
 from lib.models import build
 from lib.parameters import PARAMS, Parameters
 from lib.spec import GivenWeights, RunSpec
@@ -31,9 +31,25 @@ def test_dgad_takes_its_students_own_weight(tmp_path):
     assert found == {"ResNet18": {"beta": 5.0}, "MobileNetV2": {"beta": 10.0}}
 
 
-def test_the_nominal_batch_of_the_released_code_is_the_schedules(tmp_path):
+def test_a_runs_weights_are_all_of_its_methods(tmp_path):
     (cell,) = table4(tmp_path, rows=["DGAD (code)"], students=["ResNet18"], teachers=["WideResNet-34-10"]).cells
-    assert dict(cell.spec.weights)["nominal"] == cell.spec.schedule.batch_size == 64
+    assert dict(cell.spec.weights) == {"beta": 5.0, "nominal": NominalBatch()}
+
+
+def test_a_methods_default_weight_is_part_of_its_runs_digest(tmp_path, monkeypatch):
+    (before,) = table4(tmp_path, rows=["TRADES"], students=["ResNet18"]).cells
+    monkeypatch.setitem(METHODS, "trades", replace(METHODS["trades"], weights={"trade_off": 1.0}))
+    (after,) = table4(tmp_path, rows=["TRADES"], students=["ResNet18"]).cells
+    assert before.spec.digest != after.spec.digest
+
+
+def test_what_is_asked_for_twice_is_run_once(tmp_path):
+    table = table4(tmp_path, rows=["PGD-AT", "PGD-AT"], students=["ResNet18", "ResNet18"], seeds=[0, 0])
+    assert len(table.cells) == 1
+
+
+def test_teachers_that_no_row_learns_from_are_not_trained(tmp_path):
+    assert table4(tmp_path, rows=["PGD-AT", "TRADES"]).teachers == {}
 
 
 def test_a_row_for_one_student_only_is_not_run_for_the_other(tmp_path):
@@ -55,7 +71,7 @@ def test_more_seeds_are_more_runs_of_the_same_teachers(tmp_path):
         ({"teachers": ["GPT"]}, "unknown teacher 'GPT'; choose one of: WideResNet-34-10"),
         ({"seeds": []}, "seeds is empty"),
         ({"settings": {"dataset": "mnist"}}, "unknown data set 'mnist'; choose one of: digits, cifar10, folder"),
-        ({"settings": {"models": {}}}, "unknown model of this scale"),
+        ({"students": ["ResNet18"], "settings": {"models": {"ResNet18": ""}}}, "unknown model"),
         ({"settings": {"train_images": 99999}}, "asked for 99999 train images, the data set has 1297"),
         ({"settings": {"held_out": 1297}}, "cannot hold out 1297 of 1297"),
         ({"teacher_files": {"GPT": "pyproject.toml"}}, "unknown teacher 'GPT'"),
@@ -93,8 +109,7 @@ def test_a_teacher_from_a_file_is_known_by_its_content(tmp_path):
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("scale", ["quick", "gpu", "paper"])
 def test_every_table_is_defined_at_every_scale_with_every_row_it_offers(tmp_path, name, scale):
-    settings = {"dataset": "digits", "train_images": 50, "test_images": 20, "held_out": 10}
-    settings["columns"] = {c: {"attack": "clean"} for c in ("Clean", "FGSM", "PGD", "PGD-20", "CW2", "AA")}
+    settings = {"dataset": "digits", "held_out": 10}
     given = Parameters(scale=scale, outputs=str(tmp_path), device="cpu", settings=settings)
     table = open_table(name, given)
     every = [row["row"] for row in table.file.rows + table.file.more_rows]
