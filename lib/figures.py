@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lib.experiment import Result
-from lib.report import Comparison
+from lib.render import Comparison
 from lib.store import said_plainly
 from lib.table import Table
 

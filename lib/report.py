@@ -1,9 +1,7 @@
-"""Reported beside measured: the comparison as one tidy frame, shown as a table and saved for a report."""
+"""Reported beside measured: the comparison, the leads, the controls, and what they were made with."""
 
 import inspect
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +12,14 @@ from pandas.io.formats.style import Styler
 from lib.evaluate import wilson
 from lib.experiment import Result
 from lib.parameters import PARAMS, read_yaml
+from lib.render import Comparison
+from lib.render import save as save
 from lib.runs import network_digest
 from lib.spec import GivenWeights
-from lib.store import said_plainly, write_atomically
 from lib.table import Row, Table, show_path
 
 TEST_IMAGES = 10_000  # what the papers' numbers were measured on
-KINDS = ("reported", "measured", "difference")
 MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "threads", "tf32")
-
-
-@dataclass(frozen=True, repr=False)
-class Comparison:
-    """A table's numbers, one line per student, teacher, row and column, and the caption they are shown under.
-
-    `frame` has: student, teacher, row, column, reported, quoted, measured, k, n, low, high, sd, seeds, difference and
-    the marks (best, second or empty) of the reported and the measured number within their student, teacher and column.
-    """
-
-    name: str
-    frame: pd.DataFrame
-    headings: dict[str, str]
-    caption: str
-    provenance: dict[str, Any]
-
-    def __repr__(self) -> str:
-        return (
-            self.caption
-            + "\n"
-            + self.frame.pivot_table(
-                index=["student", "teacher", "row"], columns="column", values="measured", sort=False
-            )
-            .round(1)
-            .to_string()
-        )
-
-    def _repr_html_(self) -> str:
-        return styled(self).to_html()
 
 
 def compare(table: Table, results: list[Result]) -> Comparison:
@@ -71,23 +40,6 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     return Comparison(table.name, frame, table.headings(), _caption(table, frame), _provenance(table, results))
 
 
-def styled(comparison: Comparison) -> Styler:
-    """The comparison for the eye: best in bold, second underlined, intervals behind the measured numbers."""
-    texts, marks = _wide(comparison, _text), _wide(comparison, _css)
-    style = texts.style.apply(lambda _: marks, axis=None).set_caption(comparison.caption)
-    style.set_table_styles(
-        [
-            {
-                "selector": "caption",
-                "props": "text-align: left; caption-side: top; padding-bottom: 0.6em; max-width: 60em",
-            },
-            {"selector": "th, td", "props": "text-align: left; white-space: nowrap; font-size: 80%; padding: 2px 5px"},
-            {"selector": "th.row_heading", "props": "vertical-align: top"},
-        ]
-    )
-    return style.set_uuid(comparison.name)
-
-
 def reported_table(table: Table) -> pd.DataFrame:
     """The paper's numbers alone, as params/reported/ has them."""
     index = pd.MultiIndex.from_tuples(
@@ -96,36 +48,6 @@ def reported_table(table: Table) -> pd.DataFrame:
     )
     values = [[_reported(table, s, t, row, column) for column in table.file.columns] for s, t, row in index]
     return pd.DataFrame(values, index=index, columns=table.file.columns).dropna(how="all")
-
-
-def save(comparison: Comparison, outputs: Path) -> list[Path]:
-    """Write the table as csv, md, tex, html and json under outputs/tables: equal results of equal code, equal bytes.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
-    plain, latex = _wide(comparison, _markdown), _wide(comparison, _latex)
-    texts = {
-        "csv": comparison.frame.to_csv(index=False),
-        "md": comparison.caption + "\n\n" + _flat(plain).to_markdown(index=False) + "\n",
-        "tex": _flat(latex).style.hide(axis="index").to_latex(caption=_tex(comparison.caption), hrules=True),
-        "html": styled(comparison).to_html(),
-        "json": json.dumps(
-            {
-                "caption": comparison.caption,
-                "provenance": comparison.provenance,
-                "cells": json.loads(comparison.frame.to_json(orient="records")),
-            },
-            indent=1,
-        ),
-    }
-    folder = outputs / "tables"
-    paths = {suffix: folder / f"{comparison.name}.{suffix}" for suffix in texts}
-    with said_plainly(outputs):
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, path in paths.items():
-            write_atomically(path, texts[suffix])
-    return list(paths.values())
 
 
 def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFrame:
@@ -246,68 +168,6 @@ def _marks(values: pd.Series, lows: pd.Series) -> pd.Series:
             break
         marks[rest.index[rest >= lows[rest.idxmax()]]] = mark
     return marks
-
-
-def _wide(comparison: Comparison, text: Callable[[dict[str, Any], str], str]) -> pd.DataFrame:
-    """One line per student, teacher and row; per column three cells, each made by text(record, kind)."""
-    lines: dict[tuple[str, str, str], dict[tuple[str, str], str]] = {}
-    for record in comparison.frame.to_dict("records"):
-        line = lines.setdefault((record["student"], record["teacher"], record["row"]), {})
-        heading = comparison.headings[record["column"]]
-        line |= {(heading, kind): text(record, kind) for kind in KINDS}
-    index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "method"])
-    wide = pd.DataFrame(list(lines.values()), index=index)
-    return wide.set_axis(pd.MultiIndex.from_tuples(wide.columns), axis=1)
-
-
-def _text(record: dict[str, Any], kind: str) -> str:
-    value = record[kind]
-    if value is None or pd.isna(value):
-        return "–"
-    if kind == "reported":
-        return f"{value:.2f}" + ("†" if record["quoted"] else "")
-    if kind == "difference":
-        return f"{value:+.1f}"
-    spread = f" ± {record['sd']:.1f}" if record["seeds"] > 1 else ""
-    return f"{value:.1f}{spread} [{record['low']:.1f}, {record['high']:.1f}]"
-
-
-def _mark(record: dict[str, Any], kind: str) -> str:
-    return record.get(f"{kind}_mark", "")
-
-
-def _css(record: dict[str, Any], kind: str) -> str:
-    faint = "color: #777" if kind == "difference" else ""
-    return {"best": "font-weight: bold", "second": "text-decoration: underline"}.get(_mark(record, kind), faint)
-
-
-def _markdown(record: dict[str, Any], kind: str) -> str:
-    text = _text(record, kind)
-    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(_mark(record, kind), text)
-
-
-def _latex(record: dict[str, Any], kind: str) -> str:
-    text = _tex(_text(record, kind))
-    return {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(_mark(record, kind), text)
-
-
-def _tex(text: str) -> str:
-    for plain, command in (
-        ("%", r"\%"),
-        ("†", r"$^\dagger$"),
-        ("±", r"$\pm$"),
-        ("–", "--"),
-        ("&", r"\&"),
-        ("_", r"\_"),
-    ):
-        text = text.replace(plain, command)
-    return text
-
-
-def _flat(wide: pd.DataFrame) -> pd.DataFrame:
-    flat = wide.reset_index()
-    flat.columns = [" ".join(filter(None, column)) for column in flat.columns]
-    return flat
 
 
 def _caption(table: Table, frame: pd.DataFrame) -> str:

@@ -5,16 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 from small import parameters
 
-from lib import ROOT, experiment, runs
+from lib import ROOT, execute, experiment, runs
 from lib.errors import UserError
-from lib.experiment import _Tally, open_table, plan, run
+from lib.execute import Tally
+from lib.experiment import open_table, plan, run
 from lib.table import Table
 
 
@@ -104,7 +104,8 @@ import sys; sys.path.insert(0, "tests")
 import torch; torch.set_num_threads(1)
 from small import parameters
 from lib import train
-from lib.experiment import _Tally, open_table, plan, run
+from lib.execute import Tally
+from lib.experiment import open_table, plan, run
 import time
 step = train.Training.train_step
 def slow(self, x, y):
@@ -173,7 +174,7 @@ def test_a_long_job_weighs_more_in_the_progress_than_a_short_one(tmp_path):
     shown = []
     progress = SimpleNamespace(show=lambda share, done, said: shown.append((round(share, 3), done)))
     seconds = [3.0] + [1.0] * (len(planned.todo) - 1)
-    tally = _Tally(replace(planned, frame=planned.frame.assign(seconds=seconds)), progress)
+    tally = Tally(planned.todo, seconds, progress)
     tally.show({id(planned.todo[0]): 0.5})
     tally.finish(planned.todo[0], "done")
     tally.show({})
@@ -187,7 +188,7 @@ def die(*_: object) -> None:
 
 def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
     planned = plan(small(tmp_path, workers=2))
-    monkeypatch.setattr(experiment, "_work_in_process", die)
+    monkeypatch.setattr(execute, "_work_in_process", die)
     with pytest.raises(UserError, match="a worker process died"):
         run(planned)
     assert not multiprocessing.active_children()

@@ -14,7 +14,7 @@ LAYERS = [
     {"train"},
     {"evaluate", "spec"},
     {"parameters", "runs"},
-    {"cost", "table"},
+    {"cost", "execute", "table", "render"},
     {"experiment"},
     {"report"},
     {"figures"},

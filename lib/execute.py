@@ -1,0 +1,177 @@
+"""Jobs done here or in several processes, each after the job that makes its teacher, with their progress shown."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lib import runs
+from lib.errors import UserError
+from lib.evaluate import Column
+from lib.progress import Progress
+from lib.runs import Network, Place
+from lib.spec import DataSpec, RunSpec
+from lib.store import write_atomically
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network and the columns it is measured under; its teacher's job comes first."""
+
+    label: str
+    network: Network
+    data: DataSpec
+    columns: tuple[Column, ...]
+    checkpoint: str
+
+    @property
+    def digest(self) -> str:
+        """What its results are kept under."""
+        return runs.network_digest(self.network, self.data)
+
+    @property
+    def waits_for(self) -> str | None:
+        """The digest of the job that has to be done before this one."""
+        teacher = self.network.teacher if isinstance(self.network, RunSpec) else None
+        return runs.network_digest(teacher, self.data) if teacher else None
+
+
+def run_jobs(jobs: Sequence[Job], seconds: Sequence[float], place: Place, workers: int) -> None:
+    """Do every job, `workers` at once; `seconds` is what each is expected to take and weighs it in the progress.
+
+    Raises:
+        UserError: a worker process died; what was finished is kept.
+    """
+    progress = Progress(len(jobs))
+    tally = Tally(jobs, seconds, progress)
+    try:
+        if workers == 1 or len(jobs) == 1:
+            _run_here(jobs, place, tally)
+        else:
+            _run_in_processes(jobs, place, workers, tally)
+    finally:
+        progress.close()
+
+
+def cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Tally:
+    """Progress in the plan's own seconds, so that a job of hours counts for more than one of minutes."""
+
+    def __init__(self, jobs: Sequence[Job], seconds: Sequence[float], progress: Progress) -> None:
+        self.seconds = dict(zip(map(id, jobs), seconds, strict=True))
+        self.progress, self.finished, self.done, self.said = progress, 0, 0.0, "starting"
+
+    def finish(self, job: Job, said: str) -> None:
+        """One job is done."""
+        self.finished, self.said = self.finished + 1, said
+        self.done += self.seconds[id(job)]
+
+    def show(self, shares: Mapping[int, float]) -> None:
+        """Show the state, with the shares of the jobs that are running."""
+        running = sum(self.seconds[job] * share for job, share in shares.items())
+        total = sum(self.seconds.values())
+        self.progress.show((self.done + running) / total if total else 1.0, self.finished, self.said)
+
+
+def _run_here(jobs: Sequence[Job], place: Place, tally: Tally) -> None:
+    for job in jobs:
+
+        def notify(share: float, key: int = id(job)) -> None:
+            tally.show({key: 0.9 * share})
+
+        tally.finish(job, _work(job, place, notify))
+        tally.show({})
+
+
+def _run_in_processes(jobs: Sequence[Job], place: Place, workers: int, tally: Tally) -> None:
+    """Jobs in processes of one thread each, every job after its teacher's."""
+    waiting = list(jobs)
+    open_jobs = {job.digest for job in waiting}
+    running: dict[Future[str], Job] = {}
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    with _one_thread_each(), ProcessPoolExecutor(workers, context, initializer=_init_worker) as pool:
+        try:
+            while waiting or running:
+                ready = [job for job in waiting if job.waits_for not in open_jobs]
+                for job in ready[: workers - len(running)]:
+                    waiting.remove(job)
+                    running[pool.submit(_work_in_process, job, place)] = job
+                finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    job = running.pop(future)
+                    tally.finish(job, future.result())
+                    open_jobs.discard(job.digest)
+                tally.show({id(job): 0.9 * _share(job, place) for job in running.values()})
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died (out of memory?); what was finished is kept: call again, with fewer workers"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+
+
+def _work(job: Job, place: Place, notify: Callable[[float], None]) -> str:
+    """Do one job; returns what to say of it."""
+    if isinstance(job.network, RunSpec):
+        runs.make(job.network, place, notify)
+    rows = runs.measure(job.network, job.data, place, job.columns, job.checkpoint)
+    return job.label + ": " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in rows)
+
+
+def _work_in_process(job: Job, place: Place) -> str:
+    note = _share_file(job, place)
+    try:
+        return _work(job, place, lambda share: write_atomically(note, str(share)))
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def _share_file(job: Job, place: Place) -> Path:
+    return place.store.partial / f"{job.digest}.share"
+
+
+def _share(job: Job, place: Place) -> float:
+    try:
+        return float(_share_file(job, place).read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _init_worker() -> None:
+    """One thread, and an end when the parent ends."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started inside the block get one OpenMP thread each."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        os.environ |= {"OMP_NUM_THREADS": before} if before else {}
