@@ -60,6 +60,7 @@ class Hostile:
         return os.mkdir, (self.victim,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", ["torch", "plain pickle"])
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, write):
     victim, path = tmp_path / "victim", tmp_path / "w.pt"
