@@ -1,5 +1,6 @@
 """Losses as pure functions of logits (N, C): one value per image, (N,). The training loop takes the mean, once."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,6 +42,26 @@ def swap_labels(logits: Tensor, y: Tensor) -> Tensor:
     top, own = logits.argmax(1, keepdim=True), y[:, None]
     swapped = logits.scatter(1, top, logits.gather(1, own))
     return swapped.scatter(1, own, logits.gather(1, top))
+
+
+def smooth_labels(logits: Tensor, y: Tensor, share: float) -> Tensor:
+    """Where the prediction is not y: log((1 - a) onehot(y) + a / C), a = share; elsewhere the logits as they are.
+
+    Shapes: logits (N, C), y (N,); returns (N, C), to be used as logits. share in (0, 1]. DGAD's Table 3, first row.
+    """
+    classes = logits.shape[1]
+    smooth = torch.full_like(logits, share / classes).scatter(1, y[:, None], 1 - share + share / classes)
+    return torch.where((logits.argmax(1) != y)[:, None], smooth.log(), logits)
+
+
+def mix_labels(logits: Tensor, y: Tensor, share: float) -> Tensor:
+    """Where the prediction is not y: log(a p + (1 - a) onehot(y)), p = softmax(logits), a = share; else the logits.
+
+    Shapes: logits (N, C), y (N,); returns (N, C), to be used as logits. share in (0, 1]. DGAD's Table 3, second row.
+    """
+    p = share * logits.softmax(1)
+    mixed = p.scatter_add(1, y[:, None], torch.full_like(p[:, :1], 1 - share))
+    return torch.where((logits.argmax(1) != y)[:, None], mixed.log(), logits)
 
 
 def softmax_mse(a: Tensor, b: Tensor) -> Tensor:

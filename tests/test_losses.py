@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from lib.losses import cross_entropy, kl, margin, softmax_distance, softmax_mse, swap_labels
+from lib.losses import (
+    cross_entropy,
+    kl,
+    margin,
+    mix_labels,
+    smooth_labels,
+    softmax_distance,
+    softmax_mse,
+    swap_labels,
+)
 
 
 def logits(n=6, classes=4):
@@ -119,3 +128,23 @@ def test_the_consistency_terms_of_equal_logits_are_zero_with_gradient_zero(consi
     loss = consistency(z, z.clone())
     assert (loss < 1e-5).all()
     assert gradients(loss, z)[0].equal(torch.zeros_like(z))
+
+
+@pytest.mark.parametrize("rule", [smooth_labels, mix_labels])
+def test_a_repaired_answer_puts_the_true_class_first_and_leaves_right_answers_alone(rule):
+    logits, y = torch.randn(64, 5), torch.randint(0, 5, (64,))
+    repaired, right = rule(logits, y, share=0.5), logits.argmax(1) == y
+    assert (repaired.argmax(1) == y).all()
+    assert repaired[right].equal(logits[right])
+    assert not repaired[~right].isclose(logits[~right]).all(1).any()
+
+
+def test_smoothed_labels_spread_their_share_over_all_classes():
+    p = smooth_labels(torch.tensor([[0.0, 9.0, 0.0, 0.0]]), torch.tensor([2]), share=0.2).softmax(1)
+    torch.testing.assert_close(p, torch.tensor([[0.05, 0.05, 0.85, 0.05]]))
+
+
+def test_mixed_labels_give_the_true_class_what_the_teacher_does_not_keep():
+    logits = torch.tensor([[1.0, 3.0, 0.0]])
+    p = mix_labels(logits, torch.tensor([0]), share=0.25).softmax(1)
+    torch.testing.assert_close(p, 0.25 * logits.softmax(1) + 0.75 * torch.tensor([[1.0, 0.0, 0.0]]))

@@ -32,6 +32,14 @@ FORWARDS = {
     "adaad_as_released": "xa",
     "dgad": "xa",
     "dgad_as_printed": "xa",
+    "dgad_map": "xa",
+    "dgad_map_pcr": "xa",
+    "adaad_els": "xa",
+    "dgad_map_els_at": "xa",
+    "dgad_map_els_st": "xa",
+    "dgad_map_els": "xa",
+    "dgad_smoothing": "xa",
+    "dgad_mixing": "xa",
     "dgad_as_released": "xa",
     "dgad_mobilenet_as_released": "xa",
 }
@@ -55,6 +63,14 @@ ATTACKED = {
     "adaad_as_released": (part_from_teacher, gaussian),
     "dgad": (part_from_teacher, gaussian),
     "dgad_as_printed": (part_from_teacher, gaussian),
+    "dgad_map": (part_from_teacher, gaussian),
+    "dgad_map_pcr": (part_from_teacher, gaussian),
+    "adaad_els": (part_from_teacher, gaussian),
+    "dgad_map_els_at": (part_from_teacher, gaussian),
+    "dgad_map_els_st": (part_from_teacher, gaussian),
+    "dgad_map_els": (part_from_teacher, gaussian),
+    "dgad_smoothing": (part_from_teacher, gaussian),
+    "dgad_mixing": (part_from_teacher, gaussian),
     "dgad_as_released": (part_from_teacher, gaussian),
     "dgad_mobilenet_as_released": (part_from_teacher, gaussian),
 }
@@ -141,10 +157,32 @@ def dgad_branches(c):
     for i, label in enumerate(c.y.tolist()):
         wrong = c.t[i].argmax().item() != label
         p, q = (z[i].softmax(0) for z in ((c.t, c.s) if wrong else (c.t_adv, c.s_adv)))
-        order, top = list(range(C)), p.argmax().item()
-        order[top], order[label] = label, top
-        (clean if wrong else adv).append(divergence(p[order], q))
+        (clean if wrong else adv).append(divergence(swapped(p, label), q))
     return clean, adv
+
+
+def swapped(p, label):
+    order, top = list(range(C)), p.argmax().item()
+    order[top], order[label] = label, top
+    return p[order]
+
+
+def smoothed(p, label):
+    return p if p.argmax() == label else 0.9 * torch.eye(C)[label] + 0.1 / C
+
+
+def mixed(p, label):
+    return p if p.argmax() == label else 0.5 * p + 0.5 * torch.eye(C)[label]
+
+
+def pieces(c, st=lambda p, label: p, at=lambda p, label: p, partition=True):
+    """DGAD's ablation, one image at a time: MAP or not, and what is done to the teacher's answer on either side."""
+    losses = []
+    for i, label in enumerate(c.y.tolist()):
+        clean = partition and c.t[i].argmax().item() != label
+        rule, taught, own = (st, c.t, c.s) if clean else (at, c.t_adv, c.s_adv)
+        losses.append(divergence(rule(taught[i].softmax(0), label), own[i].softmax(0)))
+    return sum(losses) / len(losses)
 
 
 def dgad_consistency(c):
@@ -191,6 +229,14 @@ FORMULAS = {
     "adaad_as_released": lambda c: adaad(c) / 10,
     "dgad": dgad,
     "dgad_as_printed": dgad_as_printed,
+    "dgad_map": lambda c: pieces(c),
+    "dgad_map_pcr": lambda c: pieces(c) + 5 * dgad_consistency(c),
+    "adaad_els": lambda c: pieces(c, at=swapped, partition=False),
+    "dgad_map_els_at": lambda c: pieces(c, at=swapped),
+    "dgad_map_els_st": lambda c: pieces(c, st=swapped),
+    "dgad_map_els": lambda c: pieces(c, st=swapped, at=swapped),
+    "dgad_smoothing": lambda c: pieces(c, st=smoothed, at=smoothed) + 5 * dgad_consistency(c),
+    "dgad_mixing": lambda c: pieces(c, st=mixed, at=mixed) + 5 * dgad_consistency(c),
     "dgad_as_released": dgad_code,
     "dgad_mobilenet_as_released": dgad_mobilenet_code,
 }

@@ -1,0 +1,106 @@
+"""A method is a row: what the attack maximises, what training minimises, and the recipe that goes with them.
+
+Losses return named per-image terms {name: (N,)}; the loop adds them up and takes the mean, once. Forwards stand on top,
+in the order the recipe wants, because each moves the student's batch-norm statistics. S is the student, T the frozen
+teacher, x' the adversarial image, KL(T || S) the divergence from the teacher's distribution.
+
+`*_as_released` is the authors' public code where it differs from the paper's formula in what it computes.
+`params/choices/dgad.yaml` says what was chosen where neither of them decides.
+"""
+
+from functools import partial
+
+from lib import attacks
+from lib.losses import softmax_distance
+from lib.methods.baselines import (
+    adaad,
+    adaad_as_released,
+    akd,
+    ard,
+    ard_as_released,
+    iad,
+    iad_as_released,
+    natural,
+    pgd_at,
+    pgd_at_as_released,
+    rslad,
+    rslad_as_released,
+    trades,
+    trades_as_released,
+)
+from lib.methods.core import FromProgress, Method, Net, Nets, NominalBatch, Weight, weight_at
+from lib.methods.dgad import (
+    adaad_els,
+    as_taught,
+    dgad,
+    dgad_as_released,
+    dgad_mixing,
+    dgad_mobilenet_as_released,
+    dgad_parts,
+    dgad_smoothing,
+)
+from lib.methods.objectives import fool_label, leave_clean, leave_teacher, part_from_teacher
+
+__all__ = [
+    "METHODS",
+    "FromProgress",
+    "Method",
+    "Net",
+    "Nets",
+    "NominalBatch",
+    "Weight",
+    "dgad",
+    "dgad_parts",
+    "fool_label",
+    "leave_clean",
+    "leave_teacher",
+    "part_from_teacher",
+    "weight_at",
+]
+
+_distil = partial(Method, needs_teacher=True)
+_IAD = {"exponent": FromProgress(60 / 200, before=0.0, after=0.1)}
+
+METHODS: dict[str, Method] = {
+    "natural": Method("natural training", None, natural),
+    "pgd_at": Method("PGD-AT", fool_label, pgd_at, start=attacks.gaussian_in_image),
+    "pgd_at_as_released": Method(
+        "PGD-AT (AdaAD's code)", fool_label, pgd_at_as_released, start=attacks.gaussian_in_image
+    ),
+    "trades": Method("TRADES", leave_clean, trades, {"trade_off": 6.0}),
+    "trades_as_released": Method("TRADES (code)", leave_clean, trades_as_released, {"trade_off": 6.0}),
+    "ard": _distil("ARD", fool_label, ard, {"temperature": 30.0}, start=attacks.uniform_in_image),
+    "ard_as_released": _distil(
+        "ARD (code)", fool_label, ard_as_released, {"temperature": 30.0}, start=attacks.uniform, attack_mode="train"
+    ),
+    "iad": _distil("IAD", fool_label, iad, _IAD, start=attacks.uniform_in_image),
+    "iad_as_released": _distil(
+        "IAD (code)", fool_label, iad_as_released, _IAD, start=attacks.uniform, attack_mode="train"
+    ),
+    "rslad": _distil("RSLAD", leave_teacher, rslad, {"adv_weight": 5 / 6}),
+    "rslad_as_released": _distil("RSLAD (code)", leave_teacher, rslad_as_released, {"adv_weight": 5 / 6}),
+    "akd": _distil("AKD", fool_label, akd, {"mixing": 0.5}, start=attacks.uniform_in_image),
+    "adaad": _distil("AdaAD", part_from_teacher, adaad, {"adv_weight": 1.0}),
+    "adaad_as_released": _distil("AdaAD (code, CIFAR-10)", part_from_teacher, adaad_as_released, {"adv_weight": 1.0}),
+    "dgad": _distil("DGAD", part_from_teacher, dgad, {"beta": 5.0}),
+    "dgad_map": _distil("MAP", part_from_teacher, partial(dgad, st=as_taught, at=as_taught), {"beta": 0.0}),
+    "dgad_map_pcr": _distil("MAP, PCR", part_from_teacher, partial(dgad, st=as_taught, at=as_taught), {"beta": 5.0}),
+    "adaad_els": _distil("ELS(x')", part_from_teacher, adaad_els),
+    "dgad_map_els_at": _distil("MAP, ELS(x'_AT)", part_from_teacher, partial(dgad, st=as_taught), {"beta": 0.0}),
+    "dgad_map_els_st": _distil("MAP, ELS(x_ST)", part_from_teacher, partial(dgad, at=as_taught), {"beta": 0.0}),
+    "dgad_map_els": _distil("MAP, ELS", part_from_teacher, dgad, {"beta": 0.0}),
+    "dgad_smoothing": _distil("DGAD, smoothing", part_from_teacher, dgad_smoothing, {"beta": 5.0, "share": 0.1}),
+    "dgad_mixing": _distil("DGAD, mixing", part_from_teacher, dgad_mixing, {"beta": 5.0, "share": 0.5}),
+    "dgad_as_printed": _distil(
+        "DGAD (PCR as printed)", part_from_teacher, partial(dgad, consistency=softmax_distance), {"beta": 5.0}
+    ),
+    "dgad_as_released": _distil(
+        "DGAD (code)", part_from_teacher, dgad_as_released, {"beta": 5.0, "nominal": NominalBatch()}
+    ),
+    "dgad_mobilenet_as_released": _distil(
+        "DGAD (code, MobileNetV2)",
+        part_from_teacher,
+        dgad_mobilenet_as_released,
+        {"beta": 10.0, "nominal": NominalBatch()},
+    ),
+}

@@ -1,0 +1,103 @@
+"""DGAD (Park & Min 2024): its loss, its pieces one by one, and the forms its released code has."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lib.losses import kl, mix_labels, smooth_labels, softmax_mse, swap_labels
+from lib.methods.core import Nets, Terms
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""(teacher's logits (N, C), y (N,)) -> the logits (N, C) to learn from."""
+
+
+def dgad(
+    nets: Nets,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    *,
+    beta: float,
+    st: Rule = swap_labels,
+    at: Rule = swap_labels,
+    consistency: Callable[[Tensor, Tensor], Tensor] = softmax_mse,
+) -> Terms:
+    """ST: KL(st(T(x)) || S(x)); AT: KL(at(T(x')) || S(x')); all: beta (1/C)||S(x) - S(x')||^2 (DGAD eqs. 5, 7).
+
+    ST are the images whose clean view the teacher gets wrong (MAP). `st` and `at` are what is done to its answer
+    there: `swap_labels` is DGAD's (ELS), and the rows of the ablation put other rules in its place.
+    """
+    clean, adv, pcr, wrong = dgad_parts(nets, x, x_adv, y, st, at, consistency)
+    return {"clean": wrong * clean, "adv": ~wrong * adv, "pcr": beta * pcr}
+
+
+def dgad_parts(
+    nets: Nets,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    st: Rule = swap_labels,
+    at: Rule = swap_labels,
+    consistency: Callable[[Tensor, Tensor], Tensor] = softmax_mse,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per image (N,): the clean KL, the adversarial KL, the consistency term, and whether the teacher errs on x."""
+    with torch.no_grad():
+        teacher, teacher_adv = nets.teacher(x), nets.teacher(x_adv)
+    student, student_adv = nets.student(x), nets.student(x_adv)
+    wrong = teacher.argmax(1) != y
+    return kl(st(teacher, y), student), kl(at(teacher_adv, y), student_adv), consistency(student, student_adv), wrong
+
+
+def as_taught(logits: Tensor, y: Tensor) -> Tensor:
+    """The teacher's answer as it is: MAP without ELS."""
+    return logits
+
+
+def dgad_smoothing(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, share: float) -> Terms:
+    """DGAD with smoothed true labels where the teacher errs, in place of swapping (its Table 3)."""
+    rule = partial(smooth_labels, share=share)
+    return dgad(nets, x, x_adv, y, beta=beta, st=rule, at=rule)
+
+
+def dgad_mixing(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, share: float) -> Terms:
+    """DGAD with the teacher's answer mixed with the true label where it errs, in place of swapping (its Table 3)."""
+    rule = partial(mix_labels, share=share)
+    return dgad(nets, x, x_adv, y, beta=beta, st=rule, at=rule)
+
+
+def adaad_els(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
+    """KL(swap T(x') || S(x')) for every image: ELS without MAP (DGAD's Table 2); x is forwarded for batch-norm only."""
+    _, adv, _, _ = dgad_parts(nets, x, x_adv, y)
+    return {"adv": adv}
+
+
+def dgad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, nominal: float) -> Terms:
+    """(n/B) mean_ST KL + ((B - n)/B) mean_AT KL + beta PCR, B the nominal batch size: differs on a partial batch.
+
+    n is the number of ST images. Without any AT image its mean is 0 here; the released code divides by zero.
+    """
+    clean, adv, pcr, wrong = dgad_parts(nets, x, x_adv, y)
+    per_clean, per_adv = len(y) / nominal, _adv_share(wrong, nominal)
+    return {"clean": per_clean * wrong * clean, "adv": per_adv * ~wrong * adv, "pcr": beta * pcr}
+
+
+def dgad_mobilenet_as_released(
+    nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, nominal: float
+) -> Terms:
+    """1/2 [(n/B) L_ST + (B - n)/B] L_AT + beta PCR: a bracket of the MobileNetV2 branch closes early.
+
+    The clean loss L_ST multiplies the adversarial one instead of being added. Sums and means as in `dgad_as_released`.
+    """
+    clean, adv, pcr, wrong = dgad_parts(nets, x, x_adv, y)
+    n, b = wrong.sum(), len(y)
+    mean_clean = (wrong * clean).sum() / n.clamp_min(1)
+    bracket = (n / nominal) * mean_clean + (nominal - n) / nominal
+    return {"adv": 0.5 * bracket * (b / (b - n).clamp_min(1)) * ~wrong * adv, "pcr": beta * pcr}
+
+
+def _adv_share(wrong: Tensor, nominal: float) -> Tensor:
+    """What one AT image weighs in a mean over the batch: b (B - n) / (B (b - n))."""
+    n, b = wrong.sum(), len(wrong)
+    return b * (nominal - n) / (nominal * (b - n).clamp_min(1))
