@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from lib.spec import DataSpec, RunSpec
 
 PROBE_SECONDS = 0.2  # a step on two images that takes longer is not repeated on a whole batch
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # per image, at most
+JSMA_PASSES = 150  # 76 steps of two backwards at 32x32, at most
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,17 @@ def training(spec: RunSpec, place: Place, flops: bool) -> Cost:
 
 
 def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int, flops: bool) -> Cost:
-    """The cost per image of work(x, y), on two images or, where that is quick, on up to `size`."""
-    count = 2
-    x, y = to_float(data.images[:count]), data.labels[:count]
-    if _measure(lambda: work(x, y), flops=False).seconds < PROBE_SECONDS:
-        count = min(size, len(data.labels))
-        x, y = to_float(data.images[:count]), data.labels[:count]
-    return _measure(lambda: work(x, y), flops) * (1 / count)
-
-
-def _measure(work: Callable[[], object], flops: bool) -> Cost:
-    """The faster of two goes, and the FLOPs of a third."""
-    seconds = min(_seconds(work) for _ in range(2))
-    if not flops:
-        return Cost(seconds)
+    """The cost per image of work(x, y): once on two images, and where that is quick, timed again on up to `size`."""
+    x, y = to_float(data.images[:2]), data.labels[:2]
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with counter:
-        work()
-    return Cost(seconds, counter.get_total_flops())
+    with counter if flops else nullcontext():
+        seconds = _seconds(lambda: work(x, y))
+    first = Cost(seconds, counter.get_total_flops()) * (1 / len(y))
+    if seconds > PROBE_SECONDS:
+        return first
+    x, y = to_float(data.images[:size]), data.labels[:size]
+    return replace(first, seconds=min(_seconds(lambda: work(x, y)) for _ in range(2)) / len(y))
 
 
 class _NoModules(AbstractContextManager[None]):
@@ -100,4 +93,6 @@ def _passes(column: Column) -> float:
     """Forward-backwards per image of an attack, at most."""
     if column.attack == "autoattack":
         return sum(AUTOATTACK_PASSES[stage] for stage in column.stages)
+    if column.attack.startswith("jsma"):
+        return JSMA_PASSES
     return {"clean": 0.5, "fgsm": 1}.get(column.attack, column.steps)

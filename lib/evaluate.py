@@ -14,6 +14,7 @@ from lib.attacks import at_image, pgd
 from lib.cw2 import cw2
 from lib.data import Split
 from lib.errors import UserError, choose
+from lib.jsma import jsma, published_target, wrong_target
 from lib.losses import cross_entropy
 from lib.train import mode
 
@@ -41,12 +42,15 @@ class Column:
     seed: int = 0
     batch_size: int = 200
     stages: tuple[str, ...] = STAGES
+    theta: float = 0.1  # JSMA: what a chosen pixel is raised by
+    gamma: float = 0.05  # JSMA: the share of the pixel values it may touch
+    surrogate: str = ""  # the digest of the network that x' is made on, where that is not the one it is scored on
 
     def __post_init__(self) -> None:
         choose("attack", self.attack, ATTACKS)
         for stage in self.stages:
             choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
-        numbers = (self.epsilon, self.step_size, self.steps, self.images)
+        numbers = (self.epsilon, self.step_size, self.steps, self.images, self.theta, self.gamma)
         if not all(0 <= number < math.inf for number in numbers) or self.batch_size < 1:
             raise UserError(f"column {self.name} wants numbers >= 0 and batch_size >= 1, got {numbers}")
         if self.attack in ("pgd", "cw2") and not self.steps:
@@ -98,19 +102,24 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def evaluate(net: nn.Module, test: Split, columns: tuple[Column, ...]) -> list[Accuracy]:
+def evaluate(
+    net: nn.Module, test: Split, columns: tuple[Column, ...], surrogate: nn.Module | None = None
+) -> list[Accuracy]:
     """The accuracy of `net`, in eval mode, under every column's attack; its mode is restored afterwards.
+
+    With a `surrogate` the images are made on it and scored on `net`: a transfer attack.
 
     Raises:
         UserError: an unknown attack, or more images than there are.
         RuntimeError: an attack left its ball or [0, 1], or gave a value that is not finite.
     """
-    with mode(net, train=False), frozen(net):
-        return [accuracy(net, test, column) for column in columns]
+    source = surrogate or net
+    with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
+        return [accuracy(net, test, column, source) for column in columns]
 
 
-def accuracy(net: nn.Module, test: Split, column: Column) -> Accuracy:
-    """The accuracy of `net` as it stands under one column's attack; raises as `evaluate` does."""
+def accuracy(net: nn.Module, test: Split, column: Column, source: nn.Module | None = None) -> Accuracy:
+    """The accuracy of `net` as it stands under one column's attack on `source` (itself); raises as `evaluate` does."""
     attack = ATTACKS[column.attack]
     if column.images > len(test.labels):
         raise UserError(f"column {column.name} wants {column.images} images, the test split has {len(test.labels)}")
@@ -118,7 +127,7 @@ def accuracy(net: nn.Module, test: Split, column: Column) -> Accuracy:
     generator = Generator(test.images.device).manual_seed(column.seed)
     flags = []
     for x, y in part.batches(len(part.labels) if attack.whole else column.batch_size):
-        x_adv = attack.run(net, x, y, column, generator)
+        x_adv = attack.run(source or net, x, y, column, generator)
         check_perturbation(x, x_adv, column.epsilon if attack.bounded else math.inf, column.name)
         with torch.no_grad():
             logits = torch.cat([net(images) for images in x_adv.split(column.batch_size)])
@@ -198,6 +207,16 @@ def _cw2(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Genera
     return cw2(net, x, y, steps=column.steps)
 
 
+def _jsma(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+    with torch.no_grad():
+        classes = net(x[:1]).shape[1]
+    return jsma(net, x, wrong_target(y, classes, generator), theta=column.theta, gamma=column.gamma)
+
+
+def _jsma_as_published(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+    return jsma(net, x, published_target(y), theta=column.theta, gamma=column.gamma)
+
+
 class EvaluationAttack(NamedTuple):
     """run(net, x, y, column, generator) -> x'; is x' held to epsilon; is x the whole set and not a batch."""
 
@@ -212,4 +231,6 @@ ATTACKS = {
     "pgd": EvaluationAttack(_pgd),
     "cw2": EvaluationAttack(_cw2, bounded=False),
     "autoattack": EvaluationAttack(autoattack, whole=True),
+    "jsma": EvaluationAttack(_jsma, bounded=False),
+    "jsma_as_published": EvaluationAttack(_jsma_as_published, bounded=False),
 }

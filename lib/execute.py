@@ -29,7 +29,8 @@ class Job:
     network: Network
     data: DataSpec
     columns: tuple[Column, ...]
-    checkpoint: str
+    checkpoint: str = "best"
+    surrogates: tuple[RunSpec, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -37,10 +38,10 @@ class Job:
         return runs.network_digest(self.network, self.data)
 
     @property
-    def waits_for(self) -> str | None:
-        """The digest of the job that has to be done before this one."""
+    def waits_for(self) -> set[str]:
+        """The digests of the jobs that have to be done before this one: its teacher's and its surrogates'."""
         teacher = self.network.teacher if isinstance(self.network, RunSpec) else None
-        return runs.network_digest(teacher, self.data) if teacher else None
+        return {runs.network_digest(net, self.data) for net in (teacher, *self.surrogates) if net is not None}
 
 
 def run_jobs(jobs: Sequence[Job], seconds: Sequence[float], place: Place, workers: int) -> None:
@@ -104,7 +105,7 @@ def _run_in_processes(jobs: Sequence[Job], place: Place, workers: int, tally: Ta
     with _one_thread_each(), ProcessPoolExecutor(workers, context, initializer=_init_worker) as pool:
         try:
             while waiting or running:
-                ready = [job for job in waiting if job.waits_for not in open_jobs]
+                ready = [job for job in waiting if not job.waits_for & open_jobs]
                 for job in ready[: workers - len(running)]:
                     waiting.remove(job)
                     running[pool.submit(_work_in_process, job, place)] = job
@@ -129,7 +130,7 @@ def _work(job: Job, place: Place, notify: Callable[[float], None]) -> str:
     """Do one job; returns what to say of it."""
     if isinstance(job.network, RunSpec):
         runs.make(job.network, place, notify)
-    rows = runs.measure(job.network, job.data, place, job.columns, job.checkpoint)
+    rows = runs.measure(job.network, job.data, place, job.columns, job.checkpoint, job.surrogates)
     return job.label + ": " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in rows)
 
 

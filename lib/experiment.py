@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 
 from lib import cost, runs
-from lib.evaluate import Accuracy, Column
+from lib.evaluate import Accuracy
 from lib.execute import Job, cores, run_jobs
 from lib.parameters import Parameters, check
 from lib.progress import clock
-from lib.runs import Network, Place
+from lib.runs import Place
 from lib.spec import GivenWeights, RunSpec
 from lib.table import Cell, Table, open_table
 
@@ -118,39 +118,38 @@ def run(planned: Plan) -> list[Result]:
     table = planned.table
     if planned.todo:
         run_jobs(planned.todo, planned.frame["seconds"].tolist(), table.place, planned.workers)
-    cells = [_cell_result(cell, table, _all_columns(table)) for cell in table.cells]
-    controls = [_cell_result(cell, table, table.control_columns) for cell in table.controls]
-    teachers = [
-        _result(name, "", "teacher", 0, spec, table, table.columns, "best") for name, spec in table.teachers.items()
+    cells = [
+        _result((cell.student, cell.teacher, cell.row.row, cell.seed), _job(cell, ""), table.place)
+        for cell in table.cells + table.controls
     ]
-    return cells + controls + teachers
+    return cells + [_result((job.label, "", "teacher", 0), job, table.place) for job in _teacher_jobs(table)]
 
 
 def _jobs(table: Table) -> tuple[Job, ...]:
-    """One job per distinct network, teachers first."""
-    both = _all_columns(table)
-    jobs = [Job(f"teacher {name}", spec, table.data, table.columns, "best") for name, spec in table.teachers.items()]
-    jobs += [Job(_label(cell, table), cell.spec, table.data, both, cell.row.checkpoint) for cell in table.cells]
-    controls = [
-        Job(_label(cell, table), cell.spec, table.data, table.control_columns, cell.row.checkpoint)
-        for cell in table.controls
-    ]
+    """One job per distinct network: teachers and surrogates first, columns asked for twice only once."""
+    surrogates = [Job(f"surrogate {name}", spec, table.data, ()) for name, spec in table.surrogates.items()]
+    teachers = [replace(job, label=f"teacher {job.label}") for job in _teacher_jobs(table)]
+    several = len({cell.seed for cell in table.cells}) > 1
+    cells = [_job(cell, f", seed {cell.seed}" if several else "") for cell in table.cells + table.controls]
     distinct: dict[tuple[str, str], Job] = {}
-    for job in jobs + controls:
-        key = (job.digest, job.checkpoint)
-        earlier = distinct.get(key, job)
-        distinct[key] = replace(earlier, columns=tuple(dict.fromkeys(earlier.columns + job.columns)))
+    for job in teachers + surrogates + cells:
+        earlier = distinct.get(key := (job.digest, job.checkpoint), job)
+        columns = tuple(dict.fromkeys(earlier.columns + job.columns))
+        both = tuple(dict.fromkeys(earlier.surrogates + job.surrogates))
+        distinct[key] = replace(earlier, columns=columns, surrogates=both)
     return tuple(distinct.values())
 
 
-def _all_columns(table: Table) -> tuple[Column, ...]:
-    return tuple(dict.fromkeys(table.columns + table.control_columns))
+def _teacher_jobs(table: Table) -> list[Job]:
+    columns = () if table.surrogates else table.columns  # in a table of transfers they only teach
+    return [Job(name, spec, table.data, columns) for name, spec in table.teachers.items()]
 
 
-def _label(cell: Cell, table: Table) -> str:
+def _job(cell: Cell, seed: str) -> Job:
     taught = f" ← {cell.teacher}" if cell.teacher else ""
-    seed = f", seed {cell.seed}" if len({c.seed for c in table.cells}) > 1 else ""
-    return f"{cell.row.row}, {cell.student}{taught}{seed}"
+    surrogates = (cell.surrogate,) if cell.surrogate else ()
+    label = f"{cell.row.row}, {cell.student}{taught}{seed}"
+    return Job(label, cell.network, cell.data, cell.columns, cell.row.checkpoint, surrogates)
 
 
 def _complete(job: Job, place: Place) -> bool:
@@ -166,21 +165,6 @@ def _state(job: Job, place: Place) -> str:
     return "begun, goes on" if place.store.has_checkpoint(job.network.digest) else "to be trained"
 
 
-def _cell_result(cell: Cell, table: Table, columns: tuple[Column, ...]) -> Result:
-    row = cell.row
-    return _result(cell.student, cell.teacher, row.row, cell.seed, cell.spec, table, columns, row.checkpoint)
-
-
-def _result(
-    student: str,
-    teacher: str,
-    row: str,
-    seed: int,
-    network: Network,
-    table: Table,
-    columns: tuple[Column, ...],
-    checkpoint: str,
-) -> Result:
-    accuracies = tuple(runs.measure(network, table.data, table.place, columns, checkpoint))
-    made = tuple(runs.made_with(network, table.data, table.place))
-    return Result(student, teacher, row, seed, runs.network_digest(network, table.data), accuracies, made)
+def _result(where: tuple[str, str, str, int], job: Job, place: Place) -> Result:
+    accuracies = tuple(runs.measure(job.network, job.data, place, job.columns, job.checkpoint, job.surrogates))
+    return Result(*where, job.digest, accuracies, tuple(runs.made_with(job.network, job.data, place)))

@@ -108,3 +108,53 @@ def adversarial_grid(net: nn.Module, x: Tensor, x_adv: Tensor, classes: tuple[st
     figure.suptitle(f"max|x' - x| = {largest:.1f}/255, allowed {epsilon * 255:.1f}/255", fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def sweep(comparison: Comparison, line: str, axis: str) -> Figure:
+    """Each column's measured accuracy over the rows' names read as numbers, and the row `line` as a level, with bands.
+
+    Bars and bands are the 95 % Wilson intervals.
+    """
+    use_style()
+    columns = list(comparison.headings)
+    figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.8), squeeze=False)
+    for panel, column in zip(axes[0], columns, strict=True):
+        frame = comparison.frame[comparison.frame.column == column].set_index("row")
+        points, level = frame.drop(index=line, errors="ignore"), frame[frame.index == line]
+        bars = [points.measured - points.low, points.high - points.measured]
+        panel.errorbar(points.index.astype(float), points.measured, yerr=bars, fmt="o-", ms=4, lw=1, label="fixed")
+        for value in level.itertuples():
+            panel.axhline(value.measured, color="C3", ls=":", label=line)
+            panel.axhspan(value.low, value.high, color="C3", alpha=0.1, lw=0)
+        panel.set(xlabel=axis, ylabel=f"{comparison.headings[column]}, %")
+    axes[0][0].legend(frameon=False)
+    figure.tight_layout()
+    sns.despine(figure)
+    return figure
+
+
+def beliefs(logits: dict[str, Tensor], classes: tuple[str, ...], truth: int, title: str) -> Figure:
+    """The softmax of some answers (C,) as bars side by side, the true class in red."""
+    use_style()
+    figure, axes = plt.subplots(1, len(logits), figsize=(WIDTH, 2.2), sharey=True, squeeze=False)
+    for panel, (name, answer) in zip(axes[0], logits.items(), strict=True):
+        colours = ["C3" if i == truth else "C0" for i in range(len(classes))]
+        panel.bar(range(len(classes)), answer.softmax(0).tolist(), color=colours)
+        panel.set_xticks(range(len(classes)), classes, rotation=90 if len(classes) > 10 else 0)
+        panel.set_title(f"{title}, {name}")
+    axes[0][0].set_ylabel("probability")
+    figure.tight_layout()
+    sns.despine(figure)
+    return figure
+
+
+def history(path: Path) -> Figure:
+    """A run's terms and its PGD-10 accuracy on the selection images, per epoch, from its history.json."""
+    use_style()
+    frame = pd.read_json(path).set_index("epoch")
+    figure, (terms, score) = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
+    frame.drop(columns=["step", "score"]).plot(ax=terms, lw=1, xlabel="epoch", ylabel="mean of the term")
+    frame["score"].plot(ax=score, lw=1, color="C3", xlabel="epoch", ylabel="PGD-10 accuracy, %")
+    figure.tight_layout()
+    sns.despine(figure)
+    return figure

@@ -45,7 +45,7 @@ class Scale:
     """How big everything is: the `settings` of a file in params/. Radii are in 1/255."""
 
     title: str
-    dataset: str
+    datasets: dict[str, str]  # the paper's name -> the data set that stands for it here
     models: dict[str, str]  # the paper's name -> the network that stands for it here
     epsilon: float
     step_size: float

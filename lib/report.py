@@ -29,7 +29,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
         for student in table.students
         for teacher in table.teacher_names
         for row in table.rows
-        if not row.only_students or student in row.only_students
+        if _stands(row, student)
         for column in table.file.columns
     ]
     frame = pd.DataFrame(records)
@@ -41,13 +41,11 @@ def compare(table: Table, results: list[Result]) -> Comparison:
 
 
 def reported_table(table: Table) -> pd.DataFrame:
-    """The paper's numbers alone, as params/reported/ has them."""
-    index = pd.MultiIndex.from_tuples(
-        [(s, t, row.row) for s in table.students for t in table.teacher_names for row in table.rows],
-        names=["student", "teacher", "method"],
-    )
-    values = [[_reported(table, s, t, row, column) for column in table.file.columns] for s, t, row in index]
-    return pd.DataFrame(values, index=index, columns=table.file.columns).dropna(how="all")
+    """The paper's numbers alone, as params/reported/ has them; a cell that is lost stays empty."""
+    keys = [(s, t, row) for s in table.students for t in table.teacher_names for row in table.rows if _stands(row, s)]
+    values = [[_reported(table, s, t, row, column) for column in table.file.columns] for s, t, row in keys]
+    index = pd.MultiIndex.from_tuples([(s, t, row.row) for s, t, row in keys], names=["student", "teacher", "method"])
+    return pd.DataFrame(values, index=index, columns=table.file.columns, dtype=float)
 
 
 def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFrame:
@@ -55,7 +53,8 @@ def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFra
     records = []
     for key, block in comparison.frame.groupby(["student", "teacher", "column"], sort=False):
         own, others = block[block.row == row], block[block.row != row]
-        printed = table.reported.get(key[0], {}).get("delta_printed", {}).get(key[1])
+        printed = table.reported.get(key[0], {}).get("delta_printed")
+        printed = printed.get(key[1]) if isinstance(printed, dict) else printed
         record = dict(zip(("student", "teacher", "column"), key, strict=True))
         record["printed lead"] = printed and printed[table.file.columns.index(key[2])]
         for kind in ("reported", "measured"):
@@ -112,6 +111,17 @@ def floor(table: Table, results: list[Result]) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
+def also_measured(table: Table, results: list[Result]) -> pd.DataFrame:
+    """The columns that the table's networks were measured under beside the paper's, with the published ones again."""
+    records = [
+        {"student": r.student, "teacher": r.teacher, "row": r.row, "seed": r.seed}
+        | {a.column.name: round(a.percent, 1) for a in r.accuracies}
+        for r in results
+        if r.row in {row.row for row in table.rows}
+    ]
+    return pd.DataFrame(records)
+
+
 def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
     """The teachers' own accuracies, and where each came from."""
     records = []
@@ -124,8 +134,12 @@ def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
+def _stands(row: Row, student: str) -> bool:
+    return not row.only_students or student in row.only_students
+
+
 def _record(table: Table, results: list[Result], student: str, teacher: str, row: Row, column: str) -> dict[str, Any]:
-    reported = _reported(table, student, teacher, row.row, column)
+    reported = _reported(table, student, teacher, row, column)
     mine = [r for r in results if r.student == student and r.row == row.row and r.teacher in ("", teacher)]
     accuracies = [a for r in mine for a in r.accuracies if a.column.name == column]
     percents = [a.percent for a in accuracies]
@@ -153,8 +167,15 @@ def _record(table: Table, results: list[Result], student: str, teacher: str, row
     }
 
 
-def _reported(table: Table, student: str, teacher: str, row: str, column: str) -> float | None:
-    values = table.reported.get(student, {}).get(row, {}).get(teacher)
+def _reported(table: Table, student: str, teacher: str, row: Row, column: str) -> float | None:
+    """The paper's number for a cell, whichever of its tables' three shapes it stands in; None where there is none."""
+    entry, key = table.reported, row.reported or row.row
+    rows = entry.get("rows", entry.get(student, {}))
+    if isinstance(rows, list):
+        rows = {one.get("id") or f"{one['dataset']}/{one['teacher']}": one["values"] for one in rows}
+    values = rows.get(key)
+    if isinstance(values, dict):
+        values = values.get(teacher)
     return None if values is None else values[table.file.columns.index(column)]
 
 
@@ -178,7 +199,7 @@ def _caption(table: Table, frame: pd.DataFrame) -> str:
     parts = [
         f"{table.file.title} ({table.file.paper.upper()}, {table.file.item}), accuracy in %.",
         f"Reported: {table.reported.get('title', '')}, 10,000 test images. Measured at scale '{table.scale_name}': "
-        f"{table.scale.title}; data: {table.data.name}.",
+        f"{table.scale.title}; data: {table.place.dataset(table.data).name}.",
         f"Settings replaced: {', '.join(sorted(table.replaced))}." if table.replaced else "",
         f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
         f"Teachers trained here by PGD-AT: {', '.join(trained)}." if trained else "",
@@ -186,7 +207,7 @@ def _caption(table: Table, frame: pd.DataFrame) -> str:
         "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
         "by all that lie inside the leader's interval: much bold means that little can be told apart.",
     ]
-    if stand_ins or table.replaced or table.data.name != "cifar10":
+    if stand_ins or table.replaced:
         parts.append("The difference compares different conditions, so it says nothing about the paper.")
     return " ".join(part for part in parts if part)
 

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -152,20 +152,30 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
 
 
 def measure(
-    spec: Network, data_spec: DataSpec, place: Place, columns: tuple[Column, ...], checkpoint: str = "best"
+    spec: Network,
+    data_spec: DataSpec,
+    place: Place,
+    columns: tuple[Column, ...],
+    checkpoint: str = "best",
+    surrogates: tuple[RunSpec, ...] = (),
 ) -> list[Accuracy]:
-    """The accuracies of a network under `columns`; each column is computed once and kept."""
+    """The accuracies of a network under `columns`; each column is computed once and kept, whatever it is called.
+
+    `surrogates` are the finished runs that transfer columns are made on.
+    """
     store, digest = place.store, network_digest(spec, data_spec)
     if not measured(spec, data_spec, place, columns, checkpoint):
         with store.claim(f"{digest}-rows"):
             net, test = network(spec, data_spec, place, checkpoint), place.dataset(data_spec).test
             for column in columns:
                 if store.read_rows(digest, _key(column, checkpoint)) is None:
-                    (row,) = evaluate(net, test, (column,))
+                    source = next((s for s in surrogates if s.digest == column.surrogate), None)
+                    made_on = network(source, data_spec, place) if source else None
+                    (row,) = evaluate(net, test, (column,), made_on)
                     made = {**row.to_json(), "provenance": provenance(place)}
                     store.write_rows(digest, _key(column, checkpoint), [made])
     kept = [store.read_rows(digest, _key(column, checkpoint)) for column in columns]
-    return [Accuracy.from_json(rows[0]) for rows in kept if rows]
+    return [replace(Accuracy.from_json(rows[0]), column=c) for c, rows in zip(columns, kept, strict=True) if rows]
 
 
 def measured(
@@ -220,7 +230,7 @@ def _score(net: nn.Module, selection: data.Split, column: Column) -> float:
 
 
 def _key(column: Column, checkpoint: str) -> str:
-    return digest_of([asdict(column), checkpoint, VERSION])
+    return digest_of([asdict(replace(column, name="")), checkpoint, VERSION])
 
 
 def _publish(spec: RunSpec, training: Training, place: Place, seconds: float, resumed: bool) -> None:

@@ -1,7 +1,7 @@
-"""A table of a paper as a value: which student, teacher, method and seed every cell is, and the numbers reported."""
+"""A table of a paper as a value: which network, data, method and seed every cell is, and the numbers reported."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,59 @@ from lib.parameters import PARAMS, Parameters, Scale, device_of, load_scale, rea
 from lib.runs import Network, Place, describe_data, network
 from lib.spec import DataSpec, GivenWeights, RunSpec, typed
 
-TEACHER_METHOD = "pgd_at"  # how the companion trains a teacher that no file is given for
-
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a method by its key, under the name the paper prints, with weights per student."""
+    """One line of a table: a method by its key, under the name the paper prints.
+
+    `weights` are numbers, or per student a mapping of numbers. `model`, `dataset` and `schedule` (a schedule's name)
+    are for rows that do not take the student's, the table's and the method's. `reported` is the row's key in the
+    paper's numbers where that is not its name.
+    """
 
     row: str
     method: str
-    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = "best"
     only_students: tuple[str, ...] = ()
     quoted: dict[str, str] = field(default_factory=dict)  # student -> the paper its reported numbers were copied from
+    model: str = ""
+    dataset: str = ""
+    schedule: str = ""
+    seed: int = 0  # added to the parameters' seeds
+    reported: str = ""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A teacher or a surrogate: under which name, which network, how it is trained where no file is given."""
+
+    name: str
+    model: str = ""
+    method: str = "pgd_at"
+    seed: int = 0
+    schedule: str = ""
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """What params/tables/<name>.yaml holds. `more_rows` and `controls` run when asked for and always, respectively."""
+    """What params/tables/<name>.yaml holds. `more_rows` run when asked for, `controls` always.
+
+    Where `surrogates` are named, they take the students' place: each block's attacks are made on its surrogate, and the
+    network attacked is `student_model`.
+    """
 
     paper: str
     item: str
     title: str
     columns: list[str]
     students: list[str]
-    teachers: list[str]
     rows: list[Any]
+    teachers: list[Any] = field(default_factory=list)
+    surrogates: list[Any] = field(default_factory=list)
+    student_model: str = ""
+    dataset: str = "CIFAR10"
+    same_as: dict[str, str] = field(default_factory=dict)  # a column's name here -> its name in the scale
     more_rows: list[Any] = field(default_factory=list)
     controls: list[Any] = field(default_factory=list)
     control_columns: list[str] = field(default_factory=list)
@@ -49,13 +76,16 @@ class TableFile:
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained student: where it stands in the table, and the run behind it."""
+    """One trained network: where it stands in the table, what is behind it, and the columns it is measured under."""
 
     student: str
     teacher: str  # "" for a method without one
     row: Row
     seed: int
-    spec: RunSpec
+    network: Network
+    data: DataSpec
+    columns: tuple[Column, ...]
+    surrogate: RunSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -70,13 +100,13 @@ class Table:
     workers: int
     data: DataSpec
     students: tuple[str, ...]
-    teacher_names: tuple[str, ...]
+    teacher_names: tuple[str, ...]  # ("",) for a table without teachers
     teachers: dict[str, Network]  # those that some row learns from
+    surrogates: dict[str, RunSpec]
     rows: tuple[Row, ...]
     cells: tuple[Cell, ...]
     controls: tuple[Cell, ...]
     columns: tuple[Column, ...]
-    control_columns: tuple[Column, ...]
     replaced: dict[str, Any]  # the settings that the parameters put in place of the scale's
 
     @property
@@ -102,23 +132,23 @@ def open_table(name: str, parameters: Parameters) -> Table:
     files = {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
     file: TableFile = typed(TableFile, read_yaml(choose("table", name, files)), f"table {name}")
     scale = load_scale(parameters)
-    files_of = {teacher: _from_root(path) for teacher, path in parameters.teacher_files.items()}
-    digests = {teacher: file_digest(path) for teacher, path in files_of.items()}
+    weights = {name: _from_root(path) for name, path in parameters.teacher_files.items()}
+    digests = {name: file_digest(path) for name, path in weights.items()}
     place = Place(
         outputs=_from_root(parameters.outputs),
         data_dir=_from_root(parameters.data_dir),
         download=parameters.download,
         device=str(device_of(parameters)),
-        weights_files={digests[teacher]: path for teacher, path in files_of.items()},
+        weights_files={digests[name]: path for name, path in weights.items()},
     )
     if place.device == "cpu":
         torch.set_num_threads(1)
     place.store  # noqa: B018  an outputs folder that cannot be written is said now, not after the training
-    data = describe_data(place, scale.dataset, scale.train_images, scale.held_out)
-    builder = _Builder(file, scale, parameters, data, digests)
+    builder = _Builder(file, scale, parameters, place, digests)
     for net in builder.teachers.values():
         if isinstance(net, GivenWeights):
-            network(net, data, place)  # a file that does not fit is said now
+            network(net, builder.data(file.dataset), place)  # a file that does not fit is said now
+    controls = tuple(_row(row) for row in file.controls)
     return Table(
         name=name,
         file=file,
@@ -126,15 +156,15 @@ def open_table(name: str, parameters: Parameters) -> Table:
         scale=scale,
         place=place,
         workers=parameters.workers,
-        data=data,
+        data=builder.data(file.dataset),
         students=builder.students,
         teacher_names=builder.teacher_names,
         teachers=builder.teachers,
+        surrogates=builder.surrogates,
         rows=builder.rows,
-        cells=tuple(builder.cells(builder.rows)),
-        controls=tuple(builder.cells(tuple(_row(row) for row in file.controls))),
-        columns=tuple(scale.column(column) for column in file.columns),
-        control_columns=tuple(scale.column(column) for column in file.control_columns),
+        cells=tuple(builder.cells(builder.rows, tuple(dict.fromkeys(builder.columns + builder.control_columns)))),
+        controls=tuple(builder.cells(controls, builder.control_columns)),
+        columns=builder.columns,
         replaced=parameters.settings,
     )
 
@@ -150,40 +180,67 @@ def _row(given: Any) -> Row:
     return row
 
 
-def _picked(what: str, wanted: list[str], known: dict[str, Any], default: list[str]) -> list[Any]:
-    return [choose(what, name, known) for name in dict.fromkeys(wanted or default)]
+def _trained(given: Any) -> Trained:
+    trained: Trained = typed(Trained, {"name": given} if isinstance(given, str) else given, "teacher")
+    choose("method", trained.method, METHODS)
+    return trained
+
+
+def _picked(what: str, wanted: list[str], known: Mapping[str, Any]) -> tuple[str, ...]:
+    for name in wanted:
+        choose(what, name, known)
+    return tuple(dict.fromkeys(wanted or known))
 
 
 class _Builder:
     """Turns names into specs, for one table and one set of parameters."""
 
     def __init__(
-        self, file: TableFile, scale: Scale, parameters: Parameters, data: DataSpec, files: dict[str, str]
+        self, file: TableFile, scale: Scale, parameters: Parameters, place: Place, digests: dict[str, str]
     ) -> None:
-        self.scale, self.parameters, self.data, self.files = scale, parameters, data, files
+        self.file, self.scale, self.parameters, self.place, self.digests = file, scale, parameters, place, digests
+        self.specs: dict[str, DataSpec] = {}
         default = [_row(row) for row in file.rows]
         known = {row.row: row for row in default + [_row(row) for row in file.more_rows]}
-        self.rows = tuple(_picked("row", parameters.rows, known, [row.row for row in default]))
-        names = (
-            dict(zip(file.students, file.students, strict=True)),
-            dict(zip(file.teachers, file.teachers, strict=True)),
-        )
-        self.students = tuple(_picked("student", parameters.students, names[0], file.students))
-        self.teacher_names = tuple(_picked("teacher", parameters.teachers, names[1], file.teachers))
-        for name in files:
-            choose("teacher", name, names[1])
+        names = _picked("row", parameters.rows or [row.row for row in default], known)
+        self.rows = tuple(known[name] for name in names)
+        self.students = _picked("student", parameters.students, dict.fromkeys(file.students))
+        teachers = {trained.name: trained for trained in map(_trained, file.teachers)}
+        self.teacher_names = _picked("teacher", parameters.teachers, teachers) or ("",)
+        for name in digests:
+            choose("teacher", name, {**teachers, **known})
         if not parameters.seeds:
             raise UserError("parameter seeds is empty; give at least one, such as [0]")
         taught = any(METHODS[row.method].needs_teacher for row in self.rows)
-        self.teachers = {name: self.teacher(name) for name in self.teacher_names if taught}
+        self.teachers = {name: self.trained(teachers[name]) for name in self.teacher_names if taught and name}
+        surrogates = {trained.name: trained for trained in map(_trained, file.surrogates)}
+        self.surrogates = {name: self.surrogate(surrogates[name]) for name in self.students if name in surrogates}
+        self.columns = self.named(file.columns)
+        self.control_columns = self.named(file.control_columns)
 
-    def teacher(self, name: str) -> Network:
+    def named(self, names: list[str]) -> tuple[Column, ...]:
+        """The columns of these names, under the names the table gives them."""
+        return tuple(replace(self.scale.column(self.file.same_as.get(name, name)), name=name) for name in names)
+
+    def data(self, name: str) -> DataSpec:
+        """The data that stands for the paper's `name` at this scale."""
+        if name not in self.specs:
+            scale, stand_in = self.scale, choose("data set of this scale", name, self.scale.datasets)
+            self.specs[name] = describe_data(self.place, stand_in, scale.train_images, scale.held_out)
+        return self.specs[name]
+
+    def trained(self, trained: Trained) -> Network:
         """The weights given for a teacher, or the run that trains it."""
-        if name in self.files:
-            return GivenWeights(self.model(name), self.files[name])
-        return self.run(name, Row("teacher", TEACHER_METHOD), None, seed=0)
+        if trained.name in self.digests:
+            return GivenWeights(self.model(trained.model or trained.name), self.digests[trained.name])
+        return self.surrogate(trained)
 
-    def cells(self, rows: tuple[Row, ...]) -> Iterator[Cell]:
+    def surrogate(self, trained: Trained) -> RunSpec:
+        """The run that trains a network named beside the rows."""
+        row = Row(trained.name, trained.method, model=trained.model or trained.name, schedule=trained.schedule)
+        return self.run("", row, None, trained.seed)
+
+    def cells(self, rows: tuple[Row, ...], columns: tuple[Column, ...]) -> Iterator[Cell]:
         """Student by teacher by row by seed; a method without a teacher stands once."""
         for student in self.students:
             for row in rows:
@@ -192,27 +249,45 @@ class _Builder:
                 taught = METHODS[row.method].needs_teacher
                 for name, teacher in self.teachers.items() if taught else [("", None)]:
                     for seed in dict.fromkeys(self.parameters.seeds):
-                        yield Cell(student, name, row, seed, self.run(student, row, teacher, seed))
+                        yield self.cell(student, name, row, seed, teacher, columns)
 
-    def run(self, name: str, row: Row, teacher: Network | None, seed: int) -> RunSpec:
+    def cell(
+        self, student: str, name: str, row: Row, seed: int, teacher: Network | None, columns: tuple[Column, ...]
+    ) -> Cell:
+        """One cell; in a table of transfers its attacks are made on the block's surrogate."""
+        spec: Network = self.run(student, row, teacher, seed)
+        if row.row in self.digests:
+            spec = GivenWeights(self.model(row.model or student), self.digests[row.row])
+        surrogate = self.surrogates.get(student)
+        if surrogate is not None:
+            if surrogate == spec:
+                raise UserError(
+                    f"the surrogate {student} is the network it attacks ({row.row}); a transfer wants another"
+                )
+            columns = tuple(replace(column, surrogate=surrogate.digest) for column in columns)
+        return Cell(student, name, row, seed, spec, self.data(row.dataset or self.file.dataset), columns, surrogate)
+
+    def run(self, student: str, row: Row, teacher: Network | None, seed: int) -> RunSpec:
         """The run of one cell."""
         known = METHODS[row.method].weights
-        for key in (chosen := row.weights.get(name, {})):
+        per_student = any(isinstance(value, dict) for value in row.weights.values())
+        chosen = row.weights.get(student, {}) if per_student else row.weights
+        for key in chosen:
             choose(f"weight of method {row.method}", key, known)
         weights = {**known, **{key: float(value) for key, value in chosen.items()}}
         return RunSpec(
-            data=self.data,
-            model=self.model(name),
+            data=self.data(row.dataset or self.file.dataset),
+            model=self.model(row.model or self.file.student_model or student),
             method=row.method,
             weights=tuple(sorted(weights.items())),
             teacher=teacher,
-            schedule=self.scale.schedule(row.method),
+            schedule=self.scale.schedule(row.schedule or row.method),
             epsilon=self.scale.epsilon / 255,
             step_size=self.scale.step_size / 255,
             attack_steps=self.scale.attack_steps,
             selection=self.scale.selection,
             selection_images=self.scale.test_images if self.scale.selection == "test" else 0,
-            seed=seed,
+            seed=seed + row.seed,
             precision=self.scale.precision,
             max_steps=self.scale.max_steps,
         )

@@ -16,6 +16,8 @@ SETTINGS: dict[str, Any] = {
         "PGD": {"attack": "pgd", "steps": 2},
         "PGD-20": {"attack": "pgd", "steps": 3},
         "CW2": {"attack": "cw2", "steps": 5, "images": 10},
+        "JSMA-published": {"attack": "jsma_as_published", "gamma": 0.1, "images": 10},
+        "JSMA-wrong": {"attack": "jsma", "gamma": 0.1, "images": 10},
         "AA": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
     },
 }

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Generator
 
-from lib import data
-from lib.data import Dataset, Split, crop_and_flip, hold_out, load, to_float
+from lib.data import Dataset, Split, crop_and_flip, hold_out, images, load, to_float
 from lib.errors import UserError
 
 
@@ -45,15 +44,45 @@ def test_digits_are_1297_and_500_grey_images_of_ten_classes(digits):
 def test_the_two_splits_of_digits_are_scikit_learns_images_each_once_and_with_its_own_label(digits):
     from sklearn.datasets import load_digits
 
-    ours = [torch.cat([part.images.flatten(1), part.labels[:, None]], 1) for part in (digits.train, digits.test)]
     source = load_digits()
     theirs = np.concatenate([source.data / 16, source.target[:, None]], 1)
-    assert sorted(torch.cat(ours).tolist()) == sorted(theirs.tolist())
+    assert sorted(rows(digits)) == sorted(map(tuple, theirs.tolist()))
 
 
 def test_digits_are_split_the_same_way_whatever_the_seed(digits, tmp_path):
     torch.manual_seed(123)
     assert load("digits", data_dir=tmp_path).digest() == digits.digest()
+
+
+def test_digits_b_are_the_same_images_under_another_split(digits, tmp_path):
+    other = load("digits_b", data_dir=tmp_path)
+    assert (other.train.images.shape, other.test.images.shape) == ((1297, 1, 8, 8), (500, 1, 8, 8))
+    assert sorted(rows(other)) == sorted(rows(digits))
+    assert len(set(rows_of(other.test)) & set(rows_of(digits.test))) < 200  # 139 are to be expected in two draws
+    assert load("digits_b", data_dir=tmp_path).digest() == other.digest()
+
+
+def test_digits_five_are_the_images_of_the_digits_0_to_4(digits, tmp_path):
+    five = load("digits_five", data_dir=tmp_path)
+    assert (five.train.images.shape, five.test.images.shape) == ((651, 1, 8, 8), (250, 1, 8, 8))
+    assert five.classes == tuple("01234")
+    assert sorted(rows(five)) == sorted(row for row in rows(digits) if row[-1] < 5)
+    assert all((split.labels.bincount() >= 40).all() for split in (five.train, five.test))
+    assert load("digits_five", data_dir=tmp_path).digest() == five.digest()
+
+
+def test_the_three_sets_of_digits_say_in_their_names_which_they_are(tmp_path):
+    names = [load(name, data_dir=tmp_path).name for name in ("digits", "digits_b", "digits_five")]
+    assert names == ["digits", "digits_b (the ten digits, a second split)", "digits_five (the digits 0 to 4)"]
+
+
+def rows(dataset):
+    return [*rows_of(dataset.train), *rows_of(dataset.test)]
+
+
+def rows_of(split):
+    """Each image as its 64 pixels and its label."""
+    return [tuple(row) for row in torch.cat([split.images.flatten(1), split.labels[:, None]], 1).tolist()]
 
 
 # --- splits -------------------------------------------------------------------------------------------------------
@@ -167,20 +196,22 @@ def test_the_generator_alone_decides_the_crops():
     assert not crop(1).equal(first)
 
 
-# --- CIFAR-10 -----------------------------------------------------------------------------------------------------
+# --- CIFAR --------------------------------------------------------------------------------------------------------
 
 
-def test_cifar10_that_is_not_there_is_refused_with_the_folder_it_was_looked_for_in(tmp_path):
+@pytest.mark.parametrize(("name", "wanted"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")])
+def test_cifar_that_is_not_there_is_refused_with_the_folder_it_was_looked_for_in(tmp_path, name, wanted):
     pytest.importorskip("torchvision")
-    with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))}.*cifar-10-batches-py.*download=True"):
-        load("cifar10", data_dir=tmp_path)
+    with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))}.*{wanted}.*download=True"):
+        load(name, data_dir=tmp_path)
 
 
-def test_cifar10_with_a_damaged_file_is_refused(tmp_path):
+@pytest.mark.parametrize(("name", "title"), [("cifar10", "CIFAR-10"), ("cifar100", "CIFAR-100")])
+def test_cifar_with_a_damaged_file_is_refused(tmp_path, name, title):
     pytest.importorskip("torchvision")
-    write_cifar10(tmp_path)  # right in form; torchvision knows the real files' digests
-    with pytest.raises(UserError, match=r"not \(whole\) in"):
-        load("cifar10", data_dir=tmp_path)
+    (write_cifar10 if name == "cifar10" else write_cifar100)(tmp_path)  # torchvision knows the real files' digests
+    with pytest.raises(UserError, match=rf"^{title} is not \(whole\) in"):
+        load(name, data_dir=tmp_path)
 
 
 def test_cifar10_images_keep_their_pixels_labels_and_order(tmp_path, monkeypatch):
@@ -195,6 +226,31 @@ def test_cifar10_images_keep_their_pixels_labels_and_order(tmp_path, monkeypatch
     assert loaded.train.labels.tolist() == [0, 1, 2, 3, 4]
     assert loaded.test.labels.tolist() == [5]
     assert (loaded.classes, loaded.padding, loaded.flip) == (("cat", "dog"), 4, True)
+
+
+def test_cifar100_is_loaded_with_its_fine_labels(tmp_path, monkeypatch):
+    cifar = pytest.importorskip("torchvision.datasets.cifar")
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+    train, test = write_cifar100(tmp_path)
+    loaded = load("cifar100", data_dir=tmp_path)
+    assert loaded.train.images.flatten(1).numpy().tolist() == train.tolist()
+    assert loaded.test.images.flatten(1).numpy().tolist() == test.tolist()
+    assert (loaded.train.labels.tolist(), loaded.test.labels.tolist()) == ([99, 98], [99])
+    assert len(loaded.classes) == 100
+    assert (loaded.name, loaded.padding, loaded.flip) == ("cifar100", 4, True)
+
+
+def write_cifar100(folder):
+    """torchvision's layout with two training images and one test image, fine labels counted down from 99."""
+    root = folder / "cifar-100-python"
+    root.mkdir()
+    parts = [np.random.default_rng(n).integers(256, size=(n, 3072), dtype=np.uint8) for n in (2, 1)]
+    for name, part in zip(("train", "test"), parts, strict=True):
+        fine = [99 - i for i in range(len(part))]
+        entry = {"data": part, "fine_labels": fine, "coarse_labels": [0] * len(part)}
+        (root / name).write_bytes(pickle.dumps(entry))
+    (root / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]}))
+    return parts
 
 
 def write_cifar10(folder):
@@ -247,8 +303,8 @@ def test_a_folder_of_images_is_loaded_with_its_pixels_and_its_folders_as_labels(
 
 def test_grey_images_become_three_equal_channels(folder):
     grey = write_image(folder / "test" / "dog" / "z.png", mode="L")
-    images = load("folder", data_dir=folder).test.images
-    assert any(image.equal(grey.expand(3, 4, 4)) for image in images)
+    loaded = load("folder", data_dir=folder)
+    assert any(image.equal(grey.expand(3, 4, 4)) for image in loaded.test.images)
 
 
 def test_the_first_images_of_a_folder_are_not_all_of_one_class(folder):
@@ -260,8 +316,8 @@ def test_the_first_images_of_a_folder_are_not_all_of_one_class(folder):
 
 def test_a_folder_is_decoded_once_and_a_part_again_only_if_a_file_of_it_changed(folder, tmp_path, monkeypatch):
     first = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
-    decode, decoded = data._decode, []
-    monkeypatch.setattr(data, "_decode", lambda paths: decoded.append(paths) or decode(paths))
+    decode, decoded = images._decode, []
+    monkeypatch.setattr(images, "_decode", lambda paths: decoded.append(paths) or decode(paths))
     second = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
     assert not decoded
     assert second.digest() == first.digest()
@@ -319,6 +375,174 @@ def test_a_part_without_images_is_refused(folder, leave):
         load("folder", data_dir=folder)
 
 
+# --- Tiny ImageNet ------------------------------------------------------------------------------------------------
+
+WNIDS = ("n02", "n01", "n03")  # not in order, as in the archive
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """The official layout with three training and two val images of each of three classes."""
+    root = tmp_path / "tiny-imagenet-200"
+    rows = []
+    for wnid in WNIDS:
+        for i in range(3):
+            write_jpeg(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("a box\n")
+    for i in range(6):
+        write_jpeg(root / "val" / "images" / f"val_{i}.JPEG", mode="L" if i == 4 else "RGB")
+        rows.append(f"val_{i}.JPEG\t{WNIDS[i % 3]}\t0\t0\t63\t63\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(rows))
+    (root / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
+    return root
+
+
+def write_jpeg(path, mode="RGB"):
+    write_image(path.with_suffix(".png"), size=8, mode=mode)
+    path.with_suffix(".png").rename(path)  # lossless, so that pixels can be compared; PIL goes by the content
+
+
+def pixels(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def label_of(split, path):
+    """The label of the one image with the pixels in the file."""
+    (found,) = [i for i, image in enumerate(split.images) if image.equal(pixels(path))]
+    return split.labels[found].item()
+
+
+def regroup(root, images_folder=""):
+    for line in (root / "val" / "val_annotations.txt").read_text().splitlines():
+        name, wnid = line.split("\t")[:2]
+        target = root / "val" / wnid / images_folder
+        target.mkdir(parents=True, exist_ok=True)
+        (root / "val" / "images" / name).rename(target / name)
+    (root / "val" / "val_annotations.txt").unlink()
+
+
+def test_tiny_imagenet_keeps_every_pixel_with_the_label_of_its_sorted_wnid(archive):
+    loaded = load("tiny_imagenet", data_dir=archive.parent)
+    assert loaded.classes == ("n01", "n02", "n03")
+    assert (loaded.train.images.shape, loaded.test.images.shape) == ((9, 3, 8, 8), (6, 3, 8, 8))
+    assert loaded.train.images.dtype == torch.uint8
+    for path in (archive / "train").rglob("*.JPEG"):
+        assert loaded.classes[label_of(loaded.train, path)] == path.name[:3]
+    for i, path in enumerate(sorted((archive / "val" / "images").iterdir())):
+        assert loaded.classes[label_of(loaded.test, path)] == WNIDS[i % 3]
+    assert (loaded.name, loaded.padding, loaded.flip) == ("tiny_imagenet", 4, True)
+
+
+def test_tiny_imagenets_images_are_decoded_and_need_not_be_lossless(archive):
+    from PIL import Image
+
+    for path in archive.rglob("*.JPEG"):
+        with Image.open(path) as image:
+            image.copy().save(path, format="JPEG")
+    loaded = load("tiny_imagenet", data_dir=archive.parent)
+    assert label_of(loaded.test, archive / "val" / "images" / "val_0.JPEG") == 1
+    grey = pixels(archive / "val" / "images" / "val_4.JPEG")
+    assert grey[0].equal(grey[1])
+    assert any(image.equal(grey) for image in loaded.test.images)
+
+
+def test_tiny_imagenet_may_be_the_data_folder_itself(archive):
+    assert load("tiny_imagenet", data_dir=archive).digest() == load("tiny_imagenet", data_dir=archive.parent).digest()
+
+
+@pytest.mark.parametrize("images_folder", ["", "images"])
+def test_a_regrouped_val_folder_is_the_same_data(archive, images_folder):
+    official = load("tiny_imagenet", data_dir=archive)
+    regroup(archive, images_folder)  # the emptied val/images stays
+    assert load("tiny_imagenet", data_dir=archive).digest() == official.digest()
+
+
+def test_tiny_imagenets_first_images_are_not_all_of_one_class(archive):
+    for i in range(20):
+        write_jpeg(archive / "train" / "n01" / "images" / f"n01_more{i}.JPEG")
+        write_jpeg(archive / "train" / "n03" / "images" / f"n03_more{i}.JPEG")
+    assert {0, 2} <= set(load("tiny_imagenet", data_dir=archive).train.labels[:12].tolist())
+
+
+def test_tiny_imagenet_is_decoded_once_into_one_array_per_part(archive, tmp_path, monkeypatch):
+    first = load("tiny_imagenet", data_dir=archive, cache_dir=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    monkeypatch.setattr(images, "_decode", lambda paths: pytest.fail(f"decoded {paths} again"))
+    assert load("tiny_imagenet", data_dir=archive, cache_dir=tmp_path / "cache").digest() == first.digest()
+
+
+def test_tiny_imagenet_that_is_not_there_is_refused_with_what_to_put_where(tmp_path):
+    where = re.escape(str(tmp_path))
+    with pytest.raises(UserError, match=f"not in {where}: unpack the official tiny-imagenet-200.zip there.*wnids.txt"):
+        load("tiny_imagenet", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["wnids.txt", "train", "val"])
+def test_an_archive_that_lacks_a_part_is_refused_by_its_name(archive, part):
+    (archive / part).rename(archive / "elsewhere")
+    with pytest.raises(UserError, match=rf"missing from {re.escape(str(archive))}: {part}\)"):
+        load("tiny_imagenet", data_dir=archive.parent)
+
+
+def test_an_archive_without_classes_is_refused(archive):
+    (archive / "wnids.txt").write_text("\n")
+    with pytest.raises(UserError, match="wnids.txt names no class"):
+        load("tiny_imagenet", data_dir=archive)
+
+
+def test_val_images_without_annotations_are_refused(archive):
+    (archive / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(UserError, match=r"val_annotations\.txt is missing.*archive"):
+        load("tiny_imagenet", data_dir=archive)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("val_9.JPEG\tn01\t0\t0\t63\t63", r"names files that are not in images/: val_9\.JPEG"),
+        ("val_5.JPEG\tn77\t0\t0\t63\t63", "names classes that are not in wnids.txt: 'n77'"),
+        ("val_5.JPEG n01", r"names files that are not in images/: val_5\.JPEG n01"),
+        ("val_5.JPEG", "names classes that are not in wnids.txt: ''"),
+    ],
+)
+def test_an_annotation_of_an_unknown_file_or_class_is_refused(archive, line, sentence):
+    with (archive / "val" / "val_annotations.txt").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=f"val_annotations.txt {sentence}$"):
+        load("tiny_imagenet", data_dir=archive)
+
+
+def test_a_val_image_that_has_no_annotation_is_refused(archive):
+    for i in range(6, 11):
+        write_jpeg(archive / "val" / "images" / f"val_{i}.JPEG")
+    with pytest.raises(UserError, match=r"has no line for: val_10\.JPEG, val_6\.JPEG, val_7\.JPEG and 2 more"):
+        load("tiny_imagenet", data_dir=archive)
+
+
+@pytest.mark.parametrize("leave", ["no folder", "an empty folder"])
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_class_without_images_is_refused(archive, part, leave):
+    if part == "val":
+        regroup(archive)
+    for path in (archive / part / "n03").rglob("*.JPEG"):
+        path.unlink()
+    if leave == "no folder":
+        (archive / part / "n03").rename(archive / "n03")
+    with pytest.raises(UserError, match=rf"{part} has no images of n03; every class in wnids\.txt wants a folder"):
+        load("tiny_imagenet", data_dir=archive)
+
+
+def test_two_parts_of_tiny_imagenet_of_unequal_sizes_are_refused(archive):
+    for path in (archive / "val" / "images").iterdir():
+        write_image(path.with_suffix(".png"), size=5)
+        path.with_suffix(".png").rename(path)
+    with pytest.raises(UserError, match=r"train on are \(8, 8\), those to test on \(5, 5\)"):
+        load("tiny_imagenet", data_dir=archive)
+
+
 def test_an_unknown_data_set_is_refused_with_the_valid_ones(tmp_path):
-    with pytest.raises(UserError, match=r"'mnist'.*digits, cifar10, folder"):
+    with pytest.raises(UserError, match=r"'mnist'.*digits, digits_b, .*cifar10, cifar100, tiny_imagenet, folder"):
         load("mnist", data_dir=tmp_path)

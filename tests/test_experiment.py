@@ -149,7 +149,7 @@ def make_and_note(spec, place, note) -> None:
 def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
     table, note = small(tmp_path, rows=["PGD-AT"]), tmp_path / "note"
     context = multiprocessing.get_context("fork")
-    spec = table.cells[0].spec
+    spec = table.cells[0].network
     both = [context.Process(target=make_and_note, args=(spec, table.place, note)) for _ in range(2)]
     for process in both:
         process.start()
@@ -163,7 +163,7 @@ def test_a_teacher_that_is_also_a_row_is_made_before_its_students_and_measured_u
     models = {"ResNet18": "ResNet8-w8", "WideResNet-34-10": "ResNet8-w8"}
     table = small(tmp_path, settings={"models": models})
     jobs = plan(table).jobs
-    assert table.cells[0].spec == table.teachers["WideResNet-34-10"]
+    assert table.cells[0].network == table.teachers["WideResNet-34-10"]
     assert [job.label for job in jobs].index("teacher WideResNet-34-10") == 0
     assert {column.name for column in jobs[0].columns} == {"Clean", "FGSM", "PGD", "CW2", "AA", "PGD-20"}
     run(plan(table))
@@ -196,14 +196,14 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path, monkeypa
 
 def test_a_students_job_waits_for_its_teachers(tmp_path):
     jobs = {job.label: job for job in plan(small(tmp_path)).jobs}
-    assert jobs["DGAD, ResNet18 ← WideResNet-34-10"].waits_for == jobs["teacher WideResNet-34-10"].digest
-    assert jobs["PGD-AT, ResNet18"].waits_for is None
+    assert jobs["DGAD, ResNet18 ← WideResNet-34-10"].waits_for == {jobs["teacher WideResNet-34-10"].digest}
+    assert jobs["PGD-AT, ResNet18"].waits_for == set()
 
 
 def test_a_damaged_run_stops_the_plan_by_name(finished, tmp_path):
     table = small(tmp_path, rows=["PGD-AT"])
     run(plan(table))
-    victim = table.place.store.folder(table.cells[0].spec.digest) / "best.safetensors"
+    victim = table.place.store.folder(table.cells[0].network.digest) / "best.safetensors"
     victim.write_bytes(victim.read_bytes()[:100])
     with pytest.raises(UserError, match=r"damaged \(best.safetensors\)"):
         plan(table)
@@ -216,11 +216,11 @@ def test_a_given_teacher_is_used_and_measured_and_not_trained(finished, tmp_path
     table = small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
     results = run(plan(table))
     assert [r.row for r in results] == ["DGAD", "Natural", "teacher"]
-    assert weights(table).keys() == {table.cells[0].spec.digest, table.controls[0].spec.digest}
+    assert weights(table).keys() == {table.cells[0].network.digest, table.controls[0].network.digest}
 
 
 def test_a_given_teacher_of_another_shape_is_refused_before_anything_runs(finished, tmp_path):
-    student = finished.cells[0].spec
+    student = finished.cells[0].network
     file = finished.place.store.folder(student.digest) / "best.safetensors"
     with pytest.raises(UserError, match="does not fit WideResNet; nothing was loaded. missing: "):
         small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
@@ -233,12 +233,12 @@ def test_a_teacher_file_that_was_changed_after_the_table_was_opened_is_not_used(
     table = small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
     file.write_bytes((finished.place.store.folder(teacher.digest) / "last.safetensors").read_bytes() + b" ")
     with pytest.raises(UserError, match="is not the file any more"):
-        runs.make(table.cells[0].spec, table.place)
+        runs.make(table.cells[0].network, table.place)
 
 
 def test_provenance_says_with_what_a_run_was_made(finished):
-    folder = finished.place.store.folder(finished.cells[0].spec.digest)
+    folder = finished.place.store.folder(finished.cells[0].network.digest)
     facts = json.loads((folder / "provenance.json").read_text())
     assert facts["threads"] == 1
-    assert facts["steps"] == finished.cells[0].spec.schedule.steps(48)
+    assert facts["steps"] == finished.cells[0].network.schedule.steps(48)
     assert set(facts["packages"]) == set(runs.PACKAGES)

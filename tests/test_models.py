@@ -2,12 +2,16 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import nn
 
 from lib import ROOT
+from lib.checkpoints import load_weights, save_weights
 from lib.errors import UserError
 from lib.models import MODELS, build
+from lib.models.preact_resnet import PreActBlock, PreActResNet
+from lib.models.vgg import VGG
 from lib.models.wide_resnet import WideResNet, WideResNetWithSubBlock
 
 STAND_INS = yaml.safe_load((ROOT / "params" / "quick.yaml").read_text())["settings"]["models"]
@@ -25,6 +29,9 @@ def on_meta(name, classes=10, channels=3):
         ("ResNet18", 10, 11_173_962),
         ("ResNet18", 100, 11_220_132),
         ("ResNet18", 200, 11_271_432),
+        ("ResNet34", 10, 21_282_122),
+        ("PreActResNet18", 200, 11_575_816),
+        ("VGG16", 10, 14_728_266),
         ("MobileNetV2", 10, 2_296_922),
         ("MobileNetV2", 100, 2_412_212),
         ("WideResNet-34-10-sub-block", 10, 48_262_586),
@@ -43,6 +50,9 @@ def test_a_network_has_as_many_parameters_as_the_authors(name, classes, count):
     [
         ("ResNet18", 32, 0.555e9),
         ("ResNet18", 64, 2.22e9),
+        ("ResNet34", 32, 1.16e9),
+        ("PreActResNet18", 64, 2.22e9),
+        ("VGG16", 32, 0.313e9),
         ("MobileNetV2", 32, 0.091e9),
         ("WideResNet-34-10", 32, 6.66e9),
         ("WideResNet-34-10-sub-block", 32, 6.66e9),
@@ -92,6 +102,16 @@ def test_a_networks_weights_are_drawn_from_torchs_seed_and_all_of_them_are_train
     assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.parametrize("name", ["ResNet10-w8", "PreActResNet8-w8", "VGG-small"])
+def test_weights_for_another_number_of_classes_are_refused_with_both_shapes_and_none_is_loaded(name, tmp_path):
+    save_weights(build(name, classes=100, channels=1).state_dict(), tmp_path / "hundred.safetensors")
+    net = build(name, classes=10, channels=1)
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    with pytest.raises(UserError, match=r"does not fit.*\.weight is \(100, \d+\), not \(10, \d+\)"):
+        load_weights(net, tmp_path / "hundred.safetensors")
+    assert all(map(torch.equal, before.values(), net.state_dict().values()))
+
+
 def test_the_sub_block_is_stored_but_no_image_passes_it():
     plain, stored = WideResNet(10, 1, classes=3), WideResNetWithSubBlock(10, 1, classes=3)
     missing, unexpected = stored.load_state_dict(plain.state_dict(), strict=False)
@@ -116,3 +136,57 @@ def test_mobilenet_takes_a_shortcut_wherever_the_stride_is_1():
     assert sum(block.has_shortcut for block in blocks) == 14
     changes = [a.conv3.out_channels != b.conv3.out_channels for a, b in pairwise(blocks)]
     assert sum(changes) == 6
+
+
+def test_a_preact_resnet_averages_the_raw_last_map_in_windows_of_4_at_64x64():
+    net, maps = PreActResNet((1, 1, 1, 1), 4, classes=7).eval(), []
+    net.layer4.register_forward_hook(lambda *given: maps.append(given[-1]))
+    logits = net(torch.rand(2, 3, 64, 64))
+    assert maps[0].shape == (2, 32, 8, 8)
+    assert maps[0].min() < 0  # nothing has been rectified
+    torch.testing.assert_close(logits, net.linear(F.avg_pool2d(maps[0], 4).flatten(1)))
+    assert on_meta("PreActResNet18", 200).linear.in_features == 2048
+
+
+def test_a_preact_resnet_keeps_a_2x2_map_as_it_is_and_repeats_a_map_of_one_pixel():
+    net, maps = PreActResNet((1, 1, 1), 4, classes=7).eval(), []
+    net.layer3.register_forward_hook(lambda *given: maps.append(given[-1]))
+    small, tiny = net(torch.rand(2, 3, 8, 8)), net(torch.rand(2, 3, 4, 4))
+    torch.testing.assert_close(small, net.linear(maps[0].flatten(1)))
+    torch.testing.assert_close(tiny, net.linear(maps[1].expand(2, 16, 2, 2).flatten(1)))
+
+
+@pytest.mark.parametrize(("inputs", "stride"), [(4, 1), (4, 2), (3, 1)])
+def test_a_preact_block_takes_its_shortcut_from_x_or_from_the_activated_x_where_the_shape_changes(inputs, stride):
+    block, x = PreActBlock(inputs, 4, stride), torch.randn(2, inputs, 6, 6)
+    active = F.batch_norm(x, None, None, training=True).relu()
+    torch.nn.init.zeros_(block.conv2.weight)
+    same = stride == 1 and inputs == 4
+    expected = x if same else F.conv2d(active, block.shortcut[0].weight, stride=stride)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_a_preact_resnets_parameters_are_named_as_in_public_checkpoints():
+    keys = set(on_meta("PreActResNet18", 200).state_dict())
+    assert {key.split(".")[0] for key in keys} == {"conv1", "layer1", "layer2", "layer3", "layer4", "linear"}
+    of_block = {key.removeprefix("layer2.0.") for key in keys if key.startswith("layer2.0.") and key.endswith("weight")}
+    assert of_block == {"bn1.weight", "conv1.weight", "bn2.weight", "conv2.weight", "shortcut.0.weight"}
+    assert not any(key.startswith("layer1.0.shortcut") for key in keys)
+
+
+def test_vgg16_has_thirteen_convolutions_with_bias_each_normalised_and_five_pools():
+    layers = list(on_meta("VGG16").features)
+    convolutions = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 13
+    for i in convolutions:
+        assert layers[i].bias is not None
+        assert [type(layer) for layer in layers[i + 1 : i + 3]] == [nn.BatchNorm2d, nn.ReLU]
+    assert sum(isinstance(layer, nn.MaxPool2d) for layer in layers) == 5
+
+
+def test_vgg_passes_a_map_of_one_pixel_through_a_pool_unchanged():
+    net = VGG(((4,), (4,), (4,)), classes=7).eval()
+    x = torch.rand(2, 3, 2, 2)
+    one_pixel = net.features[:4](x)
+    assert one_pixel.shape == (2, 4, 1, 1)
+    torch.testing.assert_close(net(x), net.classifier(net.features[8:11](net.features[4:7](one_pixel)).flatten(1)))

@@ -45,7 +45,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, said):
     [
         ({"epsilon": -1.0}, "epsilon must be >= 0"),
         ({"epsilon": "1e-3"}, "write 0.001"),
-        ({"epsilonn": 8.0}, "no 'epsilonn'; choose from: title, dataset"),
+        ({"epsilonn": 8.0}, "no 'epsilonn'; choose from: title, datasets"),
         ({"selection": "train"}, "unknown selection 'train'; choose one of: test, held_out"),
         ({"selection": "held_out", "held_out": 0}, "held_out > 0"),
         ({"epsilon": float("nan")}, "epsilon must be >= 0"),

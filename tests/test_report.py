@@ -154,6 +154,6 @@ def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
         accuracies = tuple(Accuracy(c, k, 20, "") for c, k in zip(columns, hits, strict=True))
         return Result("ResNet18", "", name, 0, digest, accuracies)
 
-    mine = [row("PGD-AT", table.cells[0].spec.digest, 19, 15), row("DGAD", table.cells[1].spec.digest, 18, 14)]
+    mine = [row("PGD-AT", table.cells[0].network.digest, 19, 15), row("DGAD", table.cells[1].network.digest, 18, 14)]
     shown = report.floor(table, [*mine, row("Natural", "n", 20, 1)]).set_index("attack")
     assert shown.loc["PGD-20"].tolist() == ["ResNet18", 5.0, "DGAD", 70.0]

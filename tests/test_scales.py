@@ -26,7 +26,7 @@ def pictures(tmp_path):
 @pytest.mark.parametrize("row", ["PGD-AT", "DGAD"])
 def test_the_other_scales_take_real_steps_of_their_real_students(tmp_path, pictures, scale, row):
     settings = {
-        "dataset": "folder",
+        "datasets": {"CIFAR10": "folder"},
         "schedules": {
             name: {"batch_size": 2}
             for name in yaml.safe_load((PARAMS / f"{scale}.yaml").read_text())["settings"]["schedules"]
@@ -40,14 +40,14 @@ def test_the_other_scales_take_real_steps_of_their_real_students(tmp_path, pictu
     changes = {"outputs": str(tmp_path / "outputs"), "data_dir": str(pictures), "device": "cpu", "settings": settings}
     students = {"rows": [row], "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
     table = open_table("table4_dgad", Parameters(scale=scale, **students, **changes))
-    for spec in (table.cells[0].spec.teacher, table.cells[0].spec):
+    for spec in (table.cells[0].network.teacher, table.cells[0].network):
         if spec is not None:
             runs.make(spec, table.place)
-    folder = table.place.store.folder(table.cells[0].spec.digest)
+    folder = table.place.store.folder(table.cells[0].network.digest)
     assert json.loads((folder / "provenance.json").read_text())["steps"] == 1
     history = json.loads((folder / "history.json").read_text())
     assert sum(history[0][name] for name in ("adv", "clean") if name in history[0]) > 0
-    trained = runs.network(table.cells[0].spec, table.data, table.place, "last")
-    fresh = runs.start(table.cells[0].spec, table.place).student
+    trained = runs.network(table.cells[0].network, table.data, table.place, "last")
+    fresh = runs.start(table.cells[0].network, table.place).student
     assert sum(p.numel() for p in trained.parameters()) == 11_173_962
     assert any((a != b).any() for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))

@@ -21,26 +21,26 @@ def table4(tmp_path, **changes):
 def test_table_4_has_two_students_two_teachers_and_eight_methods_with_teacherless_rows_once(tmp_path):
     table = table4(tmp_path)
     assert len(table.cells) == 28
-    assert len({cell.spec.digest for cell in table.cells}) == 28
+    assert len({cell.network.digest for cell in table.cells}) == 28
     assert len([cell for cell in table.cells if not cell.teacher]) == 4
-    assert {cell.spec.teacher for cell in table.cells} - {None} == set(table.teachers.values())
+    assert {cell.network.teacher for cell in table.cells} - {None} == set(table.teachers.values())
 
 
 def test_dgad_takes_its_students_own_weight(tmp_path):
-    found = {cell.student: dict(cell.spec.weights) for cell in table4(tmp_path, rows=["DGAD"]).cells}
+    found = {cell.student: dict(cell.network.weights) for cell in table4(tmp_path, rows=["DGAD"]).cells}
     assert found == {"ResNet18": {"beta": 5.0}, "MobileNetV2": {"beta": 10.0}}
 
 
 def test_a_runs_weights_are_all_of_its_methods(tmp_path):
     (cell,) = table4(tmp_path, rows=["DGAD (code)"], students=["ResNet18"], teachers=["WideResNet-34-10"]).cells
-    assert dict(cell.spec.weights) == {"beta": 5.0, "nominal": NominalBatch()}
+    assert dict(cell.network.weights) == {"beta": 5.0, "nominal": NominalBatch()}
 
 
 def test_a_methods_default_weight_is_part_of_its_runs_digest(tmp_path, monkeypatch):
     (before,) = table4(tmp_path, rows=["TRADES"], students=["ResNet18"]).cells
     monkeypatch.setitem(METHODS, "trades", replace(METHODS["trades"], weights={"trade_off": 1.0}))
     (after,) = table4(tmp_path, rows=["TRADES"], students=["ResNet18"]).cells
-    assert before.spec.digest != after.spec.digest
+    assert before.network.digest != after.network.digest
 
 
 def test_what_is_asked_for_twice_is_run_once(tmp_path):
@@ -70,7 +70,7 @@ def test_more_seeds_are_more_runs_of_the_same_teachers(tmp_path):
         ({"students": ["ResNet50"]}, "unknown student 'ResNet50'; choose one of: ResNet18, MobileNetV2"),
         ({"teachers": ["GPT"]}, "unknown teacher 'GPT'; choose one of: WideResNet-34-10"),
         ({"seeds": []}, "seeds is empty"),
-        ({"settings": {"dataset": "mnist"}}, "unknown data set 'mnist'; choose one of: digits, cifar10, folder"),
+        ({"settings": {"datasets": {"CIFAR10": "mnist"}}}, "unknown data set 'mnist'; choose one of: digits, "),
         ({"students": ["ResNet18"], "settings": {"models": {"ResNet18": ""}}}, "unknown model"),
         ({"settings": {"train_images": 99999}}, "asked for 99999 train images, the data set has 1297"),
         ({"settings": {"held_out": 1297}}, "cannot hold out 1297 of 1297"),
@@ -103,17 +103,17 @@ def test_a_teacher_from_a_file_is_known_by_its_content(tmp_path):
         table4(tmp_path, teacher_files={"WideResNet-34-10": str(tmp_path / f"{name}.safetensors")}) for name in "ab"
     )
     assert isinstance(one.teachers["WideResNet-34-10"], GivenWeights)
-    assert [cell.spec.digest for cell in one.cells] == [cell.spec.digest for cell in other.cells]
+    assert [cell.network.digest for cell in one.cells] == [cell.network.digest for cell in other.cells]
 
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("scale", ["quick", "gpu", "paper"])
 def test_every_table_is_defined_at_every_scale_with_every_row_it_offers(tmp_path, name, scale):
-    settings = {"dataset": "digits", "held_out": 10}
+    settings = {"datasets": {name: "digits" for name in ("CIFAR10", "CIFAR100", "TinyImageNet")}, "held_out": 10}
     given = Parameters(scale=scale, outputs=str(tmp_path), device="cpu", settings=settings)
     table = open_table(name, given)
     every = [row["row"] for row in table.file.rows + table.file.more_rows]
     for cell in open_table(name, replace(given, rows=every)).cells:
-        assert isinstance(cell.spec, RunSpec)
-        assert METHODS[cell.spec.method].needs_teacher == (cell.spec.teacher is not None)
-        assert cell.spec.schedule == table.scale.schedule(cell.spec.method)
+        assert isinstance(cell.network, RunSpec)
+        assert METHODS[cell.network.method].needs_teacher == (cell.network.teacher is not None)
+        assert cell.network.schedule == table.scale.schedule(cell.row.schedule or cell.network.method)

@@ -7,18 +7,26 @@ from torch import nn
 
 from lib.errors import choose
 from lib.models.mobilenet_v2 import MobileNetV2, Stage
+from lib.models.preact_resnet import PreActResNet
 from lib.models.resnet import ResNet
+from lib.models.vgg import VGG
 from lib.models.wide_resnet import WideResNet, WideResNetWithSubBlock
 
 _SMALL_STAGES = (Stage(1, 8, 1, 2), Stage(6, 16, 1, 1), Stage(6, 32, 1, 2))
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "ResNet18": partial(ResNet, (2, 2, 2, 2), 64),
+    "ResNet34": partial(ResNet, (3, 4, 6, 3), 64),
+    "PreActResNet18": partial(PreActResNet, (2, 2, 2, 2), 64),
     "MobileNetV2": MobileNetV2,
+    "VGG16": VGG,
     "WideResNet-34-10": partial(WideResNet, 34, 10),
     "WideResNet-34-10-sub-block": partial(WideResNetWithSubBlock, 34, 10),
     "WideResNet-34-20": partial(WideResNet, 34, 20),
     "ResNet8-w8": partial(ResNet, (1, 1, 1), 8),
+    "ResNet10-w8": partial(ResNet, (1, 1, 1, 1), 8),
+    "PreActResNet8-w8": partial(PreActResNet, (1, 1, 1), 8),
+    "VGG-small": partial(VGG, ((8, 8), (16, 16), (32,))),
     "MobileNetV2-small": partial(MobileNetV2, _SMALL_STAGES, stem=8, head=64),
     "WideResNet-28-4": partial(WideResNet, 28, 4),
     "WideResNet-10-1": partial(WideResNet, 10, 1),

@@ -27,7 +27,8 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """blocks[i] basic blocks of width * 2**i channels per stage, halving the image at each stage but the first.
 
-    Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits. ResNet-18 is blocks=(2, 2, 2, 2), width=64.
+    Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits. Width 64 makes blocks=(2, 2, 2, 2) ResNet-18 and
+    (3, 4, 6, 3) ResNet-34.
     """
 
     def __init__(self, blocks: Sequence[int], width: int, *, classes: int, channels: int = 3) -> None:

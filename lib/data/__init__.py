@@ -1,0 +1,33 @@
+"""Data sets as tensors: images stay on the device, and are cropped and flipped there, each image by its own draw."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from lib.data.core import Dataset, Split, crop_and_flip, hold_out, to_float
+from lib.data.sources import cifar, digits, digits_b, digits_five, folder
+from lib.data.tiny_imagenet import tiny_imagenet
+from lib.errors import choose
+
+__all__ = ["Dataset", "Split", "crop_and_flip", "hold_out", "load", "to_float"]
+
+
+def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path | None = None) -> Dataset:
+    """The data set called `name`.
+
+    digits, digits_b and digits_five are embedded; cifar10 and cifar100 lie in torchvision's layout, tiny_imagenet in
+    its archive's, and a folder has train/ and test/. `download` fetches CIFAR; `cache_dir` keeps decoded images.
+
+    Raises:
+        UserError: no such data set, or its files are not there or damaged; the sentence says what to do.
+    """
+    loaders: dict[str, Callable[[], Dataset]] = {
+        "digits": digits,
+        "digits_b": digits_b,
+        "digits_five": digits_five,
+        "cifar10": partial(cifar, 10, data_dir, download),
+        "cifar100": partial(cifar, 100, data_dir, download),
+        "tiny_imagenet": partial(tiny_imagenet, data_dir, cache_dir),
+        "folder": partial(folder, data_dir, cache_dir),
+    }
+    return choose("data set", name, loaders)()
