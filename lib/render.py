@@ -69,7 +69,7 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
     plain, latex = _wide(comparison, _markdown), _wide(comparison, _latex)
     texts = {
         "csv": comparison.frame.to_csv(index=False),
-        "md": comparison.caption + "\n\n" + _flat(plain).to_markdown(index=False) + "\n",
+        "md": comparison.caption + "\n\n" + _flat(plain).to_markdown(index=False, disable_numparse=True) + "\n",
         "tex": _flat(latex).style.hide(axis="index").to_latex(caption=_tex(comparison.caption), hrules=True),
         "html": styled(comparison).to_html(),
         "json": json.dumps(
