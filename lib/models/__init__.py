@@ -29,6 +29,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "VGG-small": partial(VGG, ((8, 8), (16, 16), (32,))),
     "MobileNetV2-small": partial(MobileNetV2, _SMALL_STAGES, stem=8, head=64),
     "WideResNet-28-4": partial(WideResNet, 28, 4),
+    "WideResNet-28-6": partial(WideResNet, 28, 6),
     "WideResNet-10-1": partial(WideResNet, 10, 1),
     "WideResNet-16-1": partial(WideResNet, 16, 1),
 }
