@@ -123,5 +123,7 @@ def test_a_column_carries_only_the_radii_its_attack_heeds():
 
 
 def test_fewer_test_images_bound_every_column():
-    scale = load_scale(Parameters(settings={"test_images": 150}))
-    assert [scale.column(name).images for name in ("Clean", "CW2", "AA")] == [150, 100, 150]
+    plain = load_scale(Parameters())
+    scale = load_scale(Parameters(settings={"test_images": 100}))
+    for name in scale.columns:
+        assert scale.column(name).images == min(plain.column(name).images or 100, 100)
