@@ -94,6 +94,8 @@ def check(namespace: Mapping[str, Any]) -> Parameters:
     values = {name: namespace[name] for name in declared if name in namespace}
     for name, value in values.items():
         check_type(value, declared[name], f"parameter {name}")
+    if values.get("workers", 0) < 0:
+        raise UserError(f"parameter workers wants 0 or more, got {values['workers']}")
     return Parameters(**values)
 
 
@@ -153,7 +155,8 @@ def device_of(parameters: Parameters) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        choose("device", device.type, dict.fromkeys(("cpu", "cuda", "mps")))
+    except (RuntimeError, AssertionError, UserError) as error:
         raise UserError(f"no device {name!r} here; choose from: auto, cpu, cuda, cuda:0 ..., mps") from error
     return device
 

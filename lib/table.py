@@ -215,6 +215,8 @@ class _Builder:
         self.teachers = {name: self.trained(teachers[name]) for name in self.teacher_names if taught and name}
         surrogates = {trained.name: trained for trained in map(_trained, file.surrogates)}
         self.surrogates = {name: self.surrogate(surrogates[name]) for name in self.students if name in surrogates}
+        if not any(set(row.only_students or self.students) & set(self.students) for row in self.rows):
+            raise UserError(f"no row of {', '.join(names)} is for the students {', '.join(self.students)}")
         self.columns = self.named(file.columns)
         self.control_columns = self.named(file.control_columns)
 

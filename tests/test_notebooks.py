@@ -80,10 +80,11 @@ def test_papermill_runs_every_notebook_and_a_table_leaves_its_table_and_figures(
     assert (tmp_path / "figures" / f"{path.stem}.pdf").exists() == drawn
 
 
-def test_a_row_beside_its_released_form_runs_too(tmp_path):
+@pytest.mark.parametrize("rows", [["DGAD", "DGAD (code)"], ["PGD-AT", "TRADES"]])
+def test_a_released_form_runs_and_so_do_rows_without_a_teacher(tmp_path, rows):
     given = {"settings": SETTINGS, "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
     path = ROOT / "notebooks" / "table4_dgad.ipynb"
-    done, _ = execute(path, tmp_path, rows=["DGAD", "DGAD (code)"], **given)
+    done, _ = execute(path, tmp_path, rows=rows, **given)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -29,6 +29,7 @@ def test_names_that_the_user_made_himself_are_no_parameters():
         ("download", "false", r"download wants bool, got 'false' \(str\)"),
         ("workers", "two", "workers wants int"),
         ("workers", True, "workers wants int"),
+        ("workers", -1, "workers wants 0 or more"),
         ("rows", "DGAD", "rows wants list"),
         ("seeds", ["0"], "seeds wants int"),
         ("teacher_files", {"a": 1}, "teacher_files.*wants str"),
@@ -77,7 +78,7 @@ def test_an_unknown_scale_is_refused_with_the_valid_ones():
         load_scale(Parameters(scale="huge"))
 
 
-@pytest.mark.parametrize("device", ["quantum", "cuda:99", "meta:x"])
+@pytest.mark.parametrize("device", ["quantum", "cuda:99", "meta:x", "meta"])
 def test_an_unknown_device_is_refused_with_the_valid_ones(device):
     with pytest.raises(UserError, match="no device .* choose from: auto, cpu, cuda"):
         device_of(Parameters(device=device))

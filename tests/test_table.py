@@ -70,6 +70,7 @@ def test_more_seeds_are_more_runs_of_the_same_teachers(tmp_path):
         ({"students": ["ResNet50"]}, "unknown student 'ResNet50'; choose one of: ResNet18, MobileNetV2"),
         ({"teachers": ["GPT"]}, "unknown teacher 'GPT'; choose one of: WideResNet-34-10"),
         ({"seeds": []}, "seeds is empty"),
+        ({"rows": ["DGAD (code MobileNetV2)"], "students": ["ResNet18"]}, "is for the students ResNet18"),
         ({"settings": {"datasets": {"CIFAR10": "mnist"}}}, "unknown data set 'mnist'; choose one of: digits, "),
         ({"students": ["ResNet18"], "settings": {"models": {"ResNet18": ""}}}, "unknown model"),
         ({"settings": {"train_images": 99999}}, "asked for 99999 train images, the data set has 1297"),
