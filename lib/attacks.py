@@ -6,6 +6,8 @@ Images live in [0, 1] and radii in the same unit. Randomness comes from the gene
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -14,6 +16,32 @@ from lib.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]  # x' (N, C, H, W) -> (N,), to be maximised
 Start = Callable[[Tensor, Tensor, Generator | None], Tensor]  # (x, epsilon, generator) -> x'
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """value(x', *constants), the constants per image (N, ...), so that a part of the batch can be asked.
+
+    Where images finish at different times, pgd takes those that have finished out of the batch; a plain function
+    still gets the whole batch at every step. The network has to treat images one by one: eval mode.
+    """
+
+    value: Callable[..., Tensor]
+    constants: tuple[Tensor, ...] = ()
+
+    def __call__(self, x_adv: Tensor) -> Tensor:
+        return self.value(x_adv, *self.constants)
+
+    def take(self, index: Tensor) -> "PerImage":
+        """The same objective for the images at `index`."""
+        return replace(self, constants=tuple(constant[index] for constant in self.constants))
+
+
+class Rule(Protocol):
+    """Which of the moving images go on: asked before every step, with the gradient that the step would take."""
+
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        """(n,) bool for the images at `index` (n,) of the batch, at x_adv (n, C, H, W); False is for good."""
 
 
 def at_image(x: Tensor, epsilon: Tensor, generator: Generator | None = None) -> Tensor:
@@ -49,11 +77,13 @@ def pgd(
     steps: int | Tensor,
     start: Start = uniform_in_image,
     generator: Generator | None = None,
+    rule: Rule | None = None,
 ) -> Tensor:
     """x' <- P(x' + step_size sign(grad objective(x'))), P the projection to the epsilon-ball of x and to [0, 1].
 
     FGSM is steps=1 from `at_image` with step_size=epsilon. The last iterate is returned, detached.
     Shapes: x (N, C, H, W) in [0, 1]; epsilon, step_size and steps are numbers or per-image tensors (N,).
+    An image stops after its own number of steps, or for good when the `rule` says so (`PerImage`: what that saves).
     Only the gradient of the input is taken: no parameter's `.grad` is touched. Networks' modes are the caller's.
 
     Raises:
@@ -63,10 +93,40 @@ def pgd(
     if min(radius.min(), size.min(), count.min()) < 0:
         raise UserError(f"an attack's radius, step size and steps must be >= 0, got {epsilon}, {step_size}, {steps}")
     x_adv = start(x, radius, generator)
+    if rule is None and count.numel() == 1:
+        for _ in range(int(count)):
+            x_adv = project(x_adv + size * input_gradient(objective, x_adv).sign(), x, radius)
+        return project(x_adv, x, radius)
+    return _pgd_while(objective, x, x_adv, radius, size, count, rule or _always)
+
+
+def _pgd_while(
+    objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size: Tensor, count: Tensor, rule: Rule
+) -> Tensor:
+    """PGD on the images that still move; the others wait outside of the batch, or inside if the objective wants all."""
+    radius, size, count = (value.expand(len(x), *value.shape[1:]) for value in (radius, size, count))
+    index = torch.arange(len(x), device=x.device)
     for t in range(int(count.max())):
-        x_adv = x_adv + (t < count) * size * input_gradient(objective, x_adv).sign()
-        x_adv = project(x_adv, x, radius)
+        index = index[count[index].flatten() > t]
+        if not len(index):
+            break
+        gradient = _gradient_at(objective, x_adv, index)
+        going = rule(x_adv[index], gradient, index)
+        index, gradient = index[going], gradient[going]
+        x_adv = x_adv.index_copy(
+            0, index, project(x_adv[index] + size[index] * gradient.sign(), x[index], radius[index])
+        )
     return project(x_adv, x, radius)
+
+
+def _gradient_at(objective: Objective, x_adv: Tensor, index: Tensor) -> Tensor:
+    if isinstance(objective, PerImage):
+        return input_gradient(objective if len(index) == len(x_adv) else objective.take(index), x_adv[index])
+    return input_gradient(objective, x_adv)[index]
+
+
+def _always(x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+    return torch.ones_like(index, dtype=torch.bool)
 
 
 def input_gradient(objective: Objective, x: Tensor) -> Tensor:

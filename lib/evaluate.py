@@ -10,17 +10,20 @@ import torch
 from scipy.stats import binomtest
 from torch import Generator, Tensor, nn
 
-from lib.attacks import at_image, pgd
+from lib.attacks import PerImage, at_image, pgd
 from lib.cw2 import cw2
 from lib.data import Split
 from lib.errors import UserError, choose
+from lib.folding import folded
 from lib.jsma import jsma, published_target, wrong_target
-from lib.losses import cross_entropy
+from lib.losses import cross_entropy, margin
+from lib.methods import Net
 from lib.train import mode
+from lib.watch import UntilWrong
 
 TOLERANCE = 1e-6  # how far float rounding may carry a pixel out of the ball
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack standard
-VERSION = 1  # raised when an attack's code changes what an equal column measures
+VERSION = 2  # raised when an attack's code changes what an equal column measures
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Column:
         numbers = (self.epsilon, self.step_size, self.steps, self.images, self.theta, self.gamma)
         if not all(0 <= number < math.inf for number in numbers) or self.batch_size < 1:
             raise UserError(f"column {self.name} wants numbers >= 0 and batch_size >= 1, got {numbers}")
-        if self.attack in ("pgd", "cw2") and not self.steps:
+        if self.attack in ("pgd", "pgd_frozen", "cw", "cw_frozen", "cw2") and not self.steps:
             raise UserError(f"column {self.name}: the attack {self.attack} wants steps >= 1")
 
     def heading(self, images: int) -> str:
@@ -125,9 +128,10 @@ def accuracy(net: nn.Module, test: Split, column: Column, source: nn.Module | No
         raise UserError(f"column {column.name} wants {column.images} images, the test split has {len(test.labels)}")
     part = test.take(slice(0, column.images or len(test.labels)))
     generator = Generator(test.images.device).manual_seed(column.seed)
+    crafting = folded(source or net)  # the judging below is on the network itself
     flags = []
     for x, y in part.batches(len(part.labels) if attack.whole else column.batch_size):
-        x_adv = attack.run(source or net, x, y, column, generator)
+        x_adv = attack.run(crafting, x, y, column, generator)
         check_perturbation(x, x_adv, column.epsilon if attack.bounded else math.inf, column.name)
         with torch.no_grad():
             logits = torch.cat([net(images) for images in x_adv.split(column.batch_size)])
@@ -161,7 +165,7 @@ def frozen(net: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-def autoattack(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+def autoattack(net: Net, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
     """AutoAttack standard (Croce & Hein 2020), or some of its stages, by the authors' code as pyautoattack has it.
 
     Always the standard version's settings: 100 iterations, 9 targets (all wrong classes where there are fewer), 5,000
@@ -183,44 +187,57 @@ def autoattack(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: 
         return attack.run_standard_evaluation(x, y, batch_size=column.batch_size)[0].detach()
 
 
-def _clean(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+def _clean(net: Net, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
     return x
 
 
-def _fgsm(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+def _fgsm(net: Net, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
     e = column.epsilon
     return pgd(lambda z: cross_entropy(net(z), y), x, epsilon=e, step_size=e, steps=1, start=at_image)
 
 
-def _pgd(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
-    return pgd(
-        lambda z: cross_entropy(net(z), y),
-        x,
-        epsilon=column.epsilon,
-        step_size=column.step_size,
-        steps=column.steps,
-        generator=generator,
-    )
+def _fgsm_random(net: Net, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+    e = column.epsilon
+    return pgd(lambda z: cross_entropy(net(z), y), x, epsilon=e, step_size=e, steps=1, generator=generator)
 
 
-def _cw2(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+def _steps(loss: Callable[[Tensor, Tensor], Tensor], freeze: bool) -> Callable[..., Tensor]:
+    """PGD on loss(logits, y); with `freeze` an image stays where it is first misclassified."""
+
+    def run(net: Net, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+        watch = UntilWrong(x, y, column.epsilon) if freeze else None
+        heard = watch.listen(net) if watch else net
+        return pgd(
+            PerImage(lambda z, y: loss(heard(z), y), (y,)),
+            x,
+            epsilon=column.epsilon,
+            step_size=column.step_size,
+            steps=column.steps,
+            generator=generator,
+            rule=watch,
+        )
+
+    return run
+
+
+def _cw2(net: Net, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
     return cw2(net, x, y, steps=column.steps)
 
 
-def _jsma(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+def _jsma(net: Net, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
     with torch.no_grad():
         classes = net(x[:1]).shape[1]
     return jsma(net, x, wrong_target(y, classes, generator), theta=column.theta, gamma=column.gamma)
 
 
-def _jsma_as_published(net: nn.Module, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
+def _jsma_as_published(net: Net, x: Tensor, y: Tensor, column: Column, generator: Generator) -> Tensor:
     return jsma(net, x, published_target(y), theta=column.theta, gamma=column.gamma)
 
 
 class EvaluationAttack(NamedTuple):
     """run(net, x, y, column, generator) -> x'; is x' held to epsilon; is x the whole set and not a batch."""
 
-    run: Callable[[nn.Module, Tensor, Tensor, Column, Generator], Tensor]
+    run: Callable[[Net, Tensor, Tensor, Column, Generator], Tensor]
     bounded: bool = True
     whole: bool = False
 
@@ -228,7 +245,11 @@ class EvaluationAttack(NamedTuple):
 ATTACKS = {
     "clean": EvaluationAttack(_clean),
     "fgsm": EvaluationAttack(_fgsm),
-    "pgd": EvaluationAttack(_pgd),
+    "fgsm_random": EvaluationAttack(_fgsm_random),
+    "pgd": EvaluationAttack(_steps(cross_entropy, freeze=False)),
+    "pgd_frozen": EvaluationAttack(_steps(cross_entropy, freeze=True)),
+    "cw": EvaluationAttack(_steps(margin, freeze=False)),
+    "cw_frozen": EvaluationAttack(_steps(margin, freeze=True)),
     "cw2": EvaluationAttack(_cw2, bounded=False),
     "autoattack": EvaluationAttack(autoattack, whole=True),
     "jsma": EvaluationAttack(_jsma, bounded=False),

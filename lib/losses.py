@@ -79,3 +79,20 @@ def softmax_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     squared = (a.softmax(1) - b.softmax(1)).square().sum(1)
     return squared.clamp_min(1e-12).sqrt()
+
+
+def reinforce(log_prob: Tensor, reward: Tensor) -> Tensor:
+    """-r log p(a): its mean's gradient is the negative of an unbiased estimate of grad E[r] (Williams 1992).
+
+    Shapes: log_prob (N,) of the actions drawn, reward (N,), which no gradient goes through; returns (N,).
+    """
+    return -reward.detach() * log_prob
+
+
+def smoothed_target(y: Tensor, classes: int, true_share: float) -> Tensor:
+    """true_share for the true class, (1 - true_share) / (C - 1) for every other one.
+
+    Shapes: y (N,); returns (N, C) probabilities. true_share in (0, 1].
+    """
+    rest = (1 - true_share) / (classes - 1)
+    return torch.full((len(y), classes), rest, device=y.device).scatter(1, y[:, None], true_share)

@@ -3,7 +3,9 @@
 import ast
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,13 @@ from lib.spec import check_type, typed
 from lib.train import PRECISIONS, Schedule
 
 PARAMS = ROOT / "params"
-RADII = {"fgsm": ("epsilon",), "pgd": ("epsilon", "step_size"), "autoattack": ("epsilon",)}  # what an attack heeds
+_BALL = ("epsilon", "step_size")
+RADII = {  # what an attack heeds
+    "fgsm": ("epsilon",),
+    "fgsm_random": ("epsilon",),
+    **dict.fromkeys(("pgd", "pgd_frozen", "cw", "cw_frozen"), _BALL),
+    "autoattack": ("epsilon",),
+}
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,11 @@ def device_of(parameters: Parameters) -> torch.device:
     return device
 
 
+@lru_cache
+def _parsed(path: Path, changed: int) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file.
 
@@ -168,7 +181,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is not one.
     """
     try:
-        value = yaml.safe_load(path.read_text())
+        value = deepcopy(_parsed(path, path.stat().st_mtime_ns))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML ({error})") from error
     if not isinstance(value, dict):

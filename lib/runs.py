@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib import ROOT, data
+from lib import ROOT, data, strategies
 from lib.attacks import pgd
 from lib.checkpoints import file_digest, load_weights, save_weights
 from lib.errors import UserError, choose
@@ -23,7 +23,7 @@ from lib.methods import METHODS
 from lib.models import build
 from lib.spec import DataSpec, GivenWeights, RunSpec, digest_of
 from lib.store import Store
-from lib.train import Training
+from lib.train import Around, Training
 
 PACKAGES = ("torch", "numpy", "torchattacks", "pyautoattack")
 Network = RunSpec | GivenWeights
@@ -89,7 +89,11 @@ def network(spec: Network, data_spec: DataSpec, place: Place, checkpoint: str = 
 def fresh_network(model: str, data_spec: DataSpec, place: Place) -> nn.Module:
     """An untrained `model` for this data, drawn from torch's global generator."""
     dataset = place.dataset(data_spec)
-    net = build(model, classes=len(dataset.classes), channels=dataset.channels)
+    return _built(model, len(dataset.classes), dataset, place)
+
+
+def _built(model: str, outputs: int, dataset: data.Dataset, place: Place) -> nn.Module:
+    net = build(model, classes=outputs, channels=dataset.channels)
     return net.to(place.device).to(memory_format=torch.channels_last)
 
 
@@ -126,13 +130,17 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
     train, selection = dataset.train, dataset.test.take(slice(0, spec.selection_images or None))
     if spec.selection == "held_out":
         train, selection = data.hold_out(dataset.train, spec.data.held_out)
-    teacher = None
+    teacher = guide = strategy_net = None
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.manual_seed(spec.seed)
         student = fresh_network(spec.model, spec.data, place)
         if spec.teacher is not None:
             untrained = partial(fresh_network, spec.teacher.model, spec.data, place)
             teacher = untrained() if fresh_teacher else network(spec.teacher, spec.data, place)
+        if spec.guide:
+            guide = fresh_network(spec.guide, spec.data, place)
+        if spec.strategy is not None and strategies.needs_network(spec.strategy):
+            strategy_net = _built(spec.strategy.model, sum(spec.strategy.sizes), dataset, place)
     column = Column("PGD-10", "pgd", spec.epsilon, spec.epsilon / 4, 10, seed=spec.seed)
     return Training(
         student,
@@ -141,6 +149,13 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
         attack=partial(pgd, epsilon=spec.epsilon, step_size=spec.step_size, steps=spec.attack_steps),
         data=train,
         schedule=spec.schedule,
+        around=Around(
+            guide,
+            strategies.build(spec.strategy, strategy_net) if spec.strategy else None,
+            spec.awp,
+            choose("method", spec.awp.method, METHODS) if spec.awp and spec.awp.method else None,
+            spec.average,
+        ),
         score=lambda net: _score(net, selection, column),
         weights=dict(spec.weights),
         padding=dataset.padding,
@@ -238,6 +253,8 @@ def _publish(spec: RunSpec, training: Training, place: Place, seconds: float, re
     facts["best_epoch"], facts["best_score"] = training.best["epoch"], training.best["score"]
     with place.store.publishing(spec.digest) as folder:
         save_weights(training.best["weights"], folder / "best.safetensors")
-        save_weights(training.student.state_dict(), folder / "last.safetensors")
+        save_weights(training.kept.state_dict(), folder / "last.safetensors")
+        if training.guide is not None:
+            save_weights(training.guide.state_dict(), folder / "guide.safetensors")
         for name, value in (("spec", asdict(spec)), ("history", training.history), ("provenance", facts)):
             (folder / f"{name}.json").write_text(json.dumps(value, indent=1))

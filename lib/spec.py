@@ -8,9 +8,11 @@ from typing import Any, get_args, get_origin
 
 from lib.errors import UserError
 from lib.methods import Weight
+from lib.strategies import StrategySpec
 from lib.train import Schedule
+from lib.weights import AWP
 
-RECIPE = 1  # raised when the training code changes what an equal spec computes
+RECIPE = 2  # raised when the training code changes what an equal spec computes
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class GivenWeights:
 class RunSpec:
     """One training run. Radii and step sizes in [0, 1]; weights are resolved, a method's defaults included.
 
-    `selection` is the split that PGD-10 picks the epoch on, `selection_images` how many of it (0: all).
+    `selection` is the split that PGD-10 picks the epoch on, `selection_images` how many of it (0: all). `guide` is the
+    model of a second network that is trained beside it, `average` the decay of an average of the weights (0: none).
     """
 
     data: DataSpec
@@ -52,6 +55,10 @@ class RunSpec:
     seed: int
     precision: str = "fp32"
     max_steps: int = 0
+    guide: str = ""
+    strategy: StrategySpec | None = None
+    awp: AWP | None = None
+    average: float = 0.0
     recipe: int = RECIPE
 
     @cached_property

@@ -1,7 +1,7 @@
 """A table of a paper as a value: which network, data, method and seed every cell is, and the numbers reported."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from lib.evaluate import Column
 from lib.methods import METHODS
 from lib.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml
 from lib.runs import Network, Place, describe_data, network
-from lib.spec import DataSpec, GivenWeights, RunSpec, typed
+from lib.spec import DataSpec, GivenWeights, RunSpec, check_type, typed
+from lib.strategies import ATTACK_SETTINGS, STRATEGIES, StrategySpec, needs_network, scaled
+from lib.weights import AWP
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Row:
     schedule: str = ""
     seed: int = 0  # added to the parameters' seeds
     reported: str = ""
+    guide: str = ""  # the model trained beside the student, where the method has one
+    strategy: str = ""
+    strategy_settings: dict[str, Any] = field(default_factory=dict)  # options in 1/255 at a radius of 8/255
+    awp: dict[str, Any] = field(default_factory=dict)
+    average: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,18 @@ def _row(given: Any) -> Row:
     row: Row = typed(Row, given, "row")
     choose("method", row.method, METHODS)
     choose("checkpoint", row.checkpoint, dict.fromkeys(("best", "last")))
+    if row.strategy:
+        choose("strategy", row.strategy, STRATEGIES)
+    if METHODS[row.method].trains_guide and not row.guide:
+        raise UserError(f"row {row.row}: the method {row.method} trains a guide; name its model as guide")
     return row
+
+
+def _in_unit(options: Any) -> dict[str, tuple[float, ...]]:
+    """A row's options with radii and step sizes divided by 255."""
+    check_type(options, dict[str, list[float]], "strategy_settings: options")
+    unit = {"epsilon": 255, "step_size": 255}
+    return {name: tuple(value / unit.get(name, 1) for value in values) for name, values in options.items()}
 
 
 def _trained(given: Any) -> Trained:
@@ -271,7 +289,7 @@ class _Builder:
 
     def run(self, student: str, row: Row, teacher: Network | None, seed: int) -> RunSpec:
         """The run of one cell."""
-        known = METHODS[row.method].weights
+        known = METHODS[row.method].all_weights
         per_student = any(isinstance(value, dict) for value in row.weights.values())
         chosen = row.weights.get(student, {}) if per_student else row.weights
         for key in chosen:
@@ -292,7 +310,23 @@ class _Builder:
             seed=seed + row.seed,
             precision=self.scale.precision,
             max_steps=self.scale.max_steps,
+            guide=self.model(row.guide) if row.guide else "",
+            strategy=self.strategy(row) if row.strategy else None,
+            awp=typed(AWP, row.awp, f"row {row.row}: awp") if row.awp else None,
+            average=row.average,
         )
+
+    def strategy(self, row: Row) -> StrategySpec:
+        """The row's strategy, its settings laid over, brought to the scale's radius."""
+        given = {f.name: getattr(STRATEGIES[row.strategy], f.name) for f in fields(StrategySpec)}
+        options = _in_unit(row.strategy_settings.get("options", {}))
+        given |= row.strategy_settings | {"options": tuple((dict(given["options"]) | options).items())}
+        spec = typed(StrategySpec, given, f"row {row.row}: strategy")
+        for name in set(dict(spec.options)) - set(ATTACK_SETTINGS):
+            choose(f"weight of method {row.method}", name, METHODS[row.method].weights)
+        if needs_network(spec):
+            spec = replace(spec, model=self.model(spec.model or "ResNet18"))
+        return scaled(spec, self.scale.epsilon / 255)
 
     def model(self, name: str) -> str:
         """The network that stands for the paper's `name` at this scale."""

@@ -1,13 +1,16 @@
 """The training loop: it is handed networks, a method, an attack and data, and touches neither disk nor screen.
 
-One step, in order: crop and flip; the student in the method's attack mode; the attack; train mode; the method's
-terms; their mean, backward; the optimiser. After every epoch the student is scored by PGD on images it did not see.
+One step, in order: crop and flip; the strategy, where there is one; the student in the method's attack mode; the
+attack; train mode; the weights perturbed, where they are; the method's terms; their mean, backward; the optimiser;
+the average of the weights. After every epoch the student is scored by PGD on images it did not see.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +18,13 @@ from torch import Generator, Tensor, nn
 
 from lib.data import Split, crop_and_flip, to_float
 from lib.errors import UserError, choose
+from lib.folding import folded
 from lib.methods import Method, Net, Nets, Weight, weight_at
+from lib.strategies import ATTACK_SETTINGS, Settings, Strategy
+from lib.watch import Watch
+from lib.weights import AWP, EMA, perturbed
 
-Attack = Callable[..., Tensor]  # (objective, x, *, start, generator) -> x'
+Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (objective, x, *, start, generator, ...) -> x'
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
 
 PRECISIONS = ("fp32", "bf16")
@@ -67,7 +74,7 @@ def mode(net: nn.Module, train: bool) -> Iterator[None]:
             module.training = training
 
 
-def in_precision(net: nn.Module, precision: str) -> Net:
+def in_precision(net: Net, precision: str) -> Net:
     """`net` run under bf16 autocast or in fp32; either way its logits are fp32, and so is every loss on them.
 
     Raises:
@@ -82,6 +89,17 @@ def in_precision(net: nn.Module, precision: str) -> Net:
             return net(x).float()
 
     return forward
+
+
+@dataclass(frozen=True)
+class Around:
+    """What stands around a method's step without being part of its loss."""
+
+    guide: nn.Module | None = None  # a second network, trained beside the student
+    strategy: Strategy | None = None  # picks the attack's settings per image
+    awp: AWP | None = None
+    awp_method: Method | None = None  # whose loss the perturbation maximises, where it is not the method's own
+    average: float = 0.0  # the decay of an average of the weights, which is then what is scored and kept
 
 
 class Training:
@@ -101,6 +119,7 @@ class Training:
         schedule: Schedule,
         score: Score,
         *,
+        around: Around | None = None,
         weights: Mapping[str, Weight] | None = None,
         padding: int = 0,
         flip: bool = False,
@@ -108,32 +127,53 @@ class Training:
         precision: str = "fp32",
         max_steps: int = 0,
     ) -> None:
-        self.student, self.method, self.attack, self.data = student, method, attack, data
-        self.schedule, self.score = schedule, score
-        self.weights: dict[str, Weight] = {**method.weights, **(weights or {})}
-        self.padding, self.flip = padding, flip
+        self.around = around or Around()
         if method.needs_teacher and teacher is None:
             raise UserError(f"{method.title} needs a teacher")
+        if method.trains_guide and self.around.guide is None:
+            raise UserError(f"{method.title} trains a guide beside its target, and none was given")
+        self.nets = Nets(in_precision(student, precision))
         if teacher is not None:
-            teacher.eval().requires_grad_(False)
-        nets = [in_precision(net, precision) for net in (student, teacher) if net is not None]
-        self.nets = Nets(*nets)
+            self.nets = replace(self.nets, teacher=in_precision(teacher.eval().requires_grad_(False), precision))
+        if self.around.guide is not None:
+            self.nets = replace(self.nets, guide=in_precision(self.around.guide.train(), precision))
+        self.student, self.teacher, self.guide, self.method = student, teacher, self.around.guide, method
+        self.data, self.schedule, self.score = data, schedule, score
+        self.attack, self.epsilon = attack, float(attack.keywords["epsilon"])
+        self.weights = {**method.all_weights, **(weights or {})}
+        self.padding, self.flip, self.precision = padding, flip, precision
         self.generator = Generator(data.images.device).manual_seed(seed)
-        self.optimizer, self.scheduler = schedule.build(student, len(data.labels))
+        trained = nn.ModuleList([student] if self.guide is None else [student, self.guide])
+        self.optimizer, self.scheduler = schedule.build(trained, len(data.labels))
+        self.average = EMA(student, self.around.average) if self.around.average else None
         self.total = schedule.steps(len(data.labels))
         self.stop = min(self.total, max_steps) if max_steps else self.total
         self.step = 0
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": {}}
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done."""
+        return self.step / self.total
+
+    @property
+    def kept(self) -> nn.Module:
+        """What is scored and published: the student, or the average of its weights."""
+        return self.average.net if self.average else self.student
 
     def run(self, after_epoch: Callable[["Training"], None] = lambda training: None) -> None:
         """Train to the end, calling `after_epoch` after each epoch, when the state can be saved."""
         while self.step < self.stop:
             terms = self.epoch()
-            score = self.score(self.student)
-            self.history.append({"epoch": len(self.history) + 1, "step": self.step, "score": score, **terms})
+            score = self.score(self.kept)
+            row: dict[str, Any] = {"epoch": len(self.history) + 1, "step": self.step, "score": score, **terms}
+            if self.around.strategy is not None:
+                self.around.strategy.after_epoch(self, score)
+                row["strategy"] = self.around.strategy.report()
+            self.history.append(row)
             if score > self.best["score"]:
-                weights = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
+                weights = {name: tensor.clone() for name, tensor in self.kept.state_dict().items()}
                 self.best = {"score": score, "epoch": len(self.history), "weights": weights}
             after_epoch(self)
 
@@ -162,30 +202,118 @@ class Training:
         """One optimisation step on the batch x (b, C, H, W) in [0, 1], y (b,); returns the terms' means, detached."""
         if self.padding or self.flip:
             x = crop_and_flip(x, padding=self.padding, flip=self.flip, generator=self.generator)
-        x_adv = self.craft(x, y)
+        settings: Settings = {}
+        if self.around.strategy is not None:
+            self.around.strategy.learn(self, x, y)
+            settings = self.around.strategy.settings(self, x)
+        x_adv, seen = self._attacked(self.student, x, y, settings)
+        if self.around.strategy is not None:
+            x_adv = self.around.strategy.trained_on(self, x, x_adv)
         self.student.train()
-        progress, size = self.step / self.total, self.schedule.batch_size
-        weights = {name: weight_at(weight, progress, size) for name, weight in self.weights.items()}
-        per_image = self.method.loss(self.nets, x, x_adv, y, **weights)
-        terms = {name: term.mean() for name, term in per_image.items()}
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
-        self.optimizer.step()
+        with self._perturbed(self.student, x, x_adv, y, settings, seen):
+            per_image = self._terms(self.student, x, x_adv, y, settings, seen)
+            terms = {name: term.mean() for name, term in per_image.items()}
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+            self.optimizer.step()
         self.scheduler.step()
+        if self.average is not None:
+            self.average.update(self.student)
         self.step += 1
         return {name: term.detach() for name, term in terms.items()}
 
-    def craft(self, x: Tensor, y: Tensor) -> Tensor:
-        """x' for the batch, the student in the method's attack mode."""
+    def craft(self, x: Tensor, y: Tensor, settings: Settings | None = None, student: nn.Module | None = None) -> Tensor:
+        """x' of the method's attack on the student, or on a network in its place, in the method's attack mode."""
+        return self._attacked(student or self.student, x, y, settings or {})[0]
+
+    def losses(self, student: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
+        """The method's loss per image (b,), with `student` in the student's place and in the mode it is in."""
+        return torch.stack(list(self._terms(student, x, x_adv, y, settings, {}).values())).sum(0)
+
+    def after_step(self, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, weight_decay: bool) -> nn.Module:
+        """w - lr (grad + wd w) as a copy, lr as it is now, without momentum; nothing of the student changes."""
+        copy = deepcopy(self.student).train()
+        group = self.optimizer.param_groups[0]
+        decay = group["weight_decay"] if weight_decay else 0.0
+        with self._perturbed(copy, x, x_adv, y, settings, {}):
+            with torch.enable_grad():
+                loss = self.losses(copy, x, x_adv, y, settings).mean()
+            parameters = list(copy.parameters())
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.sub_(group["lr"] * (gradient + decay * parameter))
+        return copy
+
+    def _attacked(
+        self, student: nn.Module, x: Tensor, y: Tensor, settings: Settings
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """x', and what the method's watch saw on the way."""
         if self.method.objective is None:
-            return x
-        with mode(self.student, self.method.attack_mode == "train"):
-            objective = self.method.objective(self.nets, x, y)
-            return self.attack(objective, x, start=self.method.start, generator=self.generator)
+            return x, {}
+        watch = self._watch(x, y)
+        chosen: dict[str, Any] = {name: value for name, value in settings.items() if name in ATTACK_SETTINGS}
+        with mode(student, self.method.attack_mode == "train"), self._guide_mode():
+            nets = self._attacked_nets(student)
+            if watch is not None:
+                nets, chosen["rule"] = replace(nets, student=watch.listen(nets.student)), watch
+            objective = self.method.objective(nets, x, y)
+            if self.method.attack_mode == "train":
+                objective = partial(objective)  # batch statistics: no image may leave the batch
+            x_adv = self.attack(objective, x, start=self.method.start, generator=self.generator, **chosen)
+        return x_adv, watch.seen() if watch is not None else {}
+
+    def _attacked_nets(self, student: nn.Module) -> Nets:
+        """The networks as the attack sees them: those in eval mode folded."""
+        seen = student if student.training else folded(student)
+        nets = replace(self.nets, student=in_precision(seen, self.precision))
+        if self.teacher is not None:
+            nets = replace(nets, teacher=in_precision(folded(self.teacher), self.precision))
+        if self.guide is not None and not self.guide.training:
+            nets = replace(nets, guide=in_precision(folded(self.guide), self.precision))
+        return nets
+
+    def _watch(self, x: Tensor, y: Tensor) -> Watch | None:
+        if self.method.watch is None:
+            return None
+        return self.method.watch(x, y, self.epsilon, **self._weights(self.method.watch_weights))
+
+    def _guide_mode(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.guide is None else mode(self.guide, self.method.guide_mode == "train")
+
+    def _weights(self, names: Mapping[str, Weight]) -> dict[str, float]:
+        size = self.schedule.batch_size
+        return {name: weight_at(self.weights[name], self.progress, size) for name in names}
+
+    def _terms(
+        self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, seen: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        chosen = {name: value for name, value in settings.items() if name not in ATTACK_SETTINGS}
+        nets = replace(self.nets, student=in_precision(student, self.precision))
+        weights: dict[str, Any] = {**self._weights(self.method.weights), **chosen, **seen}
+        return self.method.loss(nets, x, x_adv, y, **weights)
+
+    def _perturbed(
+        self, student: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, seen: dict[str, Tensor]
+    ) -> AbstractContextManager[None]:
+        """AWP around the block, once its warm-up is over."""
+        awp, other = self.around.awp, self.around.awp_method
+        if awp is None or self.progress < awp.warmup:
+            return nullcontext()
+
+        def loss(net: Net) -> Tensor:
+            if other is not None:
+                nets, weights = Nets(net), {name: weight_at(w, 0.0, 0) for name, w in other.weights.items()}
+                terms = other.loss(nets, x, x_adv, y, **weights)
+            else:
+                terms = self._terms(net, x, x_adv, y, settings, seen)
+            return torch.stack([term.mean() for term in terms.values()]).sum()
+
+        return perturbed(student, loss, awp.gamma)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continuation needs, as tensors and plain values."""
-        return {
+        state = {
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -194,6 +322,13 @@ class Training:
             "history": self.history,
             "best": self.best,
         }
+        if self.guide is not None:
+            state["guide"] = self.guide.state_dict()
+        if self.around.strategy is not None:
+            state["strategy"] = self.around.strategy.state_dict()
+        if self.average is not None:
+            state["average"] = {"net": self.average.net.state_dict(), "steps": self.average.steps}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
@@ -202,3 +337,10 @@ class Training:
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"].cpu())
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
+        if self.guide is not None:
+            self.guide.load_state_dict(state["guide"])
+        if self.around.strategy is not None:
+            self.around.strategy.load_state_dict(state["strategy"])
+        if self.average is not None:
+            self.average.net.load_state_dict(state["average"]["net"])
+            self.average.steps = state["average"]["steps"]

@@ -8,9 +8,9 @@ from lib import ROOT
 FILES = sorted((ROOT / "lib").rglob("*.py"))
 LAYERS = [
     {"errors", "papermill_default_output"},
-    {"losses", "models", "checkpoints", "progress", "data"},
+    {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding"},
     {"attacks", "store"},
-    {"methods", "cw2", "jsma"},
+    {"methods", "cw2", "jsma", "strategies"},
     {"train"},
     {"evaluate", "spec"},
     {"parameters", "runs"},
@@ -20,7 +20,19 @@ LAYERS = [
     {"figures"},
 ]
 """What stands higher may be imported by what stands lower in this list, never the other way round."""
-TORCH_ONLY = {"losses", "attacks", "cw2", "jsma", "methods", "models", "train"}
+TORCH_ONLY = {
+    "losses",
+    "attacks",
+    "cw2",
+    "jsma",
+    "methods",
+    "models",
+    "train",
+    "strategies",
+    "watch",
+    "weights",
+    "folding",
+}
 
 
 def room(path):

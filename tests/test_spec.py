@@ -3,15 +3,17 @@ from dataclasses import fields, replace
 import pytest
 
 from lib.errors import UserError, choose
-from lib.methods import FromProgress
+from lib.methods import Piecewise
 from lib.spec import DataSpec, GivenWeights, RunSpec, typed
+from lib.strategies import StrategySpec
 from lib.train import Schedule
+from lib.weights import AWP
 
 SPEC = RunSpec(
     data=DataSpec("digits", "00", 0, 100),
     model="ResNet8-w8",
     method="dgad",
-    weights=(("beta", 5.0), ("exponent", FromProgress(0.3, 0.0, 0.1))),
+    weights=(("beta", 5.0), ("exponent", Piecewise((0.3,), (0.0, 0.1)))),
     teacher=GivenWeights("WideResNet-10-1", "11"),
     schedule=Schedule(epochs=10),
     epsilon=0.1,
@@ -25,7 +27,7 @@ CHANGES = {
     "data": DataSpec("digits", "01", 0, 100),
     "model": "MobileNetV2-small",
     "method": "adaad",
-    "weights": (("beta", 5.0), ("exponent", FromProgress(0.4, 0.0, 0.1))),
+    "weights": (("beta", 5.0), ("exponent", Piecewise((0.4,), (0.0, 0.1)))),
     "teacher": None,
     "schedule": Schedule(epochs=11),
     "epsilon": 0.11,
@@ -36,12 +38,16 @@ CHANGES = {
     "seed": 1,
     "precision": "bf16",
     "max_steps": 3,
+    "guide": "ResNet8-w8",
+    "strategy": StrategySpec("random", (("steps", (1.0, 2.0)),)),
+    "awp": AWP(0.005),
+    "average": 0.99,
     "recipe": 99,
 }
 
 
 def test_the_digest_of_a_spec_is_the_same_everywhere():
-    assert SPEC.digest == replace(SPEC).digest == "b8a714f58a19"
+    assert SPEC.digest == replace(SPEC).digest == "5cac1fcbec7f"
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(RunSpec)])

@@ -9,7 +9,7 @@ from lib.attacks import pgd
 from lib.data import Split, crop_and_flip
 from lib.errors import UserError
 from lib.losses import cross_entropy
-from lib.methods import METHODS, FromProgress, Method
+from lib.methods import METHODS, Method, Piecewise
 from lib.train import Schedule, Training, in_precision, mode
 
 ATTACK = partial(pgd, epsilon=0.05, step_size=0.02, steps=1)
@@ -98,7 +98,7 @@ def test_a_step_crops_then_attacks_then_trains_and_only_then_moves_the_weights(m
         events.append(("objective", student.training, x))
         return lambda z: z.flatten(1).sum(1)
 
-    def attack(objective, x, *, start, generator):
+    def attack(objective, x, *, epsilon, start, generator):
         events.append(("attack", student.training, x, start, generator))
         return x + 1
 
@@ -107,7 +107,9 @@ def test_a_step_crops_then_attacks_then_trains_and_only_then_moves_the_weights(m
         return {"a": weight * cross_entropy(nets.student(x), y)}
 
     method = Method("spy", objective, loss, {"weight": 2.0}, start="the start")
-    training = make_training(student, method, attack=attack, padding=2, flip=True, weights={"weight": 3.0}, seed=5)
+    training = make_training(
+        student, method, attack=partial(attack, epsilon=0.1), padding=2, flip=True, weights={"weight": 3.0}, seed=5
+    )
     draws = torch.Generator().manual_seed(5)
     x, before = DATA.images[:4] / 255, student[0].weight.detach().clone()
     training.train_step(x, DATA.labels[:4])
@@ -160,7 +162,7 @@ def test_weights_follow_the_share_of_the_planned_steps_not_of_those_it_may_take(
         seen.append(weight)
         return {"clean": cross_entropy(nets.student(x), y)}
 
-    method = Method("spy", None, loss, {"weight": FromProgress(0.5, before=0.0, after=1.0)})
+    method = Method("spy", None, loss, {"weight": Piecewise((0.5,), (0.0, 1.0))})
     make_training(make_net(), method, epochs=2, max_steps=4).run()
     assert seen == [0, 0, 0, 1]
 

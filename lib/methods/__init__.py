@@ -28,7 +28,7 @@ from lib.methods.baselines import (
     trades,
     trades_as_released,
 )
-from lib.methods.core import FromProgress, Method, Net, Nets, NominalBatch, Weight, weight_at
+from lib.methods.core import Method, Net, Nets, NominalBatch, Piecewise, Ramp, Weight, weight_at
 from lib.methods.dgad import (
     adaad_els,
     as_taught,
@@ -43,11 +43,12 @@ from lib.methods.objectives import fool_label, leave_clean, leave_teacher, part_
 
 __all__ = [
     "METHODS",
-    "FromProgress",
     "Method",
     "Net",
     "Nets",
     "NominalBatch",
+    "Piecewise",
+    "Ramp",
     "Weight",
     "dgad",
     "dgad_parts",
@@ -59,7 +60,7 @@ __all__ = [
 ]
 
 _distil = partial(Method, needs_teacher=True)
-_IAD = {"exponent": FromProgress(60 / 200, before=0.0, after=0.1)}
+_IAD = {"exponent": Piecewise((60 / 200,), (0.0, 0.1))}
 
 METHODS: dict[str, Method] = {
     "natural": Method("natural training", None, natural),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lib import attacks
 from lib.errors import UserError
+from lib.watch import Watch
 
 Net = Callable[[Tensor], Tensor]
 Terms = dict[str, Tensor]
@@ -17,19 +18,33 @@ def _no_teacher(x: Tensor) -> Tensor:
     raise UserError("this method needs a teacher, and none was given")
 
 
+def _no_guide(x: Tensor) -> Tensor:
+    raise UserError("this method trains a guide beside its target, and none was given")
+
+
 @dataclass(frozen=True)
 class Nets:
-    """The networks of a step: the student in training, and the frozen teacher where the method has one."""
+    """The networks of a step: the student (the target), a frozen teacher, a guide trained beside the student."""
 
     student: Net
     teacher: Net = _no_teacher
+    guide: Net = _no_guide
 
 
 @dataclass(frozen=True)
-class FromProgress:
-    """A weight that is `before` until `share` of the training has passed, and `after` from then on."""
+class Piecewise:
+    """A weight that is values[i] once shares[i - 1] of the training has passed; values has one more than shares."""
 
-    share: float
+    shares: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that goes from `before` to `after` in a straight line between two shares of the training."""
+
+    first: float
+    last: float
     before: float
     after: float
 
@@ -39,13 +54,16 @@ class NominalBatch:
     """A weight that is the schedule's batch size, also where the last batch is smaller."""
 
 
-Weight = float | FromProgress | NominalBatch
+Weight = float | Piecewise | Ramp | NominalBatch
 
 
 def weight_at(weight: Weight, progress: float, batch_size: int) -> float:
     """The number that a weight is at `progress` in [0, 1] of a training with this batch size."""
-    if isinstance(weight, FromProgress):
-        return weight.after if progress >= weight.share else weight.before
+    if isinstance(weight, Piecewise):
+        return weight.values[sum(progress >= share for share in weight.shares)]
+    if isinstance(weight, Ramp):
+        share = (progress - weight.first) / (weight.last - weight.first)
+        return weight.before + (weight.after - weight.before) * min(max(share, 0.0), 1.0)
     return float(batch_size) if isinstance(weight, NominalBatch) else weight
 
 
@@ -54,7 +72,8 @@ class Method:
     """One way to train: `loss` is called as loss(nets, x, x_adv, y, **weights) and returns {term: (N,)}.
 
     `objective(nets, x, y)` gives the function x' -> (N,) that the attack maximises; None trains on clean images.
-    `attack_mode` is the student's mode while the attack looks at it; the loss always sees it in train mode.
+    `attack_mode` is the student's mode while the attack looks at it, `guide_mode` the guide's; the loss always sees
+    both in train mode. `watch(x, y, **watch_weights)` looks on during the attack, and what it saw goes to the loss.
     """
 
     title: str
@@ -64,3 +83,12 @@ class Method:
     start: attacks.Start = attacks.gaussian
     attack_mode: Literal["eval", "train"] = "eval"
     needs_teacher: bool = False
+    trains_guide: bool = False
+    guide_mode: Literal["eval", "train"] = "train"
+    watch: Callable[..., Watch] | None = None
+    watch_weights: Mapping[str, Weight] = field(default_factory=dict)
+
+    @property
+    def all_weights(self) -> dict[str, Weight]:
+        """The defaults of every number that a row may set."""
+        return {**self.weights, **self.watch_weights}

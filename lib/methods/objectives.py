@@ -3,30 +3,30 @@
 import torch
 from torch import Tensor
 
-from lib.attacks import Objective
+from lib.attacks import Objective, PerImage
 from lib.losses import cross_entropy, kl
 from lib.methods.core import Nets
 
 
 def fool_label(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """CE(S(x'), y): PGD-AT, ARD, IAD, AKD."""
-    return lambda x_adv: cross_entropy(nets.student(x_adv), y)
+    return PerImage(lambda x_adv, y: cross_entropy(nets.student(x_adv), y), (y,))
 
 
 def leave_clean(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(S(x) || S(x')), S(x) computed once: TRADES."""
     with torch.no_grad():
         clean = nets.student(x)
-    return lambda x_adv: kl(clean, nets.student(x_adv))
+    return PerImage(lambda x_adv, clean: kl(clean, nets.student(x_adv)), (clean,))
 
 
 def leave_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(T(x) || S(x')), T(x) computed once: RSLAD."""
     with torch.no_grad():
         teacher = nets.teacher(x)
-    return lambda x_adv: kl(teacher, nets.student(x_adv))
+    return PerImage(lambda x_adv, teacher: kl(teacher, nets.student(x_adv)), (teacher,))
 
 
 def part_from_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(T(x') || S(x')), the gradient through both networks: AdaAD, DGAD."""
-    return lambda x_adv: kl(nets.teacher(x_adv), nets.student(x_adv))
+    return PerImage(lambda x_adv: kl(nets.teacher(x_adv), nets.student(x_adv)))

@@ -1,0 +1,89 @@
+"""Strategies by name: what picks the attack's settings for every image of a batch, wrapped around any method.
+
+Radii and step sizes of the options are written in 1/255 at a radius of 8/255, as in the paper and its code; `scaled`
+brings them to another radius. `*_as_released` are the authors' scripts, one set of options and coefficients each.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
+
+from lib.strategies.core import ATTACK_SETTINGS, Settings, Strategy, StrategySpec, draw, log_prob
+from lib.strategies.las_at import Frozen, Learned, LearnedAsReleased, LearnedAWPAsReleased
+from lib.strategies.searches import CAT, OHL, AdvHP
+
+__all__ = [
+    "ATTACK_SETTINGS",
+    "STRATEGIES",
+    "Settings",
+    "Strategy",
+    "StrategySpec",
+    "build",
+    "draw",
+    "log_prob",
+    "needs_network",
+    "scaled",
+]
+
+RADIUS = 8 / 255  # what the options below are written for
+
+KINDS: dict[str, Callable[..., Strategy]] = {
+    "random": Strategy,
+    "frozen": Frozen,
+    "learned": Learned,
+    "learned_as_released": LearnedAsReleased,
+    "learned_awp_as_released": LearnedAWPAsReleased,
+    "adv_hp": AdvHP,
+    "ohl": OHL,
+    "cat": CAT,
+}
+
+
+def _options(**ranges: tuple[int, int]) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """All whole numbers from first to last of each setting; radii and steps in 1/255."""
+    unit = {"epsilon": 255, "step_size": 255}
+    return tuple((n, tuple(v / unit.get(n, 1) for v in range(a, b + 1))) for n, (a, b) in ranges.items())
+
+
+_PAPER = _options(epsilon=(3, 15), step_size=(1, 6), steps=(3, 15))
+_PGD_CODE = _options(epsilon=(3, 15), steps=(3, 14), step_size=(1, 5))
+_TRADES_CODE = _options(epsilon=(5, 9), steps=(7, 14), step_size=(2, 4), trade_off=(5, 9))
+_AWP_CODE = _options(epsilon=(7, 15), steps=(8, 16), step_size=(2, 5))
+_CODE = StrategySpec("learned_as_released", every=20, lr=1e-4, momentum=0.0, clip=1.0, adv=4, clean=2, hardest=10)
+
+STRATEGIES: dict[str, StrategySpec] = {
+    "las_at": StrategySpec("learned", _PAPER),
+    "las_trades": StrategySpec("learned", (*_PAPER, *_options(trade_off=(5, 9)))),
+    "las_pgd_at_as_released": replace(_CODE, options=_PGD_CODE, smooth_l1=False),
+    "las_trades_as_released": replace(
+        _CODE, options=_TRADES_CODE, every=1, momentum=0.9, weight_decay=5e-4, adv=8, clean=4, hardest=20
+    ),
+    "las_awp_as_released": replace(
+        _CODE, kind="learned_awp_as_released", options=_AWP_CODE, every=1, adv=1, clean=1, smooth_l1=False
+    ),
+    "random": StrategySpec("random", _PAPER),
+    "frozen": StrategySpec("frozen", _PAPER),
+    "ohl": StrategySpec("ohl", _PAPER, lr=0.1),
+    "adv_hp": StrategySpec("adv_hp", _PAPER, lr=0.1, every=1),
+    "cat": StrategySpec("cat", candidates=10),
+}
+
+
+def needs_network(spec: StrategySpec) -> bool:
+    """Whether the strategy has a network of its own."""
+    kind = KINDS[spec.kind]
+    return isinstance(kind, type) and issubclass(kind, Frozen)
+
+
+def build(spec: StrategySpec, net: nn.Module | None) -> Strategy:
+    """The strategy at its start; `net` maps images to as many logits as there are options in all."""
+    return KINDS[spec.kind](spec, net)
+
+
+def scaled(spec: StrategySpec, epsilon: float) -> StrategySpec:
+    """The same strategy with radii and step sizes in proportion to a training radius other than 8/255."""
+    share = epsilon / RADIUS
+    by = {"epsilon": share, "step_size": share}
+    options = tuple((name, tuple(v * by.get(name, 1) for v in values)) for name, values in spec.options)
+    return replace(spec, options=options)

@@ -1,0 +1,152 @@
+"""What a strategy is: it picks the attack's settings, and other per-image numbers of a method, for every batch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lib.errors import UserError
+
+Settings = dict[str, Tensor]  # epsilon, step_size, steps, or a weight of the method -> (N,)
+ATTACK_SETTINGS = ("epsilon", "step_size", "steps")
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """A strategy as a value. `options` are what it picks from: radii and step sizes in [0, 1], whole steps, weights.
+
+    `every` is k, the number of the target's steps per step of the strategy. `adv` and `clean` are the coefficients of
+    L2 and L3 in the reward; 0 leaves a loss out. `model` is the strategy network.
+
+    Raises:
+        UserError: an empty option set, an option that makes no sense, k below 1, or a number out of range.
+    """
+
+    kind: str
+    options: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    model: str = ""
+    every: int = 40
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip: float = math.inf
+    adv: float = 2.0
+    clean: float = 4.0
+    hardest: float = math.inf  # L1 is cut here
+    smooth_l1: bool = True  # L1 is the method's own loss; False: the cross-entropy of the hard label
+    candidates: int = 4
+    patience: float = 10 / 120
+
+    def __post_init__(self) -> None:
+        for name, values in self.options:
+            _check_options(name, values)
+        if self.every < 1 or self.candidates < 1:
+            raise UserError(
+                f"a strategy wants an interval k >= 1 and candidates >= 1, got {self.every}, {self.candidates}"
+            )
+        if not self.lr > 0 or not self.clip > 0 or not self.patience > 0 or min(self.adv, self.clean) < 0:
+            raise UserError(f"a strategy wants lr, clip and patience > 0 and adv and clean >= 0, got {self}")
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of options of each setting, in order: the heads of the policy."""
+        return [len(values) for _, values in self.options]
+
+
+def _check_options(name: str, values: tuple[float, ...]) -> None:
+    if not values:
+        raise UserError(f"the options for {name} are empty; give at least one")
+    if name in ("epsilon", "step_size") and not all(0 < value <= 1 for value in values):
+        raise UserError(f"the options for {name} must lie in (0, 1], the range of images (255/255 is 1), got {values}")
+    if name == "steps" and not all(value >= 1 and value == int(value) for value in values):
+        raise UserError(f"the options for steps must be whole numbers >= 1, got {values}")
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        raise UserError(f"the options for {name} must be finite and >= 0, got {values}")
+
+
+class Target(Protocol):
+    """What a strategy sees of the training of the target network."""
+
+    student: nn.Module
+    generator: Generator
+    epsilon: float
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done."""
+
+    def craft(self, x: Tensor, y: Tensor, settings: Settings, student: nn.Module | None = None) -> Tensor:
+        """x' of the method's attack under `settings`, on the student or on another network in its place."""
+
+    def losses(self, student: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
+        """(N,): the method's loss with `student` in its place and mode; its batch-norm statistics may move."""
+
+    def after_step(self, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, weight_decay: bool) -> nn.Module:
+        """A copy of the student after one plain gradient step at the present learning rate; no state changes."""
+
+
+class Strategy:
+    """The base of all strategies: uniform draws from the options, per image, which nothing changes."""
+
+    def __init__(self, spec: StrategySpec, net: nn.Module | None = None) -> None:
+        self.spec, self.net = spec, net
+        self.counts = {name: torch.zeros(len(values), dtype=torch.long) for name, values in spec.options}
+        self.rewards: list[Tensor] = []
+
+    def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
+        """Called before every step of the target, with its batch."""
+
+    def settings(self, target: Target, x: Tensor) -> Settings:
+        """The settings for the batch x (N, C, H, W)."""
+        return self.take([torch.zeros(len(x), size, device=x.device) for size in self.spec.sizes], target.generator)
+
+    def trained_on(self, target: Target, x: Tensor, x_adv: Tensor) -> Tensor:
+        """What the target trains on of the x' that the settings made."""
+        return x_adv
+
+    def after_epoch(self, target: Target, score: float) -> None:
+        """Called when an epoch is over, with the score that picks the epoch."""
+
+    def take(self, logits: list[Tensor], generator: Generator) -> Settings:
+        """Draw and count one option per image and head."""
+        chosen = draw(logits, generator)
+        for (name, _), picked in zip(self.spec.options, chosen, strict=True):
+            self.counts[name] += picked.bincount(minlength=len(self.counts[name])).cpu()
+        return self.values(chosen)
+
+    def values(self, chosen: list[Tensor]) -> Settings:
+        """The options behind the indices (N,)."""
+        return {
+            name: torch.tensor(values, device=picked.device)[picked]
+            for (name, values), picked in zip(self.spec.options, chosen, strict=True)
+        }
+
+    def report(self) -> dict[str, Any]:
+        """What was chosen since the last call, as counts per option, and the mean reward; starts anew."""
+        chosen = {
+            name: dict(zip(map(float, values), self.counts[name].tolist(), strict=True))
+            for name, values in self.spec.options
+        }
+        reward = float(torch.stack(self.rewards).mean()) if self.rewards else None
+        self.counts, self.rewards = {name: torch.zeros_like(count) for name, count in self.counts.items()}, []
+        return {"chosen": {n: {str(v): c for v, c in counts.items()} for n, counts in chosen.items()}, "reward": reward}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continuation needs, between epochs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+
+
+def draw(logits: list[Tensor], generator: Generator) -> list[Tensor]:
+    """One index (N,) per head and image from the categorical of its logits (N, options)."""
+    return [torch.multinomial(head.softmax(1), 1, generator=generator).squeeze(1) for head in logits]
+
+
+def log_prob(logits: list[Tensor], chosen: list[Tensor]) -> Tensor:
+    """sum_h log p_h(a_h | x) of the factorised policy, (N,); a head with one option adds 0."""
+    heads = zip(logits, chosen, strict=True)
+    return torch.stack([head.log_softmax(1).gather(1, a[:, None]).squeeze(1) for head, a in heads]).sum(0)

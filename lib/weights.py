@@ -1,0 +1,77 @@
+"""What is done to weights around a step: adversarial perturbation (AWP) and averages (EMA)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lib.errors import UserError
+
+
+@dataclass(frozen=True)
+class AWP:
+    """Adversarial weight perturbation of relative size gamma, from `warmup` (a share of the training) on.
+
+    `method` names the method whose loss the perturbation maximises; "" is the method's own.
+
+    Raises:
+        UserError: gamma is not positive, or warmup not in [0, 1].
+    """
+
+    gamma: float = 0.01
+    warmup: float = 0.0
+    method: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0 or not 0 <= self.warmup <= 1:
+            raise UserError(f"AWP wants gamma > 0 and a warmup in [0, 1], got {self}")
+
+
+@contextmanager
+def perturbed(net: nn.Module, loss: Callable[[Callable[[Tensor], Tensor]], Tensor], gamma: float) -> Iterator[None]:
+    """w + gamma ||w|| g / ||g|| inside the block, g = d loss / d w, per weight tensor; the same amount off afterwards.
+
+    Tensors with more than one dimension are perturbed, so neither batch-norm nor biases. `loss` is called with the
+    network in its present mode, as a function of images, and returns a scalar; batch-norm statistics do not move. An
+    optimiser step inside the block acts on the perturbed weights, weight decay included, as in the authors' code.
+    Source: Wu et al. 2020; their proxy's step size cancels in the normalisation.
+    """
+    named = {name: parameter for name, parameter in net.named_parameters() if parameter.dim() > 1}
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    with torch.enable_grad():
+        value = loss(lambda x: functional_call(net, buffers, (x,)))
+        gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True, materialize_grads=True)
+    with torch.no_grad():
+        steps = [gamma * w.norm() / (g.norm() + 1e-20) * g for w, g in zip(named.values(), gradients, strict=True)]
+        for w, step in zip(named.values(), steps, strict=True):
+            w.add_(step)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for w, step in zip(named.values(), steps, strict=True):
+                w.sub_(step)
+
+
+class EMA:
+    """a <- d a + (1 - d) w after every step, d = min(decay, (1 + t) / (10 + t)); buffers are the network's own.
+
+    Source: the weight averaging of Gowal et al. 2020, with the ramp of its public re-implementation.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.net, self.decay, self.steps = deepcopy(net).eval().requires_grad_(False), decay, 0
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Take in the network's weights after a step."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for own, new in zip(self.net.parameters(), net.parameters(), strict=True):
+            own.lerp_(new, 1 - decay)
+        for buffer, current in zip(self.net.buffers(), net.buffers(), strict=True):
+            buffer.copy_(current)
+        self.steps += 1
