@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from lib.attacks import PerImage, at_image, pgd
 from lib.cw2 import cw2
-from lib.data import Split
+from lib.data import Split, to_float
 from lib.errors import UserError, choose
 from lib.folding import folded
 from lib.jsma import jsma, published_target, wrong_target
@@ -124,8 +124,8 @@ def evaluate(
 def accuracy(net: nn.Module, test: Split, column: Column, source: nn.Module | None = None) -> Accuracy:
     """The accuracy of `net` as it stands under one column's attack on `source` (itself); raises as `evaluate` does."""
     attack = ATTACKS[column.attack]
-    if column.images > len(test.labels):
-        raise UserError(f"column {column.name} wants {column.images} images, the test split has {len(test.labels)}")
+    with torch.no_grad():
+        check_fits(column, len(test.labels), net(to_float(test.images[:1])).shape[1])
     part = test.take(slice(0, column.images or len(test.labels)))
     generator = Generator(test.images.device).manual_seed(column.seed)
     crafting = folded(source or net)  # the judging below is on the network itself
@@ -138,6 +138,18 @@ def accuracy(net: nn.Module, test: Split, column: Column, source: nn.Module | No
         flags.append(logits.argmax(1) == y)
     right = torch.cat(flags)
     return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()))
+
+
+def check_fits(column: Column, images: int, classes: int) -> None:
+    """That a test split of so many images and classes can be measured under the column.
+
+    Raises:
+        UserError: it wants more images, or APGD-T more classes, whose loss needs four.
+    """
+    if column.images > images:
+        raise UserError(f"column {column.name} wants {column.images} images, the test split has {images}")
+    if column.attack == "autoattack" and "apgd-t" in column.stages and classes < 4:
+        raise UserError(f"column {column.name}: AutoAttack's APGD-T wants at least 4 classes, there are {classes}")
 
 
 def check_perturbation(x: Tensor, x_adv: Tensor, epsilon: float, name: str) -> None:
@@ -170,16 +182,11 @@ def autoattack(net: Net, x: Tensor, y: Tensor, column: Column, generator: Genera
 
     Always the standard version's settings: 100 iterations, 9 targets (all wrong classes where there are fewer), 5,000
     queries, one restart. x is the whole set: between stages the images left over are packed into full batches again.
-
-    Raises:
-        UserError: fewer than four classes, which APGD-T's loss cannot be computed on.
     """
     from pyautoattack import AutoAttack
 
     with torch.no_grad():
         classes = net(x[:1]).shape[1]
-    if classes < 4 and "apgd-t" in column.stages:
-        raise UserError(f"AutoAttack's APGD-T wants at least 4 classes, the network has {classes}")
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):  # it re-seeds the global one
         attack = AutoAttack(net, norm="Linf", eps=column.epsilon, version="standard", device=x.device, seed=column.seed)
         attack.attacks_to_run = list(column.stages)

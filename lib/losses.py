@@ -24,6 +24,24 @@ def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
+def kl_floored(target: Tensor, logits: Tensor, floor: float) -> Tensor:
+    """sum_c p_c (log p_c - log(q_c + floor)), with p = softmax(target) and q = softmax(logits) (MART's code).
+
+    Gradient flows into both arguments. Shapes: target and logits (N, C), both logits; returns (N,).
+    """
+    p, q = target.softmax(1), logits.softmax(1)
+    return (p * (target.log_softmax(1) - (q + floor).log())).sum(1)
+
+
+def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log p_y - log(1 - max_{j != y} p_j), with p = softmax(logits) and 1 the code's 1.0001 + 1e-12 (MART).
+
+    Shapes: logits (N, C), y (N,); returns (N,).
+    """
+    others = logits.softmax(1).scatter(1, y[:, None], float("-inf"))
+    return cross_entropy(logits, y) - (1.0001 - others.amax(1) + 1e-12).log()
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{j != y} z_j - z_y: positive where the image is misclassified (Carlini & Wagner 2017).
 
@@ -81,6 +99,14 @@ def softmax_distance(a: Tensor, b: Tensor) -> Tensor:
     return squared.clamp_min(1e-12).sqrt()
 
 
+def logit_mse(a: Tensor, b: Tensor) -> Tensor:
+    """(1/C) ||a - b||_2^2 of the logits themselves, gradient into both (LBGAT).
+
+    Shapes: a and b (N, C) logits; returns (N,).
+    """
+    return (a - b).square().mean(1)
+
+
 def reinforce(log_prob: Tensor, reward: Tensor) -> Tensor:
     """-r log p(a): its mean's gradient is the negative of an unbiased estimate of grad E[r] (Williams 1992).
 
@@ -96,3 +122,11 @@ def smoothed_target(y: Tensor, classes: int, true_share: float) -> Tensor:
     """
     rest = (1 - true_share) / (classes - 1)
     return torch.full((len(y), classes), rest, device=y.device).scatter(1, y[:, None], true_share)
+
+
+def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_share: float) -> Tensor:
+    """-sum_c t_c log p_c, with t the smoothed target of y and p = softmax(logits).
+
+    Shapes: logits (N, C), y (N,); returns (N,). true_share in (0, 1]; 1 is the cross-entropy of y.
+    """
+    return cross_entropy(logits, smoothed_target(y, logits.shape[1], true_share).to(logits.dtype))

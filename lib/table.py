@@ -10,7 +10,7 @@ import torch
 from lib import ROOT
 from lib.checkpoints import file_digest
 from lib.errors import UserError, choose
-from lib.evaluate import Column
+from lib.evaluate import Column, check_fits
 from lib.methods import METHODS
 from lib.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml
 from lib.runs import Network, Place, describe_data, network
@@ -155,6 +155,9 @@ def open_table(name: str, parameters: Parameters) -> Table:
     for net in builder.teachers.values():
         if isinstance(net, GivenWeights):
             network(net, builder.data(file.dataset), place)  # a file that does not fit is said now
+    whole = place.dataset(builder.data(file.dataset))
+    for column in builder.columns + builder.control_columns:
+        check_fits(column, len(whole.test.labels), len(whole.classes))
     controls = tuple(_row(row) for row in file.controls)
     return Table(
         name=name,

@@ -32,7 +32,11 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD's settings: lr falls by 10 at the milestones (epochs); without any it is one cycle, up to lr and to 0."""
+    """SGD's settings: lr falls by 10 at the milestones (epochs); without any it is one cycle, up to lr and to 0.
+
+    Raises:
+        UserError: a number that makes no sense, or Nesterov's momentum without momentum.
+    """
 
     epochs: int
     batch_size: int = 128
@@ -40,10 +44,13 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     milestones: tuple[int, ...] = ()
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf or min(self.milestones, default=0) < 0:
             raise UserError(f"a schedule wants epochs and batch_size >= 1 and a positive lr, got {self}")
+        if self.nesterov and not self.momentum > 0:
+            raise UserError(f"Nesterov's momentum wants a momentum > 0, got {self}")
 
     def steps(self, images: int) -> int:
         """Optimisation steps over `images` images; the last batch of an epoch may be partial."""
@@ -51,7 +58,9 @@ class Schedule:
 
     def build(self, net: nn.Module, images: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """SGD over all parameters, and the scheduler that is stepped once per batch."""
-        optimizer = torch.optim.SGD(net.parameters(), self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        optimizer = torch.optim.SGD(
+            net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
         if self.milestones:
             per_epoch = self.steps(images) // self.epochs
             drops = [epoch * per_epoch for epoch in self.milestones]

@@ -2,16 +2,18 @@
 
 Losses return named per-image terms {name: (N,)}; the loop adds them up and takes the mean, once. Forwards stand on top,
 in the order the recipe wants, because each moves the student's batch-norm statistics. S is the student, T the frozen
-teacher, x' the adversarial image, KL(T || S) the divergence from the teacher's distribution.
+teacher, G the guide that is trained beside the student, x' the adversarial image, KL(T || S) the divergence from the
+teacher's distribution.
 
 `*_as_released` is the authors' public code where it differs from the paper's formula in what it computes.
-`params/choices/dgad.yaml` says what was chosen where neither of them decides.
+`params/choices/` says what was chosen where neither of them decides.
 """
 
 from functools import partial
 
 from lib import attacks
 from lib.losses import softmax_distance
+from lib.methods.adversarial import CountIterates, gair, lbgat, mail, mart, pgd_at_smoothed, trades_smoothed
 from lib.methods.baselines import (
     adaad,
     adaad_as_released,
@@ -40,6 +42,7 @@ from lib.methods.dgad import (
     dgad_smoothing,
 )
 from lib.methods.objectives import fool_label, leave_clean, leave_teacher, part_from_teacher
+from lib.watch import UntilConverged, UntilGap, UntilWrong
 
 __all__ = [
     "METHODS",
@@ -53,14 +56,18 @@ __all__ = [
     "dgad",
     "dgad_parts",
     "fool_label",
+    "gair",
     "leave_clean",
     "leave_teacher",
+    "mail",
     "part_from_teacher",
     "weight_at",
 ]
 
 _distil = partial(Method, needs_teacher=True)
 _IAD = {"exponent": Piecewise((60 / 200,), (0.0, 0.1))}
+_GAIR = {"lam": -1.0, "active": Piecewise((60 / 120,), (0.0, 1.0))}
+_MAIL = {"active": Piecewise((76 / 120,), (0.0, 1.0))}
 
 METHODS: dict[str, Method] = {
     "natural": Method("natural training", None, natural),
@@ -70,6 +77,47 @@ METHODS: dict[str, Method] = {
     ),
     "trades": Method("TRADES", leave_clean, trades, {"trade_off": 6.0}),
     "trades_as_released": Method("TRADES (code)", leave_clean, trades_as_released, {"trade_off": 6.0}),
+    "pgd_at_smoothed": Method(
+        "PGD-AT (smoothed labels)", fool_label, pgd_at_smoothed, {"true_share": 0.7}, attacks.uniform_in_image
+    ),
+    "trades_smoothed": Method(
+        "TRADES (smoothed labels)",
+        leave_clean,
+        trades_smoothed,
+        {"trade_off": 6.0, "true_share": 0.9},
+        attacks.uniform_in_image,
+    ),
+    "mart": Method("MART", fool_label, mart, {"beta": 6.0}),
+    "fat": Method(
+        "FAT",
+        fool_label,
+        pgd_at,
+        start=attacks.uniform_in_image,
+        watch=UntilWrong,
+        watch_weights={"patience": Piecewise((50 / 120, 90 / 120), (0.0, 1.0, 2.0))},
+    ),
+    "sat": Method(
+        "SAT",
+        fool_label,
+        pgd_at,
+        start=attacks.uniform_in_image,
+        watch=UntilGap,
+        watch_weights={"gap": Ramp(30 / 100, 70 / 100, 0.0, 0.4)},
+    ),
+    "dart": Method(
+        "DART",
+        fool_label,
+        pgd_at,
+        start=attacks.uniform,
+        watch=UntilConverged,
+        watch_weights={"bound": Ramp(0.0, 100 / 120, 0.5, 0.0)},
+    ),
+    "gairat": Method("GAIRAT", fool_label, gair(pgd_at), _GAIR, start=attacks.uniform_in_image, watch=CountIterates),
+    "mail_at": Method("MAIL-AT", fool_label, mail(pgd_at), {"bias": -0.5, "slope": 10.0, **_MAIL}),
+    "mail_trades": Method(
+        "MAIL-TRADES", leave_clean, mail(trades), {"trade_off": 5.0, "bias": 0.0, "slope": 2.0, **_MAIL}
+    ),
+    "lbgat": Method("LBGAT", leave_clean, lbgat, {"trade_off": 0.0}, trains_guide=True),
     "ard": _distil("ARD", fool_label, ard, {"temperature": 30.0}, start=attacks.uniform_in_image),
     "ard_as_released": _distil(
         "ARD (code)", fool_label, ard_as_released, {"temperature": 30.0}, start=attacks.uniform, attack_mode="train"

@@ -25,21 +25,31 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """blocks[i] basic blocks of width * 2**i channels per stage, halving the image at each stage but the first.
+    """blocks[i] basic blocks of width * 2**i channels per stage, whose first one has strides[i].
+
+    Without `strides` every stage but the first halves the image.
 
     Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits. Width 64 makes blocks=(2, 2, 2, 2) ResNet-18 and
     (3, 4, 6, 3) ResNet-34.
     """
 
-    def __init__(self, blocks: Sequence[int], width: int, *, classes: int, channels: int = 3) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        width: int,
+        strides: Sequence[int] | None = None,
+        *,
+        classes: int,
+        channels: int = 3,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        inputs = width
-        for i, count in enumerate(blocks):
+        inputs, strides = width, strides or (1, *[2] * (len(blocks) - 1))
+        for i, (count, stride) in enumerate(zip(blocks, strides, strict=True)):
             stage = nn.Sequential()
             for j in range(count):
-                stage.append(BasicBlock(inputs, width * 2**i, stride=2 if i > 0 and j == 0 else 1))
+                stage.append(BasicBlock(inputs, width * 2**i, stride=stride if j == 0 else 1))
                 inputs = width * 2**i
             self.add_module(f"layer{i + 1}", stage)
         self.stages = len(blocks)

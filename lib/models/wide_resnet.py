@@ -1,16 +1,21 @@
 """Wide ResNets (Zagoruyko & Komodakis 2016), pre-activation, parameter names as in the public checkpoints."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.errors import UserError
 
+Activation = Callable[[Tensor], Tensor]
+
 
 class WideBlock(nn.Module):
-    """conv(relu(bn(conv(relu(bn(x)))))) + shortcut: x, or a 1x1 of the activated x where the width changes."""
+    """conv(a(bn(conv(a(bn(x)))))) + shortcut: x, or a 1x1 of the activated x where the width changes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation = F.relu) -> None:
         super().__init__()
+        self.activation = activation
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
@@ -18,25 +23,25 @@ class WideBlock(nn.Module):
         self.convShortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
-        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        active = self.activation(self.bn1(x))
+        out = self.conv2(self.activation(self.bn2(self.conv1(active))))
         return out + (x if self.convShortcut is None else self.convShortcut(active))
 
 
 class WideGroup(nn.Module):
     """`count` blocks; the first changes width and stride."""
 
-    def __init__(self, inputs: int, outputs: int, count: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, count: int, stride: int, activation: Activation = F.relu) -> None:
         super().__init__()
-        first = WideBlock(inputs, outputs, stride)
-        self.layer = nn.Sequential(first, *(WideBlock(outputs, outputs, 1) for _ in range(count - 1)))
+        first = WideBlock(inputs, outputs, stride, activation)
+        self.layer = nn.Sequential(first, *(WideBlock(outputs, outputs, 1, activation) for _ in range(count - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)
 
 
 class WideResNet(nn.Module):
-    """Three groups of (depth - 4) / 6 blocks with 16, 32, 64 times `widen` channels.
+    """Three groups of (depth - 4) / 6 blocks with 16, 32, 64 times `widen` channels and one activation throughout.
 
     Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits.
 
@@ -44,16 +49,19 @@ class WideResNet(nn.Module):
         UserError: depth is not 6 n + 4 with n >= 1.
     """
 
-    def __init__(self, depth: int, widen: int, *, classes: int, channels: int = 3) -> None:
+    def __init__(
+        self, depth: int, widen: int, activation: Activation = F.relu, *, classes: int, channels: int = 3
+    ) -> None:
         super().__init__()
+        self.activation = activation
         count, rest = divmod(depth - 4, 6)
         if rest or count < 1:
             raise UserError(f"a wide ResNet's depth is 10, 16, 22, 28, 34, ..., got {depth}")
         widths = [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
-        self.block1 = WideGroup(widths[0], widths[1], count, 1)
-        self.block2 = WideGroup(widths[1], widths[2], count, 2)
-        self.block3 = WideGroup(widths[2], widths[3], count, 2)
+        self.block1 = WideGroup(widths[0], widths[1], count, 1, activation)
+        self.block2 = WideGroup(widths[1], widths[2], count, 2, activation)
+        self.block3 = WideGroup(widths[2], widths[3], count, 2, activation)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.fc = nn.Linear(widths[3], classes)
         for module in self.modules():
@@ -63,7 +71,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+        return self.fc(self.activation(self.bn1(x)).mean((2, 3)))
 
 
 class WideResNetWithSubBlock(WideResNet):
