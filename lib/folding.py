@@ -19,7 +19,7 @@ class Folded:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self.graph = fx.GraphModule(net, fx.Tracer().trace(net))
+        self.graph = fx.GraphModule(net, _Tracer().trace(net))
         modules = dict(net.named_modules())
         self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
         for node in list(self.graph.graph.nodes):
@@ -47,6 +47,13 @@ class Folded:
         return self.graph
 
 
+class _Tracer(fx.Tracer):
+    """Convolutions of our own stay whole, as torch's do."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
 def folded(net: nn.Module) -> nn.Module:
     """`net`, which is in eval mode, with convolution and batch-norm folded as its weights are now.
 
@@ -67,13 +74,15 @@ def _try(net: nn.Module) -> Folded | None:
 
 
 def _folds_into(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
-    """The convolution that this batch-norm follows, if nothing else looks at that convolution's output."""
+    """The convolution that this batch-norm follows, if it is called once and nothing else looks at its output."""
     if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.BatchNorm2d):
         return None
     before: Any = node.args[0]
-    is_conv = before.op == "call_module" and isinstance(modules[before.target], nn.Conv2d)
+    if before.op != "call_module" or not isinstance(modules[before.target], nn.Conv2d) or len(before.users) > 1:
+        return None
+    calls = [other for other in before.graph.nodes if other.op == "call_module" and other.target == before.target]
     norm = modules[str(node.target)]
-    return before if is_conv and len(before.users) == 1 and norm.track_running_stats and norm.affine else None
+    return before if len(calls) == 1 and norm.track_running_stats and norm.affine else None
 
 
 def _replace(graph: fx.GraphModule, name: str, module: nn.Module) -> None:

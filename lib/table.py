@@ -189,14 +189,22 @@ def _row(given: Any) -> Row:
     choose("checkpoint", row.checkpoint, dict.fromkeys(("best", "last")))
     if row.strategy:
         choose("strategy", row.strategy, STRATEGIES)
+        if METHODS[row.method].objective is None:
+            raise UserError(f"row {row.row}: the method {row.method} makes no attack for a strategy to set")
+    elif row.strategy_settings:
+        raise UserError(f"row {row.row} has strategy_settings and no strategy")
     if METHODS[row.method].trains_guide and not row.guide:
         raise UserError(f"row {row.row}: the method {row.method} trains a guide; name its model as guide")
+    if row.guide and not METHODS[row.method].trains_guide:
+        raise UserError(f"row {row.row}: the method {row.method} trains no guide")
+    if not 0 <= row.average < 1:
+        raise UserError(f"row {row.row}: average is a decay in [0, 1), 0 for none, got {row.average}")
     return row
 
 
-def _in_unit(options: Any) -> dict[str, tuple[float, ...]]:
+def _in_unit(options: Any, where: str) -> dict[str, tuple[float, ...]]:
     """A row's options with radii and step sizes divided by 255."""
-    check_type(options, dict[str, list[float]], "strategy_settings: options")
+    check_type(options, dict[str, list[float]], f"{where}: options")
     unit = {"epsilon": 255, "step_size": 255}
     return {name: tuple(value / unit.get(name, 1) for value in values) for name, values in options.items()}
 
@@ -315,21 +323,32 @@ class _Builder:
             max_steps=self.scale.max_steps,
             guide=self.model(row.guide) if row.guide else "",
             strategy=self.strategy(row) if row.strategy else None,
-            awp=typed(AWP, row.awp, f"row {row.row}: awp") if row.awp else None,
+            awp=self.awp(row) if row.awp else None,
             average=row.average,
         )
 
     def strategy(self, row: Row) -> StrategySpec:
         """The row's strategy, its settings laid over, brought to the scale's radius."""
-        given = {f.name: getattr(STRATEGIES[row.strategy], f.name) for f in fields(StrategySpec)}
-        options = _in_unit(row.strategy_settings.get("options", {}))
-        given |= row.strategy_settings | {"options": tuple((dict(given["options"]) | options).items())}
-        spec = typed(StrategySpec, given, f"row {row.row}: strategy")
-        for name in set(dict(spec.options)) - set(ATTACK_SETTINGS):
-            choose(f"weight of method {row.method}", name, METHODS[row.method].weights)
+        where, base = f"row {row.row}: strategy", STRATEGIES[row.strategy]
+        given = {f.name: getattr(base, f.name) for f in fields(base)} | {"options": {}} | row.strategy_settings
+        options = _in_unit(given.pop("options"), where)
+        spec = replace(typed(StrategySpec, given, where), options=tuple((dict(base.options) | options).items()))
+        if options and not base.options:
+            raise UserError(f"{where}: {row.strategy} picks from no options")
+        settable = dict.fromkeys((*ATTACK_SETTINGS, *METHODS[row.method].weights))
+        for name in dict(spec.options):
+            choose(f"setting of the method {row.method} for a strategy to pick", name, settable)
         if needs_network(spec):
             spec = replace(spec, model=self.model(spec.model or "ResNet18"))
         return scaled(spec, self.scale.epsilon / 255)
+
+    def awp(self, row: Row) -> AWP:
+        """The row's weight perturbation."""
+        awp: AWP = typed(AWP, row.awp, f"row {row.row}: awp")
+        other = choose("method", awp.method or row.method, METHODS)
+        if awp.method and (other.needs_teacher or other.trains_guide or other.watch):
+            raise UserError(f"row {row.row}: awp: the loss of {awp.method} wants more than the network and the images")
+        return awp
 
     def model(self, name: str) -> str:
         """The network that stands for the paper's `name` at this scale."""

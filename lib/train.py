@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.func import functional_call
 
 from lib.data import Split, crop_and_flip, to_float
 from lib.errors import UserError, choose
@@ -167,6 +168,11 @@ class Training:
         return self.step / self.total
 
     @property
+    def lr_share(self) -> float:
+        """The present learning rate as a share of the schedule's."""
+        return float(self.optimizer.param_groups[0]["lr"]) / self.schedule.lr
+
+    @property
     def kept(self) -> nn.Module:
         """What is scored and published: the student, or the average of its weights."""
         return self.average.net if self.average else self.student
@@ -215,12 +221,12 @@ class Training:
         if self.around.strategy is not None:
             self.around.strategy.learn(self, x, y)
             settings = self.around.strategy.settings(self, x)
-        x_adv, seen = self._attacked(self.student, x, y, settings)
+        x_adv, settings = self.attacked(x, y, settings)
         if self.around.strategy is not None:
             x_adv = self.around.strategy.trained_on(self, x, x_adv)
         self.student.train()
-        with self._perturbed(self.student, x, x_adv, y, settings, seen):
-            per_image = self._terms(self.student, x, x_adv, y, settings, seen)
+        with self._perturbed(self.student, x, x_adv, y, settings):
+            per_image = self._terms(self.nets, self.student, x, x_adv, y, settings)
             terms = {name: term.mean() for name, term in per_image.items()}
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
@@ -231,50 +237,66 @@ class Training:
         self.step += 1
         return {name: term.detach() for name, term in terms.items()}
 
-    def craft(self, x: Tensor, y: Tensor, settings: Settings | None = None, student: nn.Module | None = None) -> Tensor:
-        """x' of the method's attack on the student, or on a network in its place, in the method's attack mode."""
-        return self._attacked(student or self.student, x, y, settings or {})[0]
+    def craft(self, x: Tensor, y: Tensor) -> Tensor:
+        """x' of the method's attack on the student, in the method's attack mode."""
+        return self.attacked(x, y, {})[0]
 
-    def losses(self, student: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
+    def at_precision(self, net: Net) -> Net:
+        """`net` in this training's precision."""
+        return in_precision(net, self.precision)
+
+    def losses(self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
         """The method's loss per image (b,), with `student` in the student's place and in the mode it is in."""
-        return torch.stack(list(self._terms(student, x, x_adv, y, settings, {}).values())).sum(0)
+        return torch.stack(list(self._terms(self._spared(), student, x, x_adv, y, settings).values())).sum(0)
 
-    def after_step(self, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, weight_decay: bool) -> nn.Module:
-        """w - lr (grad + wd w) as a copy, lr as it is now, without momentum; nothing of the student changes."""
+    def after_step(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        settings: Settings,
+        weight_decay: bool,
+        loss: Callable[[Net], Tensor] | None = None,
+    ) -> nn.Module:
+        """w - lr (grad + wd w) as a copy, lr as it is now, without momentum; no network of the training changes.
+
+        The gradient is that of the mean of `loss`, a function of the copy, or else of the method's own.
+        """
         copy = deepcopy(self.student).train()
         group = self.optimizer.param_groups[0]
         decay = group["weight_decay"] if weight_decay else 0.0
-        with self._perturbed(copy, x, x_adv, y, settings, {}):
+        with self._perturbed(copy, x, x_adv, y, settings):
             with torch.enable_grad():
-                loss = self.losses(copy, x, x_adv, y, settings).mean()
+                each = loss(self.at_precision(copy)) if loss else self.losses(copy, x, x_adv, y, settings)
+                mean = each.mean()
             parameters = list(copy.parameters())
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(mean, parameters, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.sub_(group["lr"] * (gradient + decay * parameter))
         return copy
 
-    def _attacked(
-        self, student: nn.Module, x: Tensor, y: Tensor, settings: Settings
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """x', and what the method's watch saw on the way."""
+    def attacked(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]:
+        """x' of the method's attack under `settings`, and these with what the method's watch saw on the way."""
         if self.method.objective is None:
-            return x, {}
-        watch = self._watch(x, y)
+            return x, settings
+        watch, start = self._watch(x, y), self.method.start
+        if self.around.strategy is not None:
+            start = self.around.strategy.start(self, start)
         chosen: dict[str, Any] = {name: value for name, value in settings.items() if name in ATTACK_SETTINGS}
-        with mode(student, self.method.attack_mode == "train"), self._guide_mode():
-            nets = self._attacked_nets(student)
+        with mode(self.student, self.method.attack_mode == "train"), self._guide_mode():
+            nets = self._attacked_nets()
             if watch is not None:
                 nets, chosen["rule"] = replace(nets, student=watch.listen(nets.student)), watch
             objective = self.method.objective(nets, x, y)
             if self.method.attack_mode == "train":
                 objective = partial(objective)  # batch statistics: no image may leave the batch
-            x_adv = self.attack(objective, x, start=self.method.start, generator=self.generator, **chosen)
-        return x_adv, watch.seen() if watch is not None else {}
+            x_adv = self.attack(objective, x, start=start, generator=self.generator, **chosen)
+        return x_adv, settings | (watch.seen() if watch is not None else {})
 
-    def _attacked_nets(self, student: nn.Module) -> Nets:
+    def _attacked_nets(self) -> Nets:
         """The networks as the attack sees them: those in eval mode folded."""
-        seen = student if student.training else folded(student)
+        seen = self.student if self.student.training else folded(self.student)
         nets = replace(self.nets, student=in_precision(seen, self.precision))
         if self.teacher is not None:
             nets = replace(nets, teacher=in_precision(folded(self.teacher), self.precision))
@@ -290,20 +312,26 @@ class Training:
     def _guide_mode(self) -> AbstractContextManager[None]:
         return nullcontext() if self.guide is None else mode(self.guide, self.method.guide_mode == "train")
 
+    def _spared(self) -> Nets:
+        """The networks, the guide's batch-norm statistics staying as they are."""
+        if (guide := self.guide) is None:
+            return self.nets
+        buffers = {name: buffer.clone() for name, buffer in guide.named_buffers()}
+        return replace(self.nets, guide=self.at_precision(lambda x: functional_call(guide, buffers, (x,))))
+
     def _weights(self, names: Mapping[str, Weight]) -> dict[str, float]:
         size = self.schedule.batch_size
         return {name: weight_at(self.weights[name], self.progress, size) for name in names}
 
     def _terms(
-        self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, seen: dict[str, Tensor]
+        self, nets: Nets, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings
     ) -> dict[str, Tensor]:
         chosen = {name: value for name, value in settings.items() if name not in ATTACK_SETTINGS}
-        nets = replace(self.nets, student=in_precision(student, self.precision))
-        weights: dict[str, Any] = {**self._weights(self.method.weights), **chosen, **seen}
-        return self.method.loss(nets, x, x_adv, y, **weights)
+        weights: dict[str, Any] = {**self._weights(self.method.weights), **chosen}
+        return self.method.loss(replace(nets, student=self.at_precision(student)), x, x_adv, y, **weights)
 
     def _perturbed(
-        self, student: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, seen: dict[str, Tensor]
+        self, student: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings
     ) -> AbstractContextManager[None]:
         """AWP around the block, once its warm-up is over."""
         awp, other = self.around.awp, self.around.awp_method
@@ -312,11 +340,10 @@ class Training:
 
         def loss(net: Net) -> Tensor:
             if other is not None:
-                nets, weights = Nets(net), {name: weight_at(w, 0.0, 0) for name, w in other.weights.items()}
-                terms = other.loss(nets, x, x_adv, y, **weights)
-            else:
-                terms = self._terms(net, x, x_adv, y, settings, seen)
-            return torch.stack([term.mean() for term in terms.values()]).sum()
+                weights = {name: weight_at(w, 0.0, 0) for name, w in other.weights.items()}
+                terms = other.loss(Nets(self.at_precision(net)), x, x_adv, y, **weights)
+                return torch.stack([term.mean() for term in terms.values()]).sum()
+            return self.losses(net, x, x_adv, y, settings).mean()
 
         return perturbed(student, loss, awp.gamma)
 

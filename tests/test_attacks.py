@@ -4,7 +4,7 @@ import torchattacks
 from torch import Generator
 
 from lib import attacks
-from lib.attacks import at_image, gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
+from lib.attacks import PerImage, at_image, gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
 from lib.errors import UserError
 from lib.losses import cross_entropy
 
@@ -192,3 +192,162 @@ def test_fgsm_equals_torchattacks(make_net, batch):
 def test_projection_is_the_nearest_point_of_the_ball_in_the_image_range():
     x, x_adv = torch.tensor([0.0, 0.5, 0.5, 0.5, 1.0]), torch.tensor([-0.3, 0.1, 0.55, 0.9, 0.95])
     torch.testing.assert_close(attacks.project(x_adv, x, 0.1), torch.tensor([0.0, 0.4, 0.55, 0.6, 0.95]))
+
+
+# --- budgets per image, and images that finish ---------------------------------------------------------------------
+
+
+BUDGETS = {
+    "epsilon": torch.tensor([0.02, 0.1, 0.05, 0.0, 0.3, 0.08]),
+    "step_size": torch.tensor([0.01, 0.02, 0.03, 0.02, 0.05, 0.01]),
+    "steps": torch.tensor([5, 2, 0, 4, 1, 5]),
+}
+
+
+def shifted(x, epsilon, generator):
+    """A start that depends on the image and its radius alone."""
+    return x + epsilon * (100 * x).sin()
+
+
+def of_label(net, y):
+    return PerImage(lambda z, y: cross_entropy(net(z), y), (y,))
+
+
+def counted(net):
+    """`net`, and the sizes of the batches that pass it."""
+    sizes = []
+
+    def counting(z):
+        sizes.append(len(z))
+        return net(z)
+
+    return counting, sizes
+
+
+def forms(objective):
+    """The same objective for parts of the batch, and as a plain function of all of it."""
+    return objective, lambda z: objective(z)
+
+
+@pytest.mark.parametrize("form", [0, 1], ids=["PerImage", "plain"])
+def test_an_image_ends_where_it_would_alone_and_in_its_own_ball(form, make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    together = pgd(forms(of_label(net, y))[form], x, start=shifted, **BUDGETS)
+    for i in range(6):
+        own = {name: value[i].item() for name, value in BUDGETS.items()}
+        alone = pgd(of_label(net, y[[i]]), x[[i]], start=shifted, **own)
+        torch.testing.assert_close(together[[i]], alone)
+    moved = (together - x).abs().amax((1, 2, 3))
+    assert (moved <= BUDGETS["epsilon"] + 1e-6).all()
+    assert (moved > 0).tolist() == [radius > 0 for radius in BUDGETS["epsilon"].tolist()]
+    assert together.min() >= 0
+    assert together.max() <= 1
+
+
+def test_every_step_of_an_image_is_projected_to_its_own_ball():
+    x, seen = torch.full((2, 1, 1, 1), 0.5), []
+
+    def away_from_the_start(z):
+        seen.append(z.flatten().tolist())
+        return z.flatten()
+
+    pgd(PerImage(away_from_the_start), x, epsilon=torch.tensor([0.1, 0.3]), step_size=0.2, steps=3, start=at_image)
+    pgd(
+        PerImage(away_from_the_start),
+        x,
+        epsilon=torch.tensor([0.1, 0.3]),
+        step_size=0.2,
+        steps=torch.tensor([3, 3]),
+        start=at_image,
+    )
+    assert [value for both in seen for value in both] == pytest.approx(2 * [0.5, 0.5, 0.6, 0.7, 0.6, 0.8])
+
+
+def test_equal_budgets_are_the_attack_with_one_budget(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    settings = {"epsilon": 0.1, "step_size": 0.03, "steps": 4}
+    per_image = {name: torch.full((6,), value) for name, value in settings.items()}
+    one, six = (pgd(of_label(net, y), x, generator=generator(), **chosen) for chosen in (settings, per_image))
+    assert six.equal(one)
+
+
+def test_images_whose_steps_are_done_leave_the_batch(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    counting, sizes = counted(net)
+    pgd(of_label(counting, y), x, start=shifted, **BUDGETS)
+    assert sizes == [5, 4, 3, 3, 2]
+    counting, sizes = counted(net)
+    pgd(forms(of_label(counting, y))[1], x, start=shifted, **BUDGETS)
+    assert sizes == [6] * 5  # a plain function cannot be asked for a part
+
+
+@pytest.mark.parametrize("form", [0, 1], ids=["PerImage", "plain"])
+def test_an_image_that_the_rule_stops_stays_where_it_is_for_good(form, make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    asked, last = [], torch.tensor([0, 2, 1, 9, 9, 3])  # image i is stopped when it has moved last[i] times
+
+    def rule(x_adv, gradient, index):
+        asked.append(index.tolist())
+        return last[index] != len(asked) - 1  # it would let everyone go on at the next call
+
+    settings = {"epsilon": 0.2, "step_size": 0.01, "start": shifted}
+    counting, sizes = counted(net)
+    stopped = pgd(forms(of_label(counting, y))[form], x, steps=5, rule=rule, **settings)
+    assert asked == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [1, 3, 4, 5], [3, 4, 5], [3, 4]]
+    assert sizes == ([6] * 5 if form else [6, 5, 4, 3, 2])
+    assert stopped.equal(pgd(of_label(net, y), x, steps=last.clamp(max=5), **settings))
+
+
+def test_an_attack_whose_images_are_all_stopped_asks_the_network_no_more(make_net, batch):
+    counting, sizes = counted(make_net().eval())
+    x_adv = pgd(
+        of_label(counting, batch[1]),
+        batch[0],
+        epsilon=0.1,
+        step_size=0.1,
+        steps=9,
+        start=at_image,
+        rule=lambda x_adv, gradient, index: torch.zeros_like(index, dtype=torch.bool),
+    )
+    assert sizes == [6]
+    assert x_adv.equal(batch[0])
+
+
+def test_the_rule_sees_the_image_before_the_step_and_the_gradient_that_the_step_takes(batch):
+    x, seen = batch[0], []
+
+    def rule(x_adv, gradient, index):
+        seen.append((x_adv.clone(), gradient.clone()))
+        return torch.ones_like(index, dtype=torch.bool)
+
+    x_adv = pgd(PerImage(wavy), x, epsilon=1, step_size=0.02, steps=2, start=at_image, rule=rule)
+    path = [*(point for point, _ in seen), x_adv]
+    assert path[0].equal(x)
+    for (point, gradient), after in zip(seen, path[1:], strict=True):
+        torch.testing.assert_close(gradient, 40 * (40 * point).cos())
+        torch.testing.assert_close(after, (point + 0.02 * gradient.sign()).clamp(0, 1))
+
+
+def test_a_rule_that_lets_all_go_on_changes_nothing(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    settings = {"epsilon": 0.1, "step_size": 0.03, "steps": 4}
+    everyone = lambda x_adv, gradient, index: torch.ones_like(index, dtype=torch.bool)  # noqa: E731
+    free, ruled = (pgd(of_label(net, y), x, generator=generator(), rule=rule, **settings) for rule in (None, everyone))
+    assert ruled.equal(free)
+
+
+def test_a_part_of_a_per_image_objective_has_the_values_of_those_images(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    clean, index = net(x).detach(), torch.tensor([4, 1])
+    objective = PerImage(lambda z, y, clean: cross_entropy(net(z), y) + (net(z) - clean).sum(1), (y, clean))
+    torch.testing.assert_close(objective.take(index)(x[index] + 0.1), objective(x + 0.1)[index])
+
+
+@pytest.mark.parametrize("form", [0, 1], ids=["PerImage", "plain"])
+def test_a_budget_per_image_touches_no_gradient_and_no_image(form, make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    before = x.clone()
+    x_adv = pgd(forms(of_label(net, y))[form], x, start=at_image, **BUDGETS)
+    assert x.equal(before)
+    assert all(p.grad is None for p in net.parameters())
+    assert not x_adv.requires_grad

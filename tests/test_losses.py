@@ -2,11 +2,17 @@ import pytest
 import torch
 
 from lib.losses import (
+    boosted_cross_entropy,
     cross_entropy,
     kl,
+    kl_floored,
+    logit_mse,
     margin,
     mix_labels,
+    reinforce,
     smooth_labels,
+    smoothed_cross_entropy,
+    smoothed_target,
     softmax_distance,
     softmax_mse,
     swap_labels,
@@ -148,3 +154,72 @@ def test_mixed_labels_give_the_true_class_what_the_teacher_does_not_keep():
     logits = torch.tensor([[1.0, 3.0, 0.0]])
     p = mix_labels(logits, torch.tensor([0]), share=0.25).softmax(1)
     torch.testing.assert_close(p, 0.25 * logits.softmax(1) + 0.75 * torch.tensor([[1.0, 0.0, 0.0]]))
+
+
+def test_kl_floored_adds_its_floor_under_the_second_logarithm_only():
+    a, b = logits(), logits()
+    p, q = a.softmax(1), b.softmax(1)
+    torch.testing.assert_close(kl_floored(a, b, 0.1), (p * (p.log() - (q + 0.1).log())).sum(1))
+    ours, theirs = (gradients(loss, a, b) for loss in (kl_floored(a, b, 1e-12), kl(a, b)))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_kl_floored_ends_at_the_logarithm_of_its_floor_where_kl_goes_on():
+    a, b = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]], requires_grad=True)
+    loss = kl_floored(a, b, 1e-12)
+    torch.testing.assert_close(loss, torch.tensor([1e-12]).log().neg())
+    assert gradients(loss, b)[0].isfinite().all()
+
+
+def test_boosted_cross_entropy_adds_the_log_of_what_the_best_wrong_class_leaves():
+    z = logits()
+    expected = []
+    for row, label in zip(z.softmax(1), Y.tolist(), strict=True):
+        wrong = max((p for j, p in enumerate(row) if j != label), key=lambda p: p.item())
+        expected.append(-row[label].log() - (1.0001 + 1e-12 - wrong).log())
+    torch.testing.assert_close(boosted_cross_entropy(z, Y), torch.stack(expected))
+    ours, theirs = (gradients(loss, z) for loss in (boosted_cross_entropy(z, Y), torch.stack(expected)))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_boosted_cross_entropy_is_bounded_by_its_constant_where_a_wrong_class_is_certain():
+    z = torch.tensor([[0.0, 1e3]], requires_grad=True)
+    loss = boosted_cross_entropy(z, torch.tensor([0]))
+    assert loss.item() == pytest.approx(1e3 - torch.tensor(1e-4).log().item(), rel=1e-3)
+    assert gradients(loss, z)[0].isfinite().all()
+
+
+def test_the_smoothed_target_gives_every_wrong_class_the_same_of_the_rest():
+    target = smoothed_target(torch.tensor([2, 0]), classes=4, true_share=0.7)
+    torch.testing.assert_close(target, torch.tensor([[0.1, 0.1, 0.7, 0.1], [0.7, 0.1, 0.1, 0.1]]))
+    assert smoothed_target(Y, classes=4, true_share=1.0).equal(torch.eye(4)[Y])
+
+
+def test_smoothed_cross_entropy_is_the_cross_entropy_of_the_smoothed_target_and_of_the_label_at_a_share_of_one():
+    z = logits()
+    target = torch.full((6, 4), 0.05, dtype=torch.double).scatter(1, Y[:, None], 0.85)
+    torch.testing.assert_close(
+        smoothed_cross_entropy(z, Y, 0.85), -(target * z.log_softmax(1)).sum(1), rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(smoothed_cross_entropy(z, Y, 1.0), cross_entropy(z, Y))
+    assert smoothed_cross_entropy(z.float(), Y, 0.85).dtype == torch.float32
+
+
+def test_logit_mse_is_the_mean_square_over_classes_of_the_logits_and_pulls_both():
+    a, b = logits(), logits()
+    loss = logit_mse(a, b)
+    torch.testing.assert_close(loss, ((a - b) ** 2).sum(1) / 4)
+    to_a, to_b = gradients(loss, a, b)
+    torch.testing.assert_close(to_a, (a - b) / 2)
+    torch.testing.assert_close(to_b, -to_a)
+
+
+def test_reinforce_summed_over_all_actions_is_minus_the_gradient_of_the_expected_reward():
+    theta = torch.randn(5, dtype=torch.double, requires_grad=True)
+    reward = torch.randn(5, dtype=torch.double, requires_grad=True)
+    p = theta.softmax(0)
+    (exact,) = torch.autograd.grad((p * reward.detach()).sum(), theta)
+    weighted = p.detach() * reinforce(theta.log_softmax(0), reward)
+    (score,) = torch.autograd.grad(weighted.sum(), theta)
+    torch.testing.assert_close(-score, exact)
+    assert not reinforce(theta.detach(), reward).requires_grad

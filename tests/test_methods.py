@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -8,19 +9,42 @@ import torch
 from lib.attacks import gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
 from lib.data import Split
 from lib.errors import UserError
-from lib.methods import METHODS, Nets, fool_label, leave_clean, leave_teacher, part_from_teacher, weight_at
-from lib.train import Schedule, Training
+from lib.methods import (
+    METHODS,
+    Nets,
+    fool_label,
+    gair,
+    leave_clean,
+    leave_teacher,
+    mail,
+    part_from_teacher,
+    weight_at,
+)
+from lib.methods.adversarial import CountIterates, geometry_weight, margin_weight
+from lib.train import Around, Schedule, Training
+from lib.watch import UntilConverged, UntilGap, UntilWrong
 
 N, C = 6, 5
 STEPS = 3  # of the attack, in the tests of a whole training step
 
-# What the student sees in train mode while a loss is computed: x the clean batch, a the adversarial one.
+# What the student sees in train mode while a loss is computed: x the clean batch, a the adversarial one. g is the
+# clean batch as the guide sees it.
 FORWARDS = {
     "natural": "x",
     "pgd_at": "a",
     "pgd_at_as_released": "ax",
     "trades": "xa",
     "trades_as_released": "xax",
+    "pgd_at_smoothed": "a",
+    "trades_smoothed": "xa",
+    "mart": "xa",
+    "fat": "a",
+    "sat": "a",
+    "dart": "a",
+    "gairat": "a",
+    "mail_at": "a",
+    "mail_trades": "xa",
+    "lbgat": "axg",
     "ard": "a",
     "ard_as_released": "ax",
     "iad": "xa",
@@ -45,13 +69,23 @@ FORWARDS = {
 }
 ATTACKED_IN_TRAIN_MODE = {"ard_as_released", "iad_as_released"}
 
-# What the attack maximises and where it starts (dgad.md 2.1; AKD's and our own ARD's and IAD's are clipped).
+# What the attack maximises and where it starts (AKD's and our own ARD's and IAD's are clipped).
 ATTACKED = {
     "natural": (None, gaussian),
     "pgd_at": (fool_label, gaussian_in_image),
     "pgd_at_as_released": (fool_label, gaussian_in_image),
     "trades": (leave_clean, gaussian),
     "trades_as_released": (leave_clean, gaussian),
+    "pgd_at_smoothed": (fool_label, uniform_in_image),
+    "trades_smoothed": (leave_clean, uniform_in_image),
+    "mart": (fool_label, gaussian),
+    "fat": (fool_label, uniform_in_image),
+    "sat": (fool_label, uniform_in_image),
+    "dart": (fool_label, uniform),
+    "gairat": (fool_label, uniform_in_image),
+    "mail_at": (fool_label, gaussian),
+    "mail_trades": (leave_clean, gaussian),
+    "lbgat": (leave_clean, gaussian),
     "ard": (fool_label, uniform_in_image),
     "ard_as_released": (fool_label, uniform),
     "iad": (fool_label, uniform_in_image),
@@ -75,6 +109,9 @@ ATTACKED = {
     "dgad_mobilenet_as_released": (part_from_teacher, gaussian),
 }
 
+WATCHES = {"fat": UntilWrong, "sat": UntilGap, "dart": UntilConverged, "gairat": CountIterates}
+WITH_GUIDE = {"lbgat"}
+
 DGAD = [name for name in METHODS if name.startswith("dgad")]
 
 
@@ -83,27 +120,38 @@ DGAD = [name for name in METHODS if name.startswith("dgad")]
 
 def make_case(n=N, wrong=range(2), perfect=False):
     """Fixed random logits in place of networks; the teacher errs on x exactly at `wrong`, not on x' if `perfect`."""
-    s, s_adv, t, t_adv = 2 * torch.randn(4, n, C, dtype=torch.double)
+    s, s_adv, t, t_adv, g = 2 * torch.randn(5, n, C, dtype=torch.double)
     y, wrong = t.argmax(1), torch.tensor([*wrong], dtype=torch.long)
     y[wrong] = t.argmin(1)[wrong]
     if perfect:
         t_adv[torch.arange(n), y] = t_adv.amax(1) + 1
-    case = SimpleNamespace(s=s, s_adv=s_adv, t=t, t_adv=t_adv, y=y, x=torch.zeros(n), x_adv=torch.ones(n), seen="")
-    for logits in (s, s_adv, t, t_adv):
+    case = SimpleNamespace(s=s, s_adv=s_adv, t=t, t_adv=t_adv, g=g, y=y, x=torch.zeros(n), x_adv=torch.ones(n))
+    case.seen, case.kappa, case.asked = "", torch.arange(n) % 5, torch.full((n,), 4)
+    for logits in (s, s_adv, t, t_adv, g):
         logits.requires_grad_()
 
     def student(z):
         case.seen += "x" if z is case.x else "a"
         return case.s if z is case.x else case.s_adv
 
-    case.nets = Nets(student, lambda z: case.t if z is case.x else case.t_adv)
+    def guide(z):
+        case.seen += "g" if z is case.x else "?"
+        return case.g
+
+    case.nets = Nets(student, lambda z: case.t if z is case.x else case.t_adv, guide)
     return case
 
 
 def terms_of(name, case, progress=1.0, **chosen):
     method = METHODS[name]
     weights = {key: chosen.get(key, weight) for key, weight in method.weights.items()}
-    return method.loss(case.nets, case.x, case.x_adv, case.y, **numbers(weights, progress))
+    seen = watched(name, case.kappa, case.asked)
+    return method.loss(case.nets, case.x, case.x_adv, case.y, **numbers(weights, progress), **seen)
+
+
+def watched(name, kappa, asked):
+    """What the loss is told by the method's watch."""
+    return {"kappa": kappa, "asked": asked} if WATCHES.get(name) is CountIterates else {}
 
 
 def numbers(weights, progress=1.0, batch_size=128):
@@ -125,6 +173,47 @@ def label_loss(c, logits):
 
 def trades(c):
     return label_loss(c, c.s) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+
+
+def pgd_at_smoothed(c):
+    target = torch.full((len(c.y), C), 0.3 / (C - 1)).scatter(1, c.y[:, None], 0.7)
+    return -(target * c.s_adv.softmax(1).log()).sum(1)
+
+
+def trades_smoothed(c):
+    target = torch.full((len(c.y), C), 0.1 / (C - 1)).scatter(1, c.y[:, None], 0.9)
+    return -(target * c.s.softmax(1).log()).sum(1) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+
+
+def mart(c):
+    """One image at a time, as the equations of dynat_d2r.md 3.3 stand."""
+    losses = []
+    for i, label in enumerate(c.y.tolist()):
+        p, q = c.s[i].softmax(0), c.s_adv[i].softmax(0)
+        wrong = max((j for j in range(C) if j != label), key=lambda j: q[j].item())
+        boosted = -q[label].log() - (1.0001 - q[wrong] + 1e-12).log()
+        losses.append(boosted + 6 * (1.0000001 - p[label]) * (p * (p.log() - (q + 1e-12).log())).sum())
+    return torch.stack(losses)
+
+
+def gairat(c):
+    w = torch.stack([(1 + torch.tanh(torch.tensor(-1 + 5 * (1 - 2 * k / 4)))) / 2 for k in c.kappa.tolist()])
+    return w * len(w) / w.sum() * label_loss(c, c.s_adv)
+
+
+def mail_weight(c, bias, slope):
+    p = c.s_adv.detach().softmax(1)
+    gap = [max(row[j] for j in range(C) if j != label) - row[label] for row, label in zip(p, c.y, strict=True)]
+    return 3 / (1 + (-slope * (torch.stack(gap) + bias)).exp())
+
+
+def mail_trades(c):
+    return label_loss(c, c.s) + 5 * mail_weight(c, 0, 2) * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+
+
+def lbgat(c, trade_off=0):
+    square = ((c.s_adv - c.g) ** 2).sum(1) / C
+    return label_loss(c, c.g) + square + trade_off * divergence(c.s.softmax(1), c.s_adv.softmax(1))
 
 
 def ard(c):
@@ -218,6 +307,16 @@ FORMULAS = {
     "pgd_at_as_released": lambda c: label_loss(c, c.s_adv),
     "trades": trades,
     "trades_as_released": trades,
+    "pgd_at_smoothed": pgd_at_smoothed,
+    "trades_smoothed": trades_smoothed,
+    "mart": mart,
+    "fat": lambda c: label_loss(c, c.s_adv),
+    "sat": lambda c: label_loss(c, c.s_adv),
+    "dart": lambda c: label_loss(c, c.s_adv),
+    "gairat": gairat,
+    "mail_at": lambda c: mail_weight(c, -0.5, 10) * label_loss(c, c.s_adv),
+    "mail_trades": mail_trades,
+    "lbgat": lbgat,
     "ard": ard,
     "ard_as_released": lambda c: ard(c) / C,
     "iad": iad,
@@ -245,48 +344,59 @@ FORMULAS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_and_its_gradient_are_those_of_the_formula(name):
     case = make_case()
-    student = (case.s, case.s_adv)
     ours, theirs = loss_of(name, case), FORMULAS[name](case).mean()
+    assert_equal_with_gradients(ours, theirs, (case.s, case.s_adv, case.g))
+
+
+def assert_equal_with_gradients(ours, theirs, inputs):
     torch.testing.assert_close(ours, theirs)
-    gradients = (torch.autograd.grad(loss, student, materialize_grads=True) for loss in (ours, theirs))
+    gradients = (torch.autograd.grad(loss, inputs, materialize_grads=True) for loss in (ours, theirs))
     torch.testing.assert_close(next(gradients), next(gradients))
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_loss_forwards_the_student_as_often_and_in_the_order_the_recipe_says(name):
+def test_the_loss_forwards_student_and_guide_as_often_and_in_the_order_the_recipe_says(name):
     case = make_case()
     loss_of(name, case)
     assert case.seen == FORWARDS[name]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_terms_are_one_finite_number_per_image_and_train_nothing_but_the_student(name, make_net, batch):
-    (x, y), student, teacher = batch, make_net(), make_net()
+def test_the_terms_are_one_finite_number_per_image_and_train_the_student_its_guide_and_nothing_else(
+    name, make_net, batch
+):
+    (x, y), student, teacher, guide = batch, make_net(), make_net(), make_net()
     x_adv = x + 0.03 * torch.randn_like(x)
     method = METHODS[name]
-    terms = method.loss(Nets(student, teacher), x, x_adv, y, **numbers(method.weights))
+    seen = watched(name, torch.arange(6), torch.full((6,), 5))
+    terms = method.loss(Nets(student, teacher, guide), x, x_adv, y, **numbers(method.weights), **seen)
     assert all(term.shape == y.shape and term.isfinite().all() for term in terms.values())
     sum(terms.values()).mean().backward()
     assert all(p.grad.isfinite().all() for p in student.parameters())
     assert student[0].weight.grad.abs().max() > 0
     assert all(p.grad is None for p in teacher.parameters())
+    assert all((p.grad is not None) == method.trains_guide for p in guide.parameters())
 
 
 def test_a_table_of_expectations_has_every_method_and_no_other():
     assert FORWARDS.keys() == METHODS.keys() == FORMULAS.keys() == ATTACKED.keys()
+    assert {name for name, method in METHODS.items() if method.watch} == WATCHES.keys()
+    assert {name for name, method in METHODS.items() if method.trains_guide} == WITH_GUIDE
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attack_maximises_and_starts_as_the_recipe_says(name):
     assert (METHODS[name].objective, METHODS[name].start) == ATTACKED[name]
+    assert METHODS[name].watch is WATCHES.get(name)
 
 
 # --- the training step around them --------------------------------------------------------------------------------
 
 
-def make_training(name, student, teacher, x, y):
+def make_training(name, student, teacher, x, y, guide=None):
     attack = partial(pgd, epsilon=0.05, step_size=0.02, steps=STEPS)
-    return Training(student, teacher, METHODS[name], attack, Split(x, y), Schedule(5, len(y)), lambda net: 0.0)
+    method, schedule, around = METHODS[name], Schedule(5, len(y)), Around(guide)
+    return Training(student, teacher, method, attack, Split(x, y), schedule, lambda net: 0.0, around=around)
 
 
 def batches_seen(net):
@@ -297,7 +407,8 @@ def batches_seen(net):
 def test_a_training_step_leaves_no_trace_outside_the_recipe(name, make_net, batch):
     (x, y), student, teacher = batch, make_net(), make_net()
     teacher(x)  # so that its batch-norm has statistics to lose
-    training = make_training(name, student, teacher if METHODS[name].needs_teacher else None, x, y)
+    guide = make_net() if METHODS[name].trains_guide else None
+    training = make_training(name, student, teacher if METHODS[name].needs_teacher else None, x, y, guide)
     before, images, weights = deepcopy(teacher.state_dict()), x.clone(), student[0].weight.clone()
     in_training, rng = [m.training for m in teacher.modules()], torch.get_rng_state()
     training.train_step(x, y)
@@ -310,21 +421,46 @@ def test_a_training_step_leaves_no_trace_outside_the_recipe(name, make_net, batc
     assert not student[0].weight.equal(weights)
     loss_of(name, case := make_case(), progress=0.0)
     attack_steps = STEPS if name in ATTACKED_IN_TRAIN_MODE else 0
-    assert batches_seen(student) == len(case.seen) + attack_steps
+    assert batches_seen(student) == len(case.seen.replace("g", "")) + attack_steps
+    if guide is not None:
+        assert batches_seen(guide) == case.seen.count("g")
+        assert guide.training
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attack_moves_batch_norm_only_where_the_recipe_attacks_in_train_mode(name, make_net, batch):
     student = make_net()
     before = deepcopy(student.state_dict())
-    training = make_training(name, student, make_net(), *batch)
+    guide = make_net()
+    training = make_training(name, student, make_net(), *batch, guide)
     x_adv = training.craft(*batch)
     moved = name in ATTACKED_IN_TRAIN_MODE
     assert batches_seen(student) == (STEPS if moved else 0)
     assert student[1].running_mean.equal(before["1.running_mean"]) != moved
     assert all(m.training for m in student.modules())
-    assert all(p.grad is None for p in student.parameters())
+    assert all(p.grad is None for net in (student, guide) for p in net.parameters())
+    assert batches_seen(guide) == 0
     assert x_adv.equal(batch[0]) == (name == "natural")
+
+
+def test_nesterovs_momentum_looks_ahead_and_is_off_unless_asked_for():
+    def weight_after_two_steps(**settings):
+        line = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(line.weight)
+        schedule = Schedule(9, 4, lr=0.1, weight_decay=0.0, milestones=(9,), **settings)
+        optimizer, _ = schedule.build(line, 4)
+        for _ in range(2):
+            line.weight.grad = torch.ones(1, 1)
+            optimizer.step()
+        return line.weight.item()
+
+    assert weight_after_two_steps() == pytest.approx(-0.1 * (1 + 1.9))
+    assert weight_after_two_steps(nesterov=True) == pytest.approx(-0.1 * (1.9 + 2.71))  # g + 0.9 v, v = 1 and 1.9
+
+
+def test_nesterovs_momentum_without_momentum_is_refused():
+    with pytest.raises(UserError, match=r"momentum > 0.*momentum=0"):
+        Schedule(1, momentum=0.0, nesterov=True)
 
 
 # --- what the attacks maximise ------------------------------------------------------------------------------------
@@ -429,6 +565,151 @@ def test_adaad_weighs_the_clean_divergence_with_what_is_left_of_the_adversarial_
     clean = divergence(case.t.softmax(1), case.s.softmax(1))
     expected = 0.7 * adaad(case) + 0.3 * clean
     torch.testing.assert_close(loss_of("adaad", case, adv_weight=0.7), expected.mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "epochs", "values"),
+    [
+        ("fat", "patience", 120, {0: 0, 49: 0, 50: 1, 89: 1, 90: 2, 119: 2}),
+        ("sat", "gap", 100, {0: 0, 30: 0, 40: 0.1, 50: 0.2, 70: 0.4, 99: 0.4}),
+        ("dart", "bound", 120, {0: 0.5, 50: 0.25, 99: 0.005, 100: 0, 119: 0}),
+        ("gairat", "active", 120, {0: 0, 59: 0, 60: 1, 119: 1}),
+        ("mail_at", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
+        ("mail_trades", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
+    ],
+)
+def test_a_curriculum_changes_at_the_epochs_of_its_authors(name, weight, epochs, values):
+    given = METHODS[name].all_weights[weight]
+    for epoch, value in values.items():
+        assert weight_at(given, epoch * 391 / (epochs * 391), 128) == pytest.approx(value)
+
+
+# --- weights per image --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gairat", "mail_at", "mail_trades"])
+def test_before_its_burn_in_is_over_a_reweighted_loss_is_the_plain_one(name):
+    case = make_case()
+    plain = loss_of("trades", case, trade_off=5.0) if name == "mail_trades" else loss_of("pgd_at", case)
+    assert_equal_with_gradients(loss_of(name, case, progress=0.0), plain, (case.s, case.s_adv))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 11])
+def test_gairats_weight_depends_on_the_share_of_the_iterates_that_are_right_whatever_their_number(steps):
+    kappa = torch.arange(steps + 1)
+    w = geometry_weight(kappa, torch.full_like(kappa, steps), lam=-1.0)
+    right, always_wrong = kappa.double() / steps, w[0]
+    expected = (1 + torch.tanh(-1 + 5 * (1 - 2 * right))) / 2
+    torch.testing.assert_close(w / always_wrong, (expected / expected[0]).float(), rtol=1e-4, atol=0)
+    assert w.mean().item() == pytest.approx(1)
+    torch.testing.assert_close(w, geometry_weight(3 * kappa, torch.full_like(kappa, 3 * steps), lam=-1.0))
+
+
+def test_gairats_weight_is_the_authors_at_ten_steps():
+    kappa = torch.tensor([0.0, 3.0, 4.0, 5.0, 10.0])
+    theirs = ((-1 + (5 - kappa) * 5 / 5).tanh() + 1) / 2
+    ours = geometry_weight(kappa.long(), torch.full((5,), 10), lam=-1.0)
+    torch.testing.assert_close(ours, theirs * 5 / theirs.sum(), rtol=1e-5, atol=1e-7)
+
+
+def test_images_that_are_all_right_at_all_iterates_weigh_one_each_and_so_do_those_that_were_not_attacked():
+    ten = torch.full((4,), 10)
+    torch.testing.assert_close(geometry_weight(ten, ten, lam=-1.0), torch.ones(4))
+    torch.testing.assert_close(geometry_weight(0 * ten, 0 * ten, lam=-1.0), torch.ones(4))
+
+
+def test_gairats_watch_counts_each_images_own_iterates(make_net, batch):
+    (x, y), net = batch, make_net().eval()
+    watch, steps = CountIterates(x, y, 0.1), torch.tensor([0, 1, 2, 3, 4, 5])
+    heard = watch.listen(net)
+    objective = fool_label(Nets(heard), x, y)
+    pgd(objective, x, epsilon=0.1, step_size=0.02, steps=steps, rule=watch)
+    assert watch.seen()["asked"].equal(steps)
+    assert (watch.seen()["kappa"] <= steps).all()
+
+
+def test_a_training_step_tells_gairats_loss_how_often_each_image_was_right_in_its_own_attack(make_net, batch):
+    told = {}
+
+    def spy(nets, x, x_adv, y, *, kappa, asked, lam, active):
+        told.update(kappa=kappa, asked=asked)
+        return {"adv": nets.student(x_adv).sum(1)}
+
+    (x, y), student = batch, make_net().eval()
+    with torch.no_grad():
+        y[:3] = student(x).argmax(1)[:3]  # x' stays so near that these stay right
+        y[3:] = student(x).argmin(1)[3:]
+    attack = partial(pgd, epsilon=1e-6, step_size=1e-6, steps=STEPS)
+    method = replace(METHODS["gairat"], loss=spy)
+    Training(student, None, method, attack, Split(x, y), Schedule(5, len(y)), lambda net: 0.0).train_step(x, y)
+    assert told["kappa"].tolist() == [STEPS] * 3 + [0] * 3
+    assert told["asked"].tolist() == [STEPS] * 6
+
+
+def test_mails_weight_rises_with_the_margin_by_which_an_image_is_wrong_from_0_to_3():
+    logits = torch.tensor([[20.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 20.0, 0.0]], requires_grad=True)
+    w = margin_weight(logits, torch.zeros(3, dtype=torch.long), bias=0.0, slope=2.0)
+    torch.testing.assert_close(w, 3 * torch.tensor([-2.0, 0.0, 2.0]).sigmoid())
+    assert not w.requires_grad
+
+
+@pytest.mark.parametrize("wrap", [gair, mail])
+def test_a_reweighting_fits_any_loss_and_leaves_its_other_terms_and_weights_alone(wrap):
+    case, calls = make_case(), []
+
+    def loss(nets, x, x_adv, y, *, own):
+        calls.append(own)
+        nets.student(x)
+        return {"a": nets.student(x_adv).sum(1), "b": torch.ones(len(y), dtype=torch.double)}
+
+    given = {"kappa": case.kappa, "asked": case.asked, "lam": -1.0} if wrap is gair else {"bias": 0.1, "slope": 3.0}
+    terms = wrap(loss, "a")(case.nets, case.x, case.x_adv, case.y, active=1.0, own=7, **given)
+    w = terms["a"] / case.s_adv.sum(1)
+    expected = geometry_weight(case.kappa, case.asked, -1.0).double() if wrap is gair else mail_weight(case, 0.1, 3)
+    torch.testing.assert_close(w.detach(), expected)
+    assert terms["b"].equal(torch.ones(N, dtype=torch.double))
+    assert (calls, case.seen) == ([7], "xa")
+
+
+# --- LBGAT's and MART's gradients ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trade_off", [0.0, 6.0])
+def test_lbgats_regulariser_comes_with_its_weight(trade_off):
+    case = make_case()
+    ours, theirs = loss_of("lbgat", case, trade_off=trade_off), lbgat(case, trade_off).mean()
+    assert_equal_with_gradients(ours, theirs, (case.s, case.s_adv, case.g))
+
+
+def test_lbgats_square_pulls_target_and_guide_and_its_label_only_the_guide():
+    case = make_case()
+    terms = terms_of("lbgat", case, trade_off=6.0)
+    assert list(terms) == ["guide", "mse", "adv"]
+    pulled = {}
+    for name, term in terms.items():
+        inputs = {"s": case.s, "s_adv": case.s_adv, "g": case.g}
+        slopes = torch.autograd.grad(term.sum(), list(inputs.values()), materialize_grads=True, retain_graph=True)
+        pulled[name] = {key for key, slope in zip(inputs, slopes, strict=True) if slope.abs().max() > 0}
+    assert pulled == {"guide": {"g"}, "mse": {"s_adv", "g"}, "adv": {"s", "s_adv"}}
+
+
+def test_a_method_with_a_guide_refuses_to_train_without_one(make_net, batch):
+    with pytest.raises(UserError, match="trains a guide"):
+        make_training("lbgat", make_net(), None, *batch)
+    x, y = batch
+    with pytest.raises(UserError, match="trains a guide"):
+        METHODS["lbgat"].loss(Nets(make_net()), x, x, y, trade_off=0.0)
+
+
+def test_marts_loss_is_finite_where_probabilities_underflow():
+    case = make_case()
+    with torch.no_grad():
+        case.s_adv[0], case.s_adv[1] = 1e4 * torch.eye(C)[case.y[0]], -1e4 * torch.eye(C)[case.y[1]]
+        case.s[0], case.s[1] = -1e4 * torch.eye(C)[case.y[0]], 1e4 * torch.eye(C)[case.y[1]]
+    loss = loss_of("mart", case)
+    slopes = torch.autograd.grad(loss, (case.s, case.s_adv))
+    assert loss.isfinite()
+    assert all(slope.isfinite().all() for slope in slopes)
 
 
 # --- DGAD's special cases (dgad.md 1.6, 1.8) ----------------------------------------------------------------------

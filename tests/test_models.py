@@ -11,10 +11,14 @@ from lib.checkpoints import load_weights, save_weights
 from lib.errors import UserError
 from lib.models import MODELS, build
 from lib.models.preact_resnet import PreActBlock, PreActResNet
+from lib.models.resnet import ResNet
 from lib.models.vgg import VGG
-from lib.models.wide_resnet import WideResNet, WideResNetWithSubBlock
+from lib.models.wide_resnet import WideBlock, WideResNet, WideResNetWithSubBlock
 
-STAND_INS = yaml.safe_load((ROOT / "params" / "quick.yaml").read_text())["settings"]["models"]
+STAND_INS = yaml.safe_load((ROOT / "params" / "quick.yaml").read_text())["settings"]["models"] | {
+    "ResNet18-guide": "ResNet8-w8-guide",
+    "WideResNet-70-16-silu": "WideResNet-10-1-silu",
+}
 
 
 def on_meta(name, classes=10, channels=3):
@@ -29,6 +33,7 @@ def on_meta(name, classes=10, channels=3):
         ("ResNet18", 10, 11_173_962),
         ("ResNet18", 100, 11_220_132),
         ("ResNet18", 200, 11_271_432),
+        ("ResNet18-guide", 10, 11_173_962),
         ("ResNet34", 10, 21_282_122),
         ("PreActResNet18", 200, 11_575_816),
         ("VGG16", 10, 14_728_266),
@@ -39,6 +44,8 @@ def on_meta(name, classes=10, channels=3):
         ("WideResNet-34-10", 10, 46_160_474),
         ("WideResNet-34-10", 100, 46_218_164),
         ("WideResNet-34-20", 10, 184_531_674),
+        ("WideResNet-70-16", 10, 266_796_506),
+        ("WideResNet-70-16-silu", 10, 266_796_506),
     ],
 )
 def test_a_network_has_as_many_parameters_as_the_authors(name, classes, count):
@@ -50,6 +57,7 @@ def test_a_network_has_as_many_parameters_as_the_authors(name, classes, count):
     [
         ("ResNet18", 32, 0.555e9),
         ("ResNet18", 64, 2.22e9),
+        ("ResNet18-guide", 32, 1.76e9),
         ("ResNet34", 32, 1.16e9),
         ("PreActResNet18", 64, 2.22e9),
         ("VGG16", 32, 0.313e9),
@@ -57,6 +65,8 @@ def test_a_network_has_as_many_parameters_as_the_authors(name, classes, count):
         ("WideResNet-34-10", 32, 6.66e9),
         ("WideResNet-34-10-sub-block", 32, 6.66e9),
         ("WideResNet-34-20", 32, 26.6e9),
+        ("WideResNet-70-16", 32, 38.8e9),
+        ("WideResNet-70-16-silu", 32, 38.8e9),
     ],
 )
 def test_a_forward_takes_as_many_multiplications_as_the_authors(name, size, macs):
@@ -128,6 +138,55 @@ def test_the_sub_block_is_stored_but_no_image_passes_it():
 def test_a_wide_resnet_of_an_impossible_depth_is_refused(depth):
     with pytest.raises(UserError, match=f"got {depth}"):
         WideResNet(depth, 1, classes=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("ResNet18", [32, 16, 8, 4]),
+        ("ResNet18-guide", [32, 32, 16, 8]),
+        ("ResNet8-w8", [32, 16, 8]),
+        ("ResNet8-w8-guide", [32, 32, 16]),
+    ],
+)
+def test_a_resnets_stages_halve_the_image_where_its_strides_say_and_the_guides_one_stage_later(name, sizes):
+    net, seen = on_meta(name), []
+    for i in range(net.stages):
+        net.get_submodule(f"layer{i + 1}").register_forward_hook(lambda *given: seen.append(given[-1].shape[-1]))
+    net(torch.empty(1, 3, 32, 32, device="meta"))
+    assert seen == sizes
+
+
+def test_a_resnet_with_other_strides_draws_the_same_weights():
+    torch.manual_seed(1)
+    plain = ResNet((1, 1, 1), 8, classes=10).state_dict()
+    torch.manual_seed(1)
+    guide = ResNet((1, 1, 1), 8, (1, 1, 2), classes=10).state_dict()
+    assert list(plain) == list(guide)
+    assert all(map(torch.equal, plain.values(), guide.values()))
+
+
+def test_a_wide_block_activates_with_what_it_was_given_both_times():
+    block, x = WideBlock(3, 4, 1, F.silu), torch.randn(2, 3, 6, 6)
+
+    def active(z):
+        z = F.batch_norm(z, None, None, training=True)
+        return z / (1 + (-z).exp())
+
+    first = active(x)
+    out = F.conv2d(active(F.conv2d(first, block.conv1.weight, padding=1)), block.conv2.weight, padding=1)
+    torch.testing.assert_close(block(x), out + F.conv2d(first, block.convShortcut.weight), rtol=1e-4, atol=1e-5)
+
+
+def test_a_wide_resnet_uses_one_activation_throughout_relu_unless_it_is_told():
+    x = torch.rand(2, 3, 8, 8)
+    for name, activation in (("WideResNet-10-1", F.relu), ("WideResNet-10-1-silu", F.silu)):
+        net, maps = build(name, classes=10).eval(), []
+        assert {m.activation for m in net.modules() if isinstance(m, WideBlock)} == {activation}
+        net.bn1.register_forward_hook(lambda *given, maps=maps: maps.append(given[-1]))
+        logits = net(x)
+        torch.testing.assert_close(logits, net.fc(activation(maps[0]).mean((2, 3))))
+    assert {m.activation for m in on_meta("WideResNet-70-16-silu").modules() if isinstance(m, WideBlock)} == {F.silu}
 
 
 def test_mobilenet_takes_a_shortcut_wherever_the_stride_is_1():

@@ -1,15 +1,19 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lib.checkpoints import save_weights
+from lib import runs
+from lib.checkpoints import load_weights, save_weights
 from lib.errors import UserError
 from lib.methods import METHODS, NominalBatch
 from lib.models import build
 from lib.parameters import PARAMS, Parameters
 from lib.spec import GivenWeights, RunSpec
+from lib.strategies import STRATEGIES
 from lib.table import open_table
+from lib.weights import AWP
 
 TABLES = sorted(path.stem for path in (PARAMS / "tables").glob("*.yaml"))
 
@@ -110,7 +114,8 @@ def test_a_teacher_from_a_file_is_known_by_its_content(tmp_path):
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("scale", ["quick", "gpu", "paper"])
 def test_every_table_is_defined_at_every_scale_with_every_row_it_offers(tmp_path, name, scale):
-    settings = {"datasets": {name: "digits" for name in ("CIFAR10", "CIFAR100", "TinyImageNet")}, "held_out": 10}
+    settings = {"datasets": {name: "digits" for name in ("CIFAR10", "CIFAR100", "TinyImageNet")}}
+    settings |= {"held_out": 10, "test_images": 100}
     given = Parameters(scale=scale, outputs=str(tmp_path), device="cpu", settings=settings)
     table = open_table(name, given)
     every = [row["row"] for row in table.file.rows + table.file.more_rows]
@@ -118,3 +123,147 @@ def test_every_table_is_defined_at_every_scale_with_every_row_it_offers(tmp_path
         assert isinstance(cell.network, RunSpec)
         assert METHODS[cell.network.method].needs_teacher == (cell.network.teacher is not None)
         assert cell.network.schedule == table.scale.schedule(cell.row.schedule or cell.network.method)
+
+
+# --- rows with more than a method ---------------------------------------------------------------------------------
+
+DIGITS = {"datasets": {"CIFAR10": "digits"}, "held_out": 10}
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """Opens a table of the rows given as lines of YAML; one student, no teacher."""
+
+    def opener(*rows, **parameters):
+        lines = ["paper: las_at", "item: mine", "title: Mine", "columns: [Clean]", "students: [ResNet18]", "rows:"]
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        (tmp_path / "tables" / "mine.yaml").write_text("\n".join([*lines, *(f"  - {{row: {row}}}" for row in rows)]))
+        monkeypatch.setattr("lib.table.PARAMS", tmp_path)
+        settings = DIGITS | parameters.pop("settings", {})
+        given = {"scale": "paper", "outputs": str(tmp_path / "outputs"), "device": "cpu", "settings": settings}
+        return open_table("mine", Parameters(**given | parameters))
+
+    return opener
+
+
+def strategy_of(table):
+    return table.cells[0].network.strategy
+
+
+def test_a_rows_strategy_settings_are_laid_over_the_strategys_own(opened):
+    row = (
+        "a, method: pgd_at, strategy: las_pgd_at_as_released, "
+        "strategy_settings: {every: 10, momentum: 0.9, adv: 8, lr_falls: true, options: {epsilon: [3, 4], steps: [2]}}"
+    )
+    base, spec = STRATEGIES["las_pgd_at_as_released"], strategy_of(opened(row))
+    options = dict(base.options) | {"epsilon": (3 / 255, 4 / 255), "steps": (2.0,)}
+    changed = {"every": 10, "momentum": 0.9, "adv": 8.0, "lr_falls": True, "model": "ResNet18"}
+    assert spec == replace(base, options=tuple(options.items()), **changed)
+    assert [name for name, _ in spec.options] == [name for name, _ in base.options]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_row_can_name_every_strategy(opened, name):
+    spec = strategy_of(opened(f"a, method: trades, strategy: {name}"))
+    has_network = name.startswith("las_") or name == "frozen"
+    assert spec == replace(STRATEGIES[name], model="ResNet18" if has_network else "")
+
+
+def test_a_strategys_radii_follow_the_scales_and_its_network_is_the_scales_stand_in(opened):
+    row = "a, method: pgd_at, strategy: las_at, strategy_settings: {options: {epsilon: [4, 8]}}"
+    spec = strategy_of(opened(row, scale="quick"))
+    options = dict(spec.options)
+    assert options["epsilon"] == pytest.approx((19 / 255, 38 / 255))
+    assert options["step_size"] == pytest.approx([size * 38 / 8 / 255 for size in range(1, 7)])
+    assert options["steps"] == tuple(range(3, 16))
+    assert spec.model == "ResNet8-w8"
+
+
+def test_a_strategy_may_pick_a_weight_of_the_method(opened):
+    row = "a, method: trades, strategy: las_at, strategy_settings: {options: {trade_off: [1, 6.5]}}"
+    assert dict(strategy_of(opened(row)).options)["trade_off"] == (1.0, 6.5)
+
+
+def test_a_coefficient_written_with_and_without_a_point_is_one_run(opened):
+    rows = [f"a, method: pgd_at, strategy: las_at, strategy_settings: {{adv: {i}}}" for i in ("0", "0.0")]
+    one, other = (opened(row).cells[0].network.digest for row in rows)
+    assert one == other
+
+
+def test_awp_average_and_guide_are_part_of_the_run(opened):
+    plain = "a, method: pgd_at"
+    extras = ["awp: {gamma: 0.005, warmup: 0.05}", "average: 0.995", "strategy: random", "awp: {method: trades}"]
+    specs = [opened(f"{plain}, {extra}").cells[0].network for extra in extras]
+    assert [s.awp for s in specs] == [AWP(0.005, 0.05), None, None, AWP(0.01, 0.0, "trades")]
+    assert [s.average for s in specs] == [0.0, 0.995, 0.0, 0.0]
+    assert len({s.digest for s in [*specs, opened(plain).cells[0].network]}) == 5
+    guided = opened("a, method: lbgat, guide: VGG16").cells[0].network
+    assert guided.guide == "VGG16"
+    assert opened("a, method: lbgat, guide: ResNet18").cells[0].network.digest != guided.digest
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("method: pgd_at, strategy: las", "unknown strategy 'las'; choose one of: las_at, las_trades"),
+        ("method: pgd_at, strategy_settings: {every: 3}", "has strategy_settings and no strategy"),
+        ("method: natural, strategy: las_at", "row a: the method natural makes no attack"),
+        (
+            "method: pgd_at, strategy: las_trades",
+            "for a strategy to pick 'trade_off'; choose one of: epsilon, step_size, steps$",
+        ),
+        ("method: trades, strategy: cat, strategy_settings: {options: {steps: [3]}}", "cat picks from no options"),
+        ("method: lbgat", "trains a guide; name its model as guide"),
+        ("method: pgd_at, guide: ResNet18", "the method pgd_at trains no guide"),
+        ("method: lbgat, guide: ResNet999", "unknown model of this scale 'ResNet999'"),
+        ("method: pgd_at, average: 1.0", r"row a: average is a decay in \[0, 1\)"),
+        ("method: pgd_at, average: much", "row: average wants float, got 'much'"),
+        ("method: pgd_at, awp: {gama: 0.01}", "row a: awp has no 'gama'; choose from: gamma, warmup, method"),
+        ("method: pgd_at, awp: {gamma: 0}", "AWP wants gamma > 0"),
+        ("method: pgd_at, awp: {method: tradess}", "unknown method 'tradess'"),
+        ("method: pgd_at, awp: {method: dgad}", "the loss of dgad wants more than the network"),
+        ("method: pgd_at, awp: 0.01", "row: awp wants dict"),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_refused_in_a_sentence(opened, row, said):
+    with pytest.raises(UserError, match=said):
+        opened(f"a, {row}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("every: 0", "a strategy's every must be at least 1, got 0"),
+        ("every: 2.5", "row a: strategy: every wants int, got 2.5"),
+        ("k: 3", "row a: strategy has no 'k'; choose from: kind, options"),
+        ("lr: 1e-3", r"write 0.001"),
+        ("kind: greedy", "unknown kind of strategy 'greedy'"),
+        ("model: ResNet999", "unknown model of this scale 'ResNet999'"),
+        ("options: [3, 4]", "row a: strategy: options wants dict"),
+        ("options: {epsilon: 3}", r"row a: strategy: options\['epsilon'\] wants list"),
+        ("options: {epsilon: []}", "the options for epsilon are empty"),
+        ("options: {epsilon: [0, 3]}", r"the options for epsilon must lie in \(0, 1\]"),
+        ("options: {epsilon: [256]}", r"the options for epsilon must lie in \(0, 1\]"),
+        ("options: {steps: [3, 3.5]}", "the options for steps must be whole numbers"),
+        ("options: {steps: ['3']}", "row a: strategy: options.* wants float, got '3'"),
+        ("options: {beta: [3]}", "for a strategy to pick 'beta'; choose one of: epsilon, step_size, steps, trade_off"),
+    ],
+)
+def test_strategy_settings_that_make_no_sense_are_refused_in_a_sentence(opened, settings, said):
+    with pytest.raises(UserError, match=said):
+        opened(f"a, method: trades, strategy: las_at, strategy_settings: {{{settings}}}")
+
+
+def test_a_row_with_strategy_awp_average_and_guide_trains_and_leaves_what_it_made(opened):
+    settings = {"schedules": {"default": {"epochs": 2, "batch_size": 16}}, "train_images": 44, "held_out": 12}
+    few = "strategy_settings: {every: 2, options: {epsilon: [4, 8], steps: [1, 2], step_size: [2]}}"
+    row = f"a, method: lbgat, guide: VGG16, strategy: las_at, {few}, awp: {{gamma: 0.01}}, average: 0.9"
+    table = opened(row, scale="quick", settings=settings)
+    (cell,) = table.cells
+    runs.make(cell.network, table.place)
+    folder = table.place.store.folder(cell.network.digest)
+    history = json.loads((folder / "history.json").read_text())
+    assert [sum(e["strategy"]["chosen"]["epsilon"].values()) for e in history] == [32, 32]
+    assert all(e["strategy"]["reward"] < 0 for e in history)
+    guide = runs.fresh_network(cell.network.guide, cell.data, table.place)
+    load_weights(guide, folder / "guide.safetensors")

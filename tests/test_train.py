@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,7 +11,9 @@ from lib.data import Split, crop_and_flip
 from lib.errors import UserError
 from lib.losses import cross_entropy
 from lib.methods import METHODS, Method, Piecewise
-from lib.train import Schedule, Training, in_precision, mode
+from lib.strategies import STRATEGIES, build, needs_network
+from lib.train import Around, Schedule, Training, in_precision, mode
+from lib.weights import AWP
 
 ATTACK = partial(pgd, epsilon=0.05, step_size=0.02, steps=1)
 BYTES = torch.arange(10 * 48).mul(37).remainder(256).byte().view(10, 3, 4, 4)
@@ -238,6 +241,50 @@ def test_a_continued_run_ends_bit_for_bit_where_an_uninterrupted_one_does(make_n
         for key, value in whole.student.state_dict().items():
             assert other.student.state_dict()[key].equal(value)
             assert other.best["weights"][key].equal(whole.best["weights"][key])
+
+
+FEW = {"epsilon": (0.02, 0.1), "step_size": (0.02, 0.05), "steps": (1.0, 2.0), "trade_off": (1.0, 6.0)}
+
+
+def make_around(name, make_net, seed):
+    """A strategy with few options, a guide, AWP and an average."""
+    options = tuple((option, FEW[option]) for option, _ in STRATEGIES[name].options)
+    spec = replace(STRATEGIES[name], options=options, every=2)
+    torch.manual_seed(seed)
+    heads = nn.Linear(48, max(1, sum(spec.sizes)))
+    strategy = build(spec, nn.Sequential(nn.Flatten(), nn.BatchNorm1d(48), heads) if needs_network(spec) else None)
+    return Around(guide=make_net(), strategy=strategy, awp=AWP(0.01, warmup=0.2), average=0.9)
+
+
+def parts(training):
+    """All that has weights."""
+    around = training.around
+    return [p for p in (training.student, around.guide, training.average.net, around.strategy.net) if p is not None]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_run_with_strategy_guide_and_average_continues_bit_for_bit(make_net, name):
+    settings = {"epochs": 3, "milestones": (1,), "padding": 1}
+    states = []
+    whole = make_training(seeded(make_net), "lbgat", around=make_around(name, make_net, 1), **settings)
+    whole.run(lambda training: states.append(saved(training)))
+    for state in states:
+        other = make_training(seeded(make_net, 2), "lbgat", around=make_around(name, make_net, 3), seed=9, **settings)
+        other.load_state_dict(state)
+        other.run()
+        assert other.history == whole.history
+        assert other.average.steps == whole.average.steps
+        for net, expected in zip(parts(other), parts(whole), strict=True):
+            assert all(value.equal(expected.state_dict()[key]) for key, value in net.state_dict().items())
+        last, expected = (saved(training) for training in (other, whole))
+        assert str(last["strategy"]) == str(expected["strategy"])
+        assert last["generator"].equal(expected["generator"])
+
+
+def test_awp_and_the_reward_forward_the_guide_without_moving_its_statistics(make_net):
+    training = make_training(make_net(), "lbgat", around=make_around("las_at", make_net, 0))
+    training.run()
+    assert training.guide[1].num_batches_tracked == training.step
 
 
 def test_equal_runs_are_equal_bit_for_bit_whatever_torchs_own_seed_and_another_seed_differs(make_net):

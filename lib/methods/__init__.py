@@ -66,8 +66,8 @@ __all__ = [
 
 _distil = partial(Method, needs_teacher=True)
 _IAD = {"exponent": Piecewise((60 / 200,), (0.0, 0.1))}
-_GAIR = {"lam": -1.0, "active": Piecewise((60 / 120,), (0.0, 1.0))}
-_MAIL = {"active": Piecewise((76 / 120,), (0.0, 1.0))}
+_GAIR: dict[str, Weight] = {"lam": -1.0, "active": Piecewise((60 / 120,), (0.0, 1.0))}
+_MAIL: dict[str, Weight] = {"active": Piecewise((76 / 120,), (0.0, 1.0))}
 
 METHODS: dict[str, Method] = {
     "natural": Method("natural training", None, natural),

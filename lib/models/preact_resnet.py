@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.models.shortcut import shortcut
+
 
 class PreActBlock(nn.Module):
     """conv(relu(bn(conv(a)))) + shortcut, a = relu(bn(x)): x, or a 1x1 convolution of a where the shape changes."""
@@ -20,7 +22,7 @@ class PreActBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.shortcut = None
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+            self.shortcut = nn.Sequential(shortcut(inputs, outputs, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))

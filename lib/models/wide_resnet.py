@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.errors import UserError
+from lib.models.shortcut import shortcut
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -20,7 +21,7 @@ class WideBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.convShortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.convShortcut = None if inputs == outputs else shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.activation(self.bn1(x))

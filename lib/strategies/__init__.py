@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from lib.errors import choose
 from lib.strategies.core import ATTACK_SETTINGS, Settings, Strategy, StrategySpec, draw, log_prob
 from lib.strategies.las_at import Frozen, Learned, LearnedAsReleased, LearnedAWPAsReleased
 from lib.strategies.searches import CAT, OHL, AdvHP
@@ -55,30 +56,45 @@ _CODE = StrategySpec("learned_as_released", every=20, lr=1e-4, momentum=0.0, cli
 STRATEGIES: dict[str, StrategySpec] = {
     "las_at": StrategySpec("learned", _PAPER),
     "las_trades": StrategySpec("learned", (*_PAPER, *_options(trade_off=(5, 9)))),
-    "las_pgd_at_as_released": replace(_CODE, options=_PGD_CODE, smooth_l1=False),
+    "las_pgd_at_as_released": replace(_CODE, options=_PGD_CODE, own_l1=False),
     "las_trades_as_released": replace(
-        _CODE, options=_TRADES_CODE, every=1, momentum=0.9, weight_decay=5e-4, adv=8, clean=4, hardest=20
+        _CODE,
+        options=_TRADES_CODE,
+        every=1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        lr_falls=True,
+        adv=8,
+        clean=4,
+        hardest=20,
     ),
     "las_awp_as_released": replace(
-        _CODE, kind="learned_awp_as_released", options=_AWP_CODE, every=1, adv=1, clean=1, smooth_l1=False
+        _CODE,
+        kind="learned_awp_as_released",
+        options=_AWP_CODE,
+        every=1,
+        lr_falls=True,
+        adv=1,
+        clean=1,
+        own_l1=False,
     ),
     "random": StrategySpec("random", _PAPER),
     "frozen": StrategySpec("frozen", _PAPER),
     "ohl": StrategySpec("ohl", _PAPER, lr=0.1),
-    "adv_hp": StrategySpec("adv_hp", _PAPER, lr=0.1, every=1),
+    "adv_hp": StrategySpec("adv_hp", _PAPER, lr=1.0, every=1),
     "cat": StrategySpec("cat", candidates=10),
 }
 
 
 def needs_network(spec: StrategySpec) -> bool:
     """Whether the strategy has a network of its own."""
-    kind = KINDS[spec.kind]
+    kind = choose("kind of strategy", spec.kind, KINDS)
     return isinstance(kind, type) and issubclass(kind, Frozen)
 
 
 def build(spec: StrategySpec, net: nn.Module | None) -> Strategy:
     """The strategy at its start; `net` maps images to as many logits as there are options in all."""
-    return KINDS[spec.kind](spec, net)
+    return choose("kind of strategy", spec.kind, KINDS)(spec, net)
 
 
 def scaled(spec: StrategySpec, epsilon: float) -> StrategySpec:

@@ -1,15 +1,18 @@
 """What a strategy is: it picks the attack's settings, and other per-image numbers of a method, for every batch."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
+from lib.attacks import Start
 from lib.errors import UserError
 
-Settings = dict[str, Tensor]  # epsilon, step_size, steps, or a weight of the method -> (N,)
+Net = Callable[[Tensor], Tensor]
+Settings = dict[str, Tensor]  # epsilon, step_size, steps, a weight of the method, or what its watch saw -> (N,)
 ATTACK_SETTINGS = ("epsilon", "step_size", "steps")
 
 
@@ -18,7 +21,7 @@ class StrategySpec:
     """A strategy as a value. `options` are what it picks from: radii and step sizes in [0, 1], whole steps, weights.
 
     `every` is k, the number of the target's steps per step of the strategy. `adv` and `clean` are the coefficients of
-    L2 and L3 in the reward; 0 leaves a loss out. `model` is the strategy network.
+    L2 and L3 in the reward; 0 leaves a loss out. `model` is the strategy network. 4 and 4.0 are the same strategy.
 
     Raises:
         UserError: an empty option set, an option that makes no sense, k below 1, or a number out of range.
@@ -34,20 +37,20 @@ class StrategySpec:
     clip: float = math.inf
     adv: float = 2.0
     clean: float = 4.0
+    lr_falls: bool = False  # lr falls in proportion to the target's
     hardest: float = math.inf  # L1 is cut here
-    smooth_l1: bool = True  # L1 is the method's own loss; False: the cross-entropy of the hard label
+    own_l1: bool = True  # L1 is the method's own loss; False: the cross-entropy of the hard label
     candidates: int = 4
     patience: float = 10 / 120
 
     def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self) if f.type is float):
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name, values in self.options:
             _check_options(name, values)
-        if self.every < 1 or self.candidates < 1:
-            raise UserError(
-                f"a strategy wants an interval k >= 1 and candidates >= 1, got {self.every}, {self.candidates}"
-            )
-        if not self.lr > 0 or not self.clip > 0 or not self.patience > 0 or min(self.adv, self.clean) < 0:
-            raise UserError(f"a strategy wants lr, clip and patience > 0 and adv and clean >= 0, got {self}")
+        _check_range(self, ("every", "candidates"), "at least 1", lambda value: value >= 1)
+        _check_range(self, ("lr", "clip", "hardest", "patience"), "above 0", lambda value: value > 0)
+        _check_range(self, ("momentum", "weight_decay", "adv", "clean"), "0 or more", lambda value: value >= 0)
 
     @property
     def sizes(self) -> list[int]:
@@ -55,12 +58,20 @@ class StrategySpec:
         return [len(values) for _, values in self.options]
 
 
+def _check_range(spec: StrategySpec, names: tuple[str, ...], wanted: str, fits: Callable[[float], bool]) -> None:
+    for name in names:
+        if not fits(value := getattr(spec, name)):
+            raise UserError(f"a strategy's {name} must be {wanted}, got {value}")
+
+
 def _check_options(name: str, values: tuple[float, ...]) -> None:
     if not values:
         raise UserError(f"the options for {name} are empty; give at least one")
+    if len(set(values)) < len(values):
+        raise UserError(f"the options for {name} name one value twice: {values}")
     if name in ("epsilon", "step_size") and not all(0 < value <= 1 for value in values):
         raise UserError(f"the options for {name} must lie in (0, 1], the range of images (255/255 is 1), got {values}")
-    if name == "steps" and not all(value >= 1 and value == int(value) for value in values):
+    if name == "steps" and not all(value >= 1 and value % 1 == 0 for value in values):
         raise UserError(f"the options for steps must be whole numbers >= 1, got {values}")
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise UserError(f"the options for {name} must be finite and >= 0, got {values}")
@@ -77,14 +88,32 @@ class Target(Protocol):
     def progress(self) -> float:
         """The share of the training that is done."""
 
-    def craft(self, x: Tensor, y: Tensor, settings: Settings, student: nn.Module | None = None) -> Tensor:
-        """x' of the method's attack under `settings`, on the student or on another network in its place."""
+    @property
+    def lr_share(self) -> float:
+        """The present learning rate as a share of the schedule's."""
 
-    def losses(self, student: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
+    def at_precision(self, net: Net) -> Net:
+        """`net` in the training's precision."""
+
+    def attacked(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]:
+        """x' of the method's attack under `settings`, and these with what the method's watch saw on the way."""
+
+    def losses(self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
         """(N,): the method's loss with `student` in its place and mode; its batch-norm statistics may move."""
 
-    def after_step(self, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, weight_decay: bool) -> nn.Module:
-        """A copy of the student after one plain gradient step at the present learning rate; no state changes."""
+    def after_step(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        settings: Settings,
+        weight_decay: bool,
+        loss: Callable[[Net], Tensor] | None = None,
+    ) -> nn.Module:
+        """A copy of the student after one plain gradient step at the present learning rate; no state changes.
+
+        `loss` maps the copy to (N,); None is the method's own.
+        """
 
 
 class Strategy:
@@ -101,6 +130,10 @@ class Strategy:
     def settings(self, target: Target, x: Tensor) -> Settings:
         """The settings for the batch x (N, C, H, W)."""
         return self.take([torch.zeros(len(x), size, device=x.device) for size in self.spec.sizes], target.generator)
+
+    def start(self, target: Target, start: Start) -> Start:
+        """Where the attack starts, given the method's own start: there, in the ball that was picked."""
+        return start
 
     def trained_on(self, target: Target, x: Tensor, x_adv: Tensor) -> Tensor:
         """What the target trains on of the x' that the settings made."""

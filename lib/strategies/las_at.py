@@ -1,22 +1,20 @@
 """LAS-AT's strategy network (Jia et al. 2022): it picks each image's attack and learns by REINFORCE what pays."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lib.attacks import PerImage, pgd, project
-from lib.losses import cross_entropy, reinforce
-from lib.strategies.core import Settings, Strategy, StrategySpec, Target, draw, log_prob
+from lib.attacks import PerImage, Start, pgd, project
+from lib.losses import cross_entropy, reinforce, smoothed_cross_entropy
+from lib.strategies.core import Net, Settings, Strategy, StrategySpec, Target, draw, log_prob
 from lib.watch import UntilWrong
 
-Net = Callable[[Tensor], Tensor]
-
-RESTARTS = 2  # of the released code's judging attack
 JUDGING_STEPS = 10
+RESTARTS = 2  # of the released code's judging attack
+COPY_TRUE_SHARE = 0.7  # of LAS-AWP's scripts: what the copy's smoothed labels leave to the true class
 
 
 class Frozen(Strategy):
@@ -70,20 +68,28 @@ class Learned(Frozen):
         self.optimizer.zero_grad(set_to_none=True)
         reinforce(log_prob(logits, chosen), reward).mean().backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), self.spec.clip)
+        if self.spec.lr_falls:
+            self.optimizer.param_groups[0]["lr"] = self.spec.lr * target.lr_share
         self.optimizer.step()
 
+    @torch.no_grad()
     def reward(self, target: Target, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
-        """r_i (N,), detached: L1 + alpha L2 + beta L3 of each image under its settings."""
-        x_adv = target.craft(x, y, settings)
+        """r_i (N,): L1 + alpha L2 + beta L3 of each image under its settings."""
+        x_adv, settings = target.attacked(x, y, settings)
         target.student.eval()
-        with torch.no_grad():
-            reward = target.losses(target.student, x, x_adv, y, settings).clamp(max=self.spec.hardest)
+        reward = self.hardness(target, x, x_adv, y, settings).clamp(max=self.spec.hardest)
         if not self.spec.adv and not self.spec.clean:
             return reward
-        copy = target.after_step(x, x_adv, y, settings, weight_decay=False).eval()
-        x_hat = judged(copy, x, y, target)
-        with torch.no_grad():
-            return reward - self.spec.adv * cross_entropy(copy(x_hat), y) - self.spec.clean * cross_entropy(copy(x), y)
+        copy = target.at_precision(target.after_step(x, x_adv, y, settings, weight_decay=False).eval())
+        if self.spec.adv:
+            reward = reward - self.spec.adv * cross_entropy(copy(judged(copy, x, y, target)), y)
+        return reward - self.spec.clean * cross_entropy(copy(x), y)
+
+    def hardness(self, target: Target, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
+        """L1 (N,) of the student as it stands."""
+        if self.spec.own_l1:
+            return target.losses(target.student, x, x_adv, y, settings)
+        return cross_entropy(target.at_precision(target.student)(x_adv), y)
 
     def state_dict(self) -> dict[str, Any]:
         """The network, its optimiser, and the count that k refers to."""
@@ -99,37 +105,59 @@ class Learned(Frozen):
 class LearnedAsReleased(Learned):
     """The authors' code: one reward for the whole batch, L2 and L3 accuracies in [0, 1], L1 cut, no baseline.
 
-    The copy's step has weight decay; its judging attack runs twice, the copy in train mode, and leaves broken images.
+    Every attack starts in the training's ball, whatever radius was picked. The copy's step has weight decay; its
+    judging attack runs twice, the copy in train mode, and leaves broken images. Where L1 is the method's own loss
+    (LAS-TRADES), the target is in train mode for it, so that its batch-norm statistics move.
     """
 
+    stops = True  # the judging attack leaves broken images
+
+    def start(self, target: Target, start: Start) -> Start:
+        """The method's own start in the ball of the training's radius."""
+        return lambda x, epsilon, generator: start(x, x.new_tensor(target.epsilon), generator)
+
+    @torch.no_grad()
     def reward(self, target: Target, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
         """r (N,), the same for every image: min(L1, cut) + alpha acc(x') + beta acc(x)."""
-        x_adv = target.craft(x, y, settings)
-        with torch.no_grad():
-            if self.spec.smooth_l1:
-                target.student.train()
-                hardness = target.losses(target.student, x, x_adv, y, settings).mean()
-            else:
-                hardness = cross_entropy(target.student.eval()(x_adv), y).mean()
-        reward = hardness.clamp(max=self.spec.hardest)
+        x_adv, settings = target.attacked(x, y, settings)
+        target.student.train(self.spec.own_l1)
+        reward = self.hardness(target, x, x_adv, y, settings).mean().clamp(max=self.spec.hardest)
         if self.spec.adv or self.spec.clean:
-            copy = target.after_step(x, x_adv, y, settings, weight_decay=True).train()
-            x_hat = judged_as_released(copy, x, y, target)
-            with torch.no_grad():
-                copy.eval()
-                reward = reward + self.spec.adv * _accuracy(copy, x_hat, y) + self.spec.clean * _accuracy(copy, x, y)
+            copy = self.copied(target, x, x_adv, y, settings).train()
+            net = target.at_precision(copy)
+            x_hat = judged_as_released(net, x, y, target, self.stops)
+            copy.eval()
+            reward = reward + self.spec.adv * _accuracy(net, x_hat, y) + self.spec.clean * _accuracy(net, x, y)
         return reward.expand(len(x))
+
+    def copied(self, target: Target, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> nn.Module:
+        """The target after one step."""
+        return target.after_step(x, x_adv, y, settings, weight_decay=True)
 
 
 class LearnedAWPAsReleased(LearnedAsReleased):
-    """As LAS-AWP's scripts have it: radii above the training's own only change the path, x' is cut back to its ball."""
+    """As LAS-AWP's scripts have it: radii above the training's own only change the path, x' is cut back to its ball.
+
+    That holds for what the target trains on, not for the reward. The copy learns from smoothed labels, which the target
+    does not, and its judging attack goes on with broken images.
+    """
+
+    stops = False
 
     def trained_on(self, target: Target, x: Tensor, x_adv: Tensor) -> Tensor:
         """x' in the ball of the training's radius."""
         return project(x_adv, x, target.epsilon)
 
+    def copied(self, target: Target, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> nn.Module:
+        """The target after one step on x' with smoothed labels."""
 
-def judged(net: nn.Module, x: Tensor, y: Tensor, target: Target) -> Tensor:
+        def loss(net: Net) -> Tensor:
+            return smoothed_cross_entropy(net(x_adv), y, COPY_TRUE_SHARE)
+
+        return target.after_step(x, x_adv, y, settings, weight_decay=True, loss=loss)
+
+
+def judged(net: Net, x: Tensor, y: Tensor, target: Target) -> Tensor:
     """PGD-10 on the network as it stands, at the training's radius, a quarter of it a step, from a uniform start."""
     epsilon = target.epsilon
     return pgd(
@@ -142,8 +170,8 @@ def judged(net: nn.Module, x: Tensor, y: Tensor, target: Target) -> Tensor:
     )
 
 
-def judged_as_released(net: nn.Module, x: Tensor, y: Tensor, target: Target) -> Tensor:
-    """The same twice, images left where they are first misclassified; the larger cross-entropy of each is kept."""
+def judged_as_released(net: Net, x: Tensor, y: Tensor, target: Target, stops: bool) -> Tensor:
+    """The same twice, the larger cross-entropy of each image kept; `stops`: one that is misclassified moves no more."""
     epsilon = target.epsilon
     best, highest = x, torch.full_like(x[:, 0, 0, 0], -math.inf)
     for _ in range(RESTARTS):
@@ -155,7 +183,7 @@ def judged_as_released(net: nn.Module, x: Tensor, y: Tensor, target: Target) -> 
             step_size=epsilon / 4,
             steps=JUDGING_STEPS,
             generator=target.generator,
-            rule=watch,
+            rule=watch if stops else None,
         )
         with torch.no_grad():
             loss = cross_entropy(net(x_hat), y)
@@ -168,5 +196,5 @@ def _label_loss(net: Net, y: Tensor, z: Tensor) -> Tensor:
     return cross_entropy(net(z), y)
 
 
-def _accuracy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _accuracy(net: Net, x: Tensor, y: Tensor) -> Tensor:
     return (net(x).argmax(1) == y).float().mean()

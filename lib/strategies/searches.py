@@ -51,17 +51,25 @@ class SampleAgnostic(Strategy):
 
 
 class AdvHP(SampleAgnostic):
-    """Adversarial AutoAugment's controller (Zhang et al. 2020): rewarded by the target's loss, moved once per epoch."""
+    """Adversarial AutoAugment's controller (Zhang et al. 2020): rewarded by the target's loss, moved once per epoch.
+
+    The step is along the mean of the policy gradients of the epoch's batches.
+    """
+
+    def __init__(self, spec: StrategySpec, net: None = None) -> None:
+        super().__init__(spec, net)
+        self.batches = 0  # all that there were
+        self.asked = 0  # those whose losses were asked for in this epoch
 
     def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
         """On every k-th batch, add to the epoch's policy gradient what the losses of new draws say."""
-        self.batches = getattr(self, "batches", 0) + 1
+        self.batches += 1
         if self.batches % self.spec.every:
             return
+        self.asked += 1
         logits = self.logits(len(x), x.device)
         chosen = draw([head.detach() for head in logits], target.generator)
-        settings = self.values(chosen)
-        x_adv = target.craft(x, y, settings)
+        x_adv, settings = target.attacked(x, y, self.values(chosen))
         target.student.eval()
         with torch.no_grad():
             reward = target.losses(target.student, x, x_adv, y, settings)
@@ -69,8 +77,21 @@ class AdvHP(SampleAgnostic):
 
     def after_epoch(self, target: Target, score: float) -> None:
         """One step of the controller."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= self.asked
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.asked = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The distribution, and the count that k refers to; between epochs there is no gradient."""
+        return super().state_dict() | {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.batches = state["batches"]
 
 
 class OHL(SampleAgnostic):
@@ -95,9 +116,8 @@ class OHL(SampleAgnostic):
         chosen = draw([head.detach() for head in logits], target.generator)
         rewards = []
         for one in zip(*chosen, strict=True):
-            settings = self.values([index.expand(len(x)) for index in one])
-            x_adv = target.craft(x, y, settings)
-            copy = target.after_step(x, x_adv, y, settings, weight_decay=True).eval()
+            x_adv, settings = target.attacked(x, y, self.values([index.expand(len(x)) for index in one]))
+            copy = target.at_precision(target.after_step(x, x_adv, y, settings, weight_decay=True).eval())
             x_hat = judged(copy, x, y, target)
             with torch.no_grad():
                 rewards.append(-cross_entropy(copy(x_hat), y).mean())
