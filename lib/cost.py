@@ -46,16 +46,41 @@ def evaluation(model: str, data: DataSpec, place: Place, columns: tuple[Column, 
 def training(spec: RunSpec, place: Place, flops: bool) -> Cost:
     """The cost of a run's training, from steps with one and with three attack steps.
 
-    It is taken as linear in the attack's steps and in the images, so two images serve where a whole batch is slow.
+    It is taken as linear in the attack's steps and in the images, so two images serve where a whole batch is slow. A
+    strategy's attack has the mean of its options' steps, and its own step comes every k-th time.
     """
-    one, three = (start(replace(spec, attack_steps=steps), place, fresh_teacher=True) for steps in (1, 3))
     size = spec.schedule.batch_size
-    short, long = (_per_image(t.train_step, one.data, size, flops) for t in (one, three))
+    if spec.strategy is None:
+        short, long = (_step(replace(spec, attack_steps=steps), place, flops) for steps in (1, 3))
+        mean, learning = float(spec.attack_steps), Cost()
+    else:
+        short, long = (_step(_with_steps(spec, steps, every=10**9), place, flops) for steps in (1, 3))
+        options = dict(spec.strategy.options).get("steps", (spec.strategy.candidates / 2,))
+        mean = sum(options) / len(options)
+        asked = _step(_with_steps(spec, round(mean), every=1), place, flops)
+        learning = (asked + (short + (long + short * -1) * ((round(mean) - 1) / 2)) * -1) * (1 / spec.strategy.every)
     attack_step = Cost(max(long.seconds - short.seconds, 0.0) / 2, (long.flops - short.flops) / 2)
-    step = (short + attack_step * (spec.attack_steps - 1)) * size
+    step = (short + attack_step * (mean - 1) + learning) * size
+    begun = start(spec, place, fresh_teacher=True)
     selection = Column("PGD-10", "pgd", steps=10, images=spec.data.held_out or spec.selection_images)
-    epochs = -(-one.stop // max(1, one.total // spec.schedule.epochs))
-    return step * one.stop + evaluation(spec.model, spec.data, place, (selection,), flops) * epochs
+    epochs = -(-begun.stop // max(1, begun.total // spec.schedule.epochs))
+    return step * begun.stop + evaluation(spec.model, spec.data, place, (selection,), flops) * epochs
+
+
+def _step(spec: RunSpec, place: Place, flops: bool) -> Cost:
+    """One image's part of an optimisation step."""
+    training = start(spec, place, fresh_teacher=True)
+    return _per_image(training.train_step, training.data, spec.schedule.batch_size, flops)
+
+
+def _with_steps(spec: RunSpec, steps: int, every: int) -> RunSpec:
+    """The same run whose strategy knows one number of attack steps, and learns every so many batches."""
+    assert spec.strategy is not None
+    options = dict(spec.strategy.options)
+    if "steps" in options:
+        options["steps"] = (float(steps),)
+    strategy = replace(spec.strategy, options=tuple(options.items()), every=every)
+    return replace(spec, attack_steps=steps, strategy=strategy)
 
 
 def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int, flops: bool) -> Cost:
@@ -95,4 +120,4 @@ def _passes(column: Column) -> float:
         return sum(AUTOATTACK_PASSES[stage] for stage in column.stages)
     if column.attack.startswith("jsma"):
         return JSMA_PASSES
-    return {"clean": 0.5, "fgsm": 1}.get(column.attack, column.steps)
+    return {"clean": 0.5, "fgsm": 1, "fgsm_random": 1}.get(column.attack, column.steps)

@@ -102,7 +102,7 @@ def _estimate(
     if measuring not in known:
         known[measuring] = cost.evaluation(net.model, job.data, table.place, job.columns, flops)
     if train and isinstance(net, RunSpec):
-        kind = (net.model, net.method, net.teacher and net.teacher.model, net.schedule)
+        kind = (net.teacher and net.teacher.model, replace(net, teacher=None, seed=0, weights=()))
         if kind not in known:
             known[kind] = cost.training(net, table.place, flops)
         total = known[kind]

@@ -1,6 +1,9 @@
 """Plots in one style, saved as png and pdf that are byte-stable for equal results."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -8,6 +11,8 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from lib.experiment import Result
@@ -43,13 +48,13 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
     use_style()
     pairs = [(s, t) for s in table.students for t in table.teacher_names]
     figure, axes = plt.subplots(2, len(pairs), figsize=(1.25 * WIDTH, 4.6), squeeze=False)
-    colours = dict(zip((row.row for row in table.rows), sns.color_palette("colorblind", len(table.rows)), strict=True))
+    looks = _looks([row.row for row in table.rows])
     for i, (student, teacher) in enumerate(pairs):
         frame = comparison.frame.query("student == @student and teacher == @teacher")
-        _measured_panel(axes[0][i], frame, robust, colours)
+        _measured_panel(axes[0][i], frame, robust, looks)
         _teacher_star(axes[0][i], results, teacher, robust)
-        _reported_panel(axes[1][i], frame, robust, colours)
-        axes[0][i].set_title(f"{student}\n← {teacher}", fontsize=8)
+        _reported_panel(axes[1][i], frame, robust, looks)
+        axes[0][i].set_title(f"{student}\n← {teacher}" if teacher else student, fontsize=8)
     axes[0][0].set_ylabel(f"measured {comparison.headings[robust]}, %")
     axes[1][0].set_ylabel(f"reported {robust}, %")
     figure.supxlabel("clean accuracy, %", fontsize=9)
@@ -60,15 +65,21 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
     return figure
 
 
-def _measured_panel(axis: Axes, frame: pd.DataFrame, robust: str, colours: dict[str, tuple[float, ...]]) -> None:
+def _looks(rows: list[str]) -> dict[str, dict[str, Any]]:
+    """A colour for each row, and another marker where the ten colours begin anew."""
+    palette = sns.color_palette("colorblind", 10)
+    return {row: {"color": palette[i % 10], "marker": "os^Dv"[i // 10 % 5]} for i, row in enumerate(rows)}
+
+
+def _measured_panel(axis: Axes, frame: pd.DataFrame, robust: str, looks: dict[str, dict[str, Any]]) -> None:
     clean, hard = (frame[frame.column == name].set_index("row") for name in ("Clean", robust))
-    for row, colour in colours.items():
+    for row, look in looks.items():
         if row not in clean.index:
             continue
         x, y = clean.loc[row], hard.loc[row]
         bars = [[[v.measured - v.low], [v.high - v.measured]] for v in (x, y)]
         axis.errorbar(
-            x.measured, y.measured, xerr=bars[0], yerr=bars[1], fmt="o", ms=5, lw=0.7, color=colour, label=row
+            x.measured, y.measured, xerr=bars[0], yerr=bars[1], ls="", ms=5, elinewidth=0.7, label=row, **look
         )
 
 
@@ -79,11 +90,11 @@ def _teacher_star(axis: Axes, results: list[Result], teacher: str, robust: str) 
             axis.plot(found["Clean"], found[robust], "*", ms=10, color="grey", alpha=0.5, label="the teacher")
 
 
-def _reported_panel(axis: Axes, frame: pd.DataFrame, robust: str, colours: dict[str, tuple[float, ...]]) -> None:
+def _reported_panel(axis: Axes, frame: pd.DataFrame, robust: str, looks: dict[str, dict[str, Any]]) -> None:
     clean, hard = (frame[frame.column == name].set_index("row").reported for name in ("Clean", robust))
-    for row, colour in colours.items():
+    for row, look in looks.items():
         if row in clean.index:
-            axis.plot(clean[row], hard[row], "o", ms=5, color=colour, alpha=0.4)
+            axis.plot(clean[row], hard[row], ls="", ms=5, alpha=0.4, **look)
 
 
 def adversarial_grid(net: nn.Module, x: Tensor, x_adv: Tensor, classes: tuple[str, ...], epsilon: float) -> Figure:
@@ -110,10 +121,10 @@ def adversarial_grid(net: nn.Module, x: Tensor, x_adv: Tensor, classes: tuple[st
     return figure
 
 
-def sweep(comparison: Comparison, line: str, axis: str) -> Figure:
+def sweep(comparison: Comparison, line: str, axis: str, label: str = "fixed") -> Figure:
     """Each column's measured accuracy over the rows' names read as numbers, and the row `line` as a level, with bands.
 
-    Bars and bands are the 95 % Wilson intervals.
+    A name may say what the number is: "k=40". Bars and bands are the 95 % Wilson intervals.
     """
     use_style()
     columns = list(comparison.headings)
@@ -122,13 +133,103 @@ def sweep(comparison: Comparison, line: str, axis: str) -> Figure:
         frame = comparison.frame[comparison.frame.column == column].set_index("row")
         points, level = frame.drop(index=line, errors="ignore"), frame[frame.index == line]
         bars = [points.measured - points.low, points.high - points.measured]
-        panel.errorbar(points.index.astype(float), points.measured, yerr=bars, fmt="o-", ms=4, lw=1, label="fixed")
+        numbers = [float(name.rpartition("=")[2]) for name in points.index]
+        panel.errorbar(numbers, points.measured, yerr=bars, fmt="o-", ms=4, lw=1, label=label)
         for value in level.itertuples():
             panel.axhline(value.measured, color="C3", ls=":", label=line)
             panel.axhspan(value.low, value.high, color="C3", alpha=0.1, lw=0)
         panel.set(xlabel=axis, ylabel=f"{comparison.headings[column]}, %")
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
+    sns.despine(figure)
+    return figure
+
+
+def bars(comparison: Comparison) -> Figure:
+    """Each column's measured accuracy as a group of bars, one per row, with the 95 % Wilson intervals."""
+    use_style()
+    columns, rows = list(comparison.headings), list(dict.fromkeys(comparison.frame.row))
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.0))
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        own = comparison.frame[comparison.frame.row == row].set_index("column").loc[columns]
+        places = [place + (i - (len(rows) - 1) / 2) * width for place in range(len(columns))]
+        error = [own.measured - own.low, own.high - own.measured]
+        axis.bar(places, own.measured, width, yerr=error, label=row, error_kw={"lw": 0.7})
+    headings = [comparison.headings[column].replace(" (", "\n(") for column in columns]
+    axis.set_xticks(range(len(columns)), headings, fontsize=7)
+    axis.set_ylabel("accuracy, %")
+    axis.legend(frameon=False, fontsize=7, loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    sns.despine(figure)
+    return figure
+
+
+def picks(histories: Mapping[str, Path], setting: str = "epsilon") -> Figure:
+    """Per run the shares of the options picked in every epoch, the smallest at the bottom, and the mean reward below.
+
+    Read from history.json; radii and step sizes in 1/255. A run without a reward leaves its lower panel empty.
+    """
+    use_style()
+    unit = 255 if setting in ("epsilon", "step_size") else 1
+    told = {name: [row["strategy"] for row in json.loads(path.read_text())] for name, path in histories.items()}
+    shares = {name: _shares([row["chosen"][setting] for row in rows], unit) for name, rows in told.items()}
+    options = sorted(set().union(*shares.values()))
+    colours = dict(zip(options, sns.color_palette("viridis", len(options)), strict=True))
+    figure, axes = plt.subplots(2, len(histories), figsize=(1.25 * WIDTH, 4.2), sharex="col", squeeze=False)
+    for (name, rows), (upper, lower) in zip(told.items(), axes.T, strict=True):
+        below = shares[name].cumsum(axis=1) - shares[name]
+        for option, share in shares[name].items():
+            upper.bar(share.index, share, width=1.0, bottom=below[option], color=colours[option], lw=0)
+        upper.set(title=name, ylim=(0, 1), xlim=(0.5, len(rows) + 0.5))
+        _rewards(lower, [row["reward"] for row in rows])
+    axes[0][0].set_ylabel("share of the draws")
+    axes[1][0].set_ylabel("mean reward")
+    handles = [Patch(color=colours[option], label=f"{option:g}") for option in reversed(options)]
+    title = f"{setting}, in 1/255" if unit > 1 else setting
+    figure.legend(handles=handles, title=title, loc="center left", bbox_to_anchor=(1.0, 0.6), frameon=False, fontsize=7)
+    figure.tight_layout()
+    sns.despine(figure)
+    return figure
+
+
+def _shares(counts: list[dict[str, int]], unit: int) -> pd.DataFrame:
+    """One line per epoch from 1 on, one column per option in ascending order; a line adds up to 1."""
+    frame = pd.DataFrame([{round(unit * float(v), 1): n for v, n in one.items()} for one in counts])
+    frame = frame.sort_index(axis=1).set_axis(range(1, len(counts) + 1))
+    return frame.div(frame.sum(axis=1), axis=0)
+
+
+def _rewards(axis: Axes, rewards: list[float | None]) -> None:
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    known = [(epoch, reward) for epoch, reward in enumerate(rewards, 1) if reward is not None]
+    if known:
+        axis.plot(*zip(*known, strict=True), "o-", ms=3, lw=1, color="C3")
+    else:
+        axis.set_yticks([])
+        axis.text(0.5, 0.5, "no reward", ha="center", transform=axis.transAxes, color="grey")
+
+
+def policies(shares: Mapping[str, Mapping[str, Tensor]], options: Mapping[str, tuple[float, ...]]) -> Figure:
+    """Each setting's probabilities under several policies, as bars side by side; the dotted line is the uniform one.
+
+    `shares` is policy -> setting -> probabilities (options,), `options` is setting -> its values.
+    """
+    use_style()
+    figure, axes = plt.subplots(1, len(options), figsize=(WIDTH, 2.4), squeeze=False)
+    width = 0.8 / len(shares)
+    for panel, (setting, values) in zip(axes[0], options.items(), strict=True):
+        unit = 255 if setting in ("epsilon", "step_size") else 1
+        for i, (policy, of) in enumerate(shares.items()):
+            places = [place + (i - (len(shares) - 1) / 2) * width for place in range(len(values))]
+            panel.bar(places, of[setting].tolist(), width, label=policy)
+        panel.axhline(1 / len(values), color="grey", ls=":", lw=0.8)
+        panel.set_xticks(range(len(values)), [f"{unit * value:.0f}" for value in values], fontsize=6)
+        panel.set_xlabel(setting + (", in 1/255" if unit > 1 else ""))
+    axes[0][0].set_ylabel("probability")
+    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     sns.despine(figure)
     return figure
 
@@ -153,7 +254,9 @@ def history(path: Path) -> Figure:
     use_style()
     frame = pd.read_json(path).set_index("epoch")
     figure, (terms, score) = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
-    frame.drop(columns=["step", "score"]).plot(ax=terms, lw=1, xlabel="epoch", ylabel="mean of the term")
+    frame.drop(columns=["step", "score", "strategy"], errors="ignore").plot(
+        ax=terms, lw=1, xlabel="epoch", ylabel="mean of the term"
+    )
     frame["score"].plot(ax=score, lw=1, color="C3", xlabel="epoch", ylabel="PGD-10 accuracy, %")
     figure.tight_layout()
     sns.despine(figure)

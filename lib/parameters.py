@@ -138,9 +138,12 @@ def _check_scale(scale: Scale) -> None:
     choose("precision", scale.precision, dict.fromkeys(PRECISIONS))
     for model in scale.models.values():
         choose("model", model, MODELS)
-    for method in scale.schedules:
-        choose("method", method, {"default": None, **METHODS})
-        scale.schedule(method)
+    tables = [read_yaml(path) for path in (PARAMS / "tables").glob("*.yaml")]
+    rows = [row for table in tables for part in table.values() if isinstance(part, list) for row in part]
+    named = {row["schedule"]: None for row in rows if isinstance(row, dict) and "schedule" in row}
+    for name in scale.schedules:
+        choose("method", name, {"default": None, **METHODS, **named})
+        scale.schedule(name)
     for name in scale.columns:
         scale.column(name)
 

@@ -1,8 +1,12 @@
 """Reported beside measured: the comparison, the leads, the controls, and what they were made with."""
 
 import inspect
+import json
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pandas as pd
@@ -15,7 +19,8 @@ from lib.parameters import PARAMS, read_yaml
 from lib.render import Comparison
 from lib.render import save as save
 from lib.runs import network_digest
-from lib.spec import GivenWeights
+from lib.spec import GivenWeights, RunSpec
+from lib.strategies import StrategySpec
 from lib.table import Row, Table, show_path
 
 TEST_IMAGES = 10_000  # what the papers' numbers were measured on
@@ -66,6 +71,119 @@ def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFra
     return pd.DataFrame(records)
 
 
+def versus(comparison: Comparison, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """What each row adds to another, per column, as reported and as measured, with 1.96 standard errors.
+
+    The error is that of two independent sets of n test images. The rows share theirs, which makes it smaller, and the
+    spread between trainings, which nothing here shows, makes it larger.
+    """
+    columns = list(comparison.headings)
+    lines = {}
+    for student, block in comparison.frame.groupby("student", sort=False):
+        cells = block.set_index(["row", "column"])
+        for row, other in pairs:
+            for kind in ("reported", "measured"):
+                both = [[_share(cells, name, column, kind) for name in (row, other)] for column in columns]
+                lines[student, f"{row} over {other}", kind] = [_added(*pair) for pair in both]
+    index = pd.MultiIndex.from_tuples(lines, names=["student", "", ""])
+    return pd.DataFrame(list(lines.values()), index=index, columns=columns)
+
+
+def _share(cells: pd.DataFrame, row: str, column: str, kind: str) -> tuple[float, float] | None:
+    """A cell's accuracy in percent and the images it was measured on, None where there is none."""
+    if (row, column) not in cells.index or pd.isna(value := cells.loc[(row, column), kind]):
+        return None
+    return float(value), float(TEST_IMAGES if kind == "reported" else cells.loc[(row, column), "n"])
+
+
+def _added(own: tuple[float, float] | None, other: tuple[float, float] | None) -> str:
+    if own is None or other is None:
+        return "–"
+    error = math.sqrt(sum(value * (100 - value) / n for value, n in (own, other)))
+    return f"{own[0] - other[0]:+.2f} ± {1.96 * error:.1f}"
+
+
+def las_at_cost(every: float, *, steps: float = 14, backward: float = 2, restarts: int = 2) -> float:
+    """The cost of a step of LAS-PGD-AT over one of PGD-AT: forward passes of the target, a backward being `backward`.
+
+    PGD-AT is ten attack steps and a forward and backward (3) for the weights. LAS-AT has `steps` attack steps and a
+    forward of a strategy network as large as the target; every k-th step also an attack, two forwards for L1, the
+    copy's step (3), `restarts` judging attacks of ten steps, two forwards for L2 and L3, and 3 for the strategy
+    network. The defaults are the released code's: images that are done stay in the batch, and every attack step
+    differentiates the weights too.
+    """
+    attack, plain = steps * (1 + backward), 10 * (1 + backward) + 3
+    strategy_step = attack + 2 + 3 + restarts * (10 * (1 + backward) + 1) + 2 + 3
+    return (attack + 3 + 1 + strategy_step / every) / plain
+
+
+def times(table: Table, results: list[Result], base: str = "PGD-AT") -> pd.DataFrame:
+    """Training time over `base`'s: the paper's, counted for the released code and for this library, measured here.
+
+    Here the attack's gradient leaves the weights out, and an image that has made its steps leaves the batch, so a step
+    costs the options' mean.
+    """
+    printed = dict(zip(table.reported["columns"], table.reported["rows"]["Time(min)"], strict=True))
+    seconds = {r.row: facts["seconds"] for r in results for facts in r.made if "seconds" in facts}
+    records = {}
+    for cell in table.cells:
+        name, strategy = cell.row.row, cell.network.strategy if isinstance(cell.network, RunSpec) else None
+        records[name] = {
+            "paper, min": printed.get(name),
+            "paper": _over(printed, name, base),
+            "released code, counted": _counted(strategy),
+            "this library, counted": _counted(strategy, as_here=True),
+            "measured, s": seconds.get(name),
+            "measured": _over(seconds, name, base),
+        }
+    return pd.DataFrame(records).T.astype(float).round(2)
+
+
+def _over(values: Mapping[str, float], name: str, base: str) -> float | None:
+    return values[name] / values[base] if {name, base} <= set(values) else None
+
+
+def _counted(strategy: StrategySpec | None, as_here: bool = False) -> float:
+    if strategy is None:
+        return 1.0
+    every = strategy.every if strategy.kind.startswith("learned") else math.inf
+    if not as_here:
+        return las_at_cost(every)
+    options = dict(strategy.options)["steps"]
+    return las_at_cost(every, steps=sum(options) / len(options), backward=1, restarts=1)
+
+
+def picked(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFrame:
+    """How a strategy's picks moved from the first epoch to the last, from history.json: mean, spread, and reward.
+
+    `largest three` is the share of the three largest options; entropy is in nats.
+    """
+    records = []
+    for name, path in histories.items():
+        epochs = [row["strategy"] for row in json.loads(path.read_text())]
+        for which, told in (("first epoch", epochs[0]), ("last epoch", epochs[-1])):
+            counts = pd.Series({float(v): c for v, c in told["chosen"][setting].items()}).sort_index()
+            share = counts / counts.sum()
+            unit = 255 if setting in ("epsilon", "step_size") else 1
+            records.append(
+                {
+                    "run": name,
+                    "": which,
+                    "mean": round(unit * float((share * share.index).sum()), 2),
+                    "largest three": round(float(share.iloc[-3:].sum()), 3),
+                    "entropy": round(-sum(p * math.log(p) for p in share if p), 3),
+                    "entropy if uniform": round(math.log(len(share)), 3),
+                    "reward": None if told["reward"] is None else round(told["reward"], 3),
+                }
+            )
+    return pd.DataFrame(records)
+
+
+def paper(name: str) -> dict[str, Any]:
+    """All of params/reported/<name>.yaml: the paper's tables, what its prose claims, and what others print."""
+    return read_yaml(PARAMS / "reported" / f"{name}.yaml")
+
+
 def choices(paper: str) -> pd.DataFrame:
     """What paper and code leave open, what was chosen here and why: params/choices/<paper>.yaml."""
     given = read_yaml(PARAMS / "choices" / f"{paper}.yaml")
@@ -74,7 +192,7 @@ def choices(paper: str) -> pd.DataFrame:
 
 def source(*functions: Any) -> Markdown:
     """The source of some functions of the library, so that what is read is what runs."""
-    code = "\n\n".join(inspect.getsource(function).strip() for function in functions)
+    code = "\n\n".join(dedent(inspect.getsource(function)).strip() for function in functions)
     return Markdown(f"```python\n{code}\n```")
 
 
@@ -168,15 +286,23 @@ def _record(table: Table, results: list[Result], student: str, teacher: str, row
 
 
 def _reported(table: Table, student: str, teacher: str, row: Row, column: str) -> float | None:
-    """The paper's number for a cell, whichever of its tables' three shapes it stands in; None where there is none."""
+    """The paper's number for a cell, whichever of its tables' four shapes it stands in; None where there is none."""
     entry, key = table.reported, row.reported or row.row
     rows = entry.get("rows", entry.get(student, {}))
+    if key in entry.get("columns", ()):  # the paper's columns are the rows here
+        return rows[column][entry["columns"].index(key)] if column in rows else None
     if isinstance(rows, list):
-        rows = {one.get("id") or f"{one['dataset']}/{one['teacher']}": one["values"] for one in rows}
+        rows = {row_key(one): one["values"] for one in rows}
     values = rows.get(key)
     if isinstance(values, dict):
         values = values.get(teacher)
     return None if values is None else values[table.file.columns.index(column)]
+
+
+def row_key(one: Mapping[str, Any]) -> str:
+    """What a row of the paper's is called in a table file, where the paper's rows are a list."""
+    parts = ("dataset", "database", "teacher", "model", "method")
+    return one.get("id") or "/".join(one[part] for part in parts if part in one)
 
 
 def _marks(values: pd.Series, lows: pd.Series) -> pd.Series:
@@ -192,18 +318,22 @@ def _marks(values: pd.Series, lows: pd.Series) -> pd.Series:
 
 
 def _caption(table: Table, frame: pd.DataFrame) -> str:
-    used = {*table.students, *table.teacher_names}
+    used = {*table.students, *table.teacher_names, table.file.student_model}
+    used |= {name for row in table.rows for name in (row.model, row.guide)}
+    specs = [cell.network for cell in table.cells if isinstance(cell.network, RunSpec)]
+    used |= {"ResNet18"} if any(spec.strategy and spec.strategy.model for spec in specs) else set()
+    data = dict.fromkeys(cell.data.name for cell in table.cells)
     stand_ins = [f"{own} for {paper}" for paper, own in table.scale.models.items() if own != paper and paper in used]
     trained = [name for name, net in table.teachers.items() if not isinstance(net, GivenWeights)]
     sources = sorted(set(frame["quoted"]) - {""})
     parts = [
-        f"{table.file.title} ({table.file.paper.upper()}, {table.file.item}), accuracy in %.",
+        f"{table.file.title} ({table.file.paper.upper().replace('_', '-')}, {table.file.item}), accuracy in %.",
         f"Reported: {table.reported.get('title', '')}, 10,000 test images. Measured at scale '{table.scale_name}': "
-        f"{table.scale.title}; data: {table.place.dataset(table.data).name}.",
+        f"{table.scale.title}; data: {', '.join(data)}.",
         f"Settings replaced: {', '.join(sorted(table.replaced))}." if table.replaced else "",
         f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
         f"Teachers trained here by PGD-AT: {', '.join(trained)}." if trained else "",
-        f"† equal to {', '.join(sources)}'s table to the digit, so very likely quoted." if sources else "",
+        f"† equal to {', '.join(sources)}'s table to the digit, or said to be from it: quoted." if sources else "",
         "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
         "by all that lie inside the leader's interval: much bold means that little can be told apart.",
     ]

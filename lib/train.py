@@ -23,7 +23,7 @@ from lib.folding import folded
 from lib.methods import Method, Net, Nets, Weight, weight_at
 from lib.strategies import ATTACK_SETTINGS, Settings, Strategy
 from lib.watch import Watch
-from lib.weights import AWP, EMA, perturbed
+from lib.weights import AWP, EMA, as_if_forwarded, jittered, perturbed
 
 Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (objective, x, *, start, generator, ...) -> x'
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
@@ -280,15 +280,17 @@ class Training:
         """x' of the method's attack under `settings`, and these with what the method's watch saw on the way."""
         if self.method.objective is None:
             return x, settings
-        watch, start = self._watch(x, y), self.method.start
+        start = self.method.start
         if self.around.strategy is not None:
             start = self.around.strategy.start(self, start)
         chosen: dict[str, Any] = {name: value for name, value in settings.items() if name in ATTACK_SETTINGS}
-        with mode(self.student, self.method.attack_mode == "train"), self._guide_mode():
+        with mode(self.student, self.method.attack_mode == "train"), self._guide_mode(), self._noise():
             nets = self._attacked_nets()
+            label = y if self.method.attack_label is None else self.method.attack_label(nets, x, y)
+            watch = self._watch(x, label)
             if watch is not None:
                 nets, chosen["rule"] = replace(nets, student=watch.listen(nets.student)), watch
-            objective = self.method.objective(nets, x, y)
+            objective = self.method.objective(nets, x, label)
             if self.method.attack_mode == "train":
                 objective = partial(objective)  # batch statistics: no image may leave the batch
             x_adv = self.attack(objective, x, start=start, generator=self.generator, **chosen)
@@ -309,8 +311,20 @@ class Training:
             return None
         return self.method.watch(x, y, self.epsilon, **self._weights(self.method.watch_weights))
 
-    def _guide_mode(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.guide is None else mode(self.guide, self.method.guide_mode == "train")
+    def _noise(self) -> AbstractContextManager[None]:
+        """The student's weights as the method's attack wants them."""
+        std = self.method.attack_noise
+        return jittered(self.student, std, self.generator) if std else nullcontext()
+
+    @contextmanager
+    def _guide_mode(self) -> Iterator[None]:
+        """The guide as the method's attack wants it."""
+        if self.guide is None:
+            yield
+            return
+        times = self.attack.keywords["steps"] if self.method.guide_mode == "train_at_every_step" else 1
+        with mode(self.guide, self.method.guide_mode != "eval"), as_if_forwarded(self.guide, times):
+            yield
 
     def _spared(self) -> Nets:
         """The networks, the guide's batch-norm statistics staying as they are."""

@@ -1,4 +1,4 @@
-"""What is done to weights around a step: adversarial perturbation (AWP) and averages (EMA)."""
+"""What is done to weights around a step: perturbation (AWP), noise, averages (EMA), batch-norm's statistics."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,6 +57,25 @@ def perturbed(net: nn.Module, loss: Callable[[Callable[[Tensor], Tensor]], Tenso
                 w.sub_(step)
 
 
+@contextmanager
+def jittered(net: nn.Module, std: float, generator: torch.Generator) -> Iterator[None]:
+    """w + n inside the block, n ~ N(0, std^2), for the weights of all convolutions; exactly as they were afterwards.
+
+    Source: the noise under RAT's attack.
+    """
+    weights = [module.weight for module in net.modules() if isinstance(module, nn.Conv2d)]
+    before = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        for w in weights:
+            w.add_(std * torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for w, own in zip(weights, before, strict=True):
+                w.copy_(own)
+
+
 class EMA:
     """a <- d a + (1 - d) w after every step, d = min(decay, (1 + t) / (10 + t)); buffers are the network's own.
 
@@ -75,3 +94,17 @@ class EMA:
         for buffer, current in zip(self.net.buffers(), net.buffers(), strict=True):
             buffer.copy_(current)
         self.steps += 1
+
+
+@contextmanager
+def as_if_forwarded(net: nn.Module, times: int) -> Iterator[None]:
+    """Inside, one train-mode forward moves batch-norm's statistics as `times` equal ones would: 1 - (1 - m)^times."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d) and module.momentum is not None]
+    before = [module.momentum for module in norms]
+    for module in norms:
+        module.momentum = 1 - (1 - float(module.momentum or 0)) ** times
+    try:
+        yield
+    finally:
+        for module, momentum in zip(norms, before, strict=True):
+            module.momentum = momentum

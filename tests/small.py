@@ -18,6 +18,13 @@ SETTINGS: dict[str, Any] = {
         "CW2": {"attack": "cw2", "steps": 5, "images": 10},
         "JSMA-published": {"attack": "jsma_as_published", "gamma": 0.1, "images": 10},
         "JSMA-wrong": {"attack": "jsma", "gamma": 0.1, "images": 10},
+        "PGD-10-LAS": {"attack": "pgd_frozen", "steps": 2},
+        "PGD-20-LAS": {"attack": "pgd_frozen", "steps": 3},
+        "PGD-50-LAS": {"attack": "pgd_frozen", "steps": 4},
+        "CW-LAS": {"attack": "cw_frozen", "steps": 2},
+        "FGSM-FAT": {"attack": "fgsm_random"},
+        "PGD-20-FAT": {"attack": "pgd", "steps": 3},
+        "CW-FAT": {"attack": "cw", "steps": 2},
         "AA": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
     },
 }

@@ -88,6 +88,12 @@ def test_a_released_form_runs_and_so_do_rows_without_a_teacher(tmp_path, rows):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_las_ats_released_forms_run_beside_the_papers(tmp_path):
+    rows = ["LBGAT", "LAS-TRADES", "LAS-AWP", *(f"LAS-{base} (code)" for base in ("AT", "TRADES", "AWP"))]
+    done, _ = execute(ROOT / "notebooks" / "table2_las_at.ipynb", tmp_path, rows=rows, settings=SETTINGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("harm", ["truncated", "hostile", "another network's"])
 def test_a_bad_teacher_file_ends_papermill_with_one_sentence(tmp_path, harm):
     file = tmp_path / "teacher.pt"

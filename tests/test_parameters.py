@@ -91,7 +91,17 @@ def test_every_scale_file_names_known_networks_methods_and_attacks(name):
     assert set(given) <= set(Parameters.__dataclass_fields__)
     scale = load_scale(Parameters(scale=name))
     assert set(scale.models.values()) <= set(MODELS)
-    assert set(scale.schedules) - {"default"} <= set(METHODS)
+    tables = [yaml.safe_load(path.read_text()) for path in sorted((PARAMS / "tables").glob("*.yaml"))]
+    rows = [row for table in tables for row in table["rows"] + table.get("more_rows", [])]
+    assert set(scale.schedules) - {"default"} <= set(METHODS) | {row.get("schedule") for row in rows}
+
+
+def test_every_schedule_that_a_row_names_is_one_of_the_papers():
+    scale = load_scale(Parameters(scale="paper"))
+    for path in (PARAMS / "tables").glob("*.yaml"):
+        table = yaml.safe_load(path.read_text())
+        named = {row["schedule"] for row in table["rows"] + table.get("more_rows", []) if row.get("schedule")}
+        assert named <= set(scale.schedules), path.name
 
 
 def test_the_paper_scale_is_the_common_protocol_of_dgad():

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from small import parameters
 
 from lib import figures, report
@@ -126,6 +127,82 @@ def test_the_lead_is_empty_where_a_row_or_a_rival_is_missing(tmp_path):
         leads = gains(table, compare(table, []))
         assert leads["reported lead"].isna().all()
         assert leads["measured lead"].isna().all()
+
+
+def test_a_lead_is_read_off_for_any_pair_of_rows_and_left_out_where_one_is_missing(tmp_path):
+    table = open_table("table2_las_at", parameters(tmp_path, rows=["AWP", "LAS-AWP"], students=[], teachers=[]))
+    gained = report.versus(compare(table, []), [("LAS-AWP", "AWP"), ("LAS-AWP", "MART")]).loc["WideResNet-34-10"]
+    assert gained.loc[("LAS-AWP over AWP", "reported"), "AA"] == "+1.62 ± 1.4"
+    assert set(gained.loc[("LAS-AWP over AWP", "measured")]) == {"–"}
+    assert set(gained.loc[("LAS-AWP over MART", "reported")]) == {"–"}
+
+
+def test_a_difference_that_vanishes_in_its_errors_is_shown_with_them(table):
+    gained = report.versus(compare(table, [result("PGD-AT", 18), result("DGAD", 12)]), [("DGAD", "PGD-AT")])
+    assert gained.loc[("ResNet18", "DGAD over PGD-AT", "measured"), "PGD"] == "-30.00 ± 25.2"
+
+
+def test_numbers_are_found_where_the_papers_columns_are_the_rows_and_where_its_rows_are_a_list(tmp_path):
+    first = reported_table(open_table("table1_las_at", parameters(tmp_path, rows=[], students=[], teachers=[])))
+    assert first.loc[("ResNet18", "", "k=40")].tolist() == [82.3, 54.29]
+    fifth = reported_table(open_table("table5_las_at", parameters(tmp_path, rows=[], students=[], teachers=[])))
+    assert fifth.loc[("CIFAR100", "", "LAS-AWP (WRN-34-20)")].tolist() == [67.31, 31.92]
+
+
+@pytest.mark.parametrize(("every", "ratio"), [(1, 4.85), (10, 1.74), (20, 1.57), (40, 1.48), (60, 1.45)])
+def test_the_counted_cost_is_within_an_eighth_of_the_papers_times(every, ratio):
+    printed = report.paper("las_at")["table1"]
+    minutes = dict(zip(printed["columns"], printed["rows"]["Time(min)"], strict=True))
+    counted = report.las_at_cost(every)
+    assert counted == pytest.approx(ratio, abs=0.006)
+    assert counted == pytest.approx(minutes[f"k={every}"] / minutes["PGD-AT"], rel=0.14)
+
+
+def test_leaving_done_images_and_weight_gradients_out_makes_the_strategy_nearly_free():
+    assert report.las_at_cost(40, steps=9, backward=1, restarts=1) == pytest.approx(1.0, abs=0.02)
+
+
+def test_times_are_the_runs_own_over_pgd_ats(tmp_path):
+    table = open_table("table1_las_at", parameters(tmp_path, rows=["PGD-AT", "k=1"], students=[], teachers=[]))
+    made = [replace(result(row, 18), made=({"seconds": s},)) for row, s in (("PGD-AT", 10.0), ("k=1", 25.0))]
+    times = report.times(table, made)
+    assert times.loc["k=1"].tolist() == [1378, 5.28, 4.85, 3.09, 25.0, 2.5]
+    assert report.times(table, [])["measured"].isna().all()
+
+
+HISTORY = [
+    {"strategy": {"chosen": {"epsilon": {str(1 / 255): 3, str(2 / 255): 1}, "steps": {"3.0": 4}}, "reward": None}},
+    {"strategy": {"chosen": {"epsilon": {str(1 / 255): 0, str(2 / 255): 4}, "steps": {"3.0": 4}}, "reward": 1.5}},
+]
+
+
+def test_what_a_strategy_picked_is_told_for_the_first_and_the_last_epoch(tmp_path):
+    (tmp_path / "history.json").write_text(json.dumps(HISTORY))
+    first, last = report.picked({"run": tmp_path / "history.json"}).to_dict("records")
+    assert (first["mean"], first["entropy"], last["mean"], last["entropy"]) == (1.25, 0.562, 2.0, 0)
+    assert (last["entropy if uniform"], last["reward"]) == (0.693, 1.5)
+
+
+def test_the_figures_of_a_strategy_are_drawn_from_a_history_also_without_rewards(tmp_path):
+    for name, rows in (("learned", HISTORY), ("random", HISTORY[:1])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    told = {name: tmp_path / f"{name}.json" for name in ("learned", "random")}
+    for setting in ("epsilon", "steps"):
+        assert figures.save(figures.picks(told, setting), setting, tmp_path)[1].stat().st_size
+    shares = {"before": {"steps": torch.tensor([0.5, 0.5])}, "after": {"steps": torch.tensor([0.1, 0.9])}}
+    assert figures.save(figures.policies(shares, {"steps": (3.0, 4.0)}), "policies", tmp_path)[1].stat().st_size
+
+
+def test_bars_stand_for_every_row_and_column(table, results):
+    (axis,) = figures.bars(compare(table, results)).axes
+    assert len(axis.patches) == 2 * len(COLUMNS)
+
+
+def test_the_caption_names_the_stand_ins_of_models_that_rows_name_and_all_data(tmp_path):
+    table = open_table("table5_las_at", parameters(tmp_path, rows=[], students=[], teachers=[]))
+    caption = compare(table, []).caption
+    for part in ("WideResNet-10-1-silu for", "ResNet8-w8-guide for", "ResNet8-w8 for ResNet18", "digits, digits_b"):
+        assert part in caption, part
 
 
 def test_provenance_is_that_of_the_results_and_not_of_the_reader(table, results):

@@ -23,6 +23,28 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["gpu", "paper"])
+@pytest.mark.parametrize("row", ["k=1", "k=40"])
+def test_las_at_takes_real_steps_at_the_other_scales(tmp_path, pictures, scale, row):
+    small = {"batch_size": 2}
+    schedules = yaml.safe_load((PARAMS / f"{scale}.yaml").read_text())["settings"]["schedules"]
+    settings = {
+        "datasets": {"CIFAR10": "folder"},
+        "schedules": dict.fromkeys(schedules, small),
+        "test_images": 2,
+        "selection": "held_out",
+        "held_out": 2,
+        "max_steps": 1,
+    }
+    changes = {"outputs": str(tmp_path / "outputs"), "data_dir": str(pictures), "device": "cpu", "settings": settings}
+    table = open_table("table1_las_at", Parameters(scale=scale, rows=[row], **changes))
+    runs.make(table.cells[0].network, table.place)
+    folder = table.place.store.folder(table.cells[0].network.digest)
+    (epoch,) = json.loads((folder / "history.json").read_text())
+    assert sum(epoch["strategy"]["chosen"]["epsilon"].values()) == 2
+    assert (epoch["strategy"]["reward"] is None) == (row == "k=40")
+
+
+@pytest.mark.parametrize("scale", ["gpu", "paper"])
 @pytest.mark.parametrize("row", ["PGD-AT", "DGAD"])
 def test_the_other_scales_take_real_steps_of_their_real_students(tmp_path, pictures, scale, row):
     settings = {

@@ -75,6 +75,10 @@ METHODS: dict[str, Method] = {
     "pgd_at_as_released": Method(
         "PGD-AT (AdaAD's code)", fool_label, pgd_at_as_released, start=attacks.gaussian_in_image
     ),
+    "pgd_at_uniform": Method("PGD-AT (uniform start)", fool_label, pgd_at, start=attacks.uniform_in_image),
+    "pgd_at_uniform_as_released": Method(
+        "PGD-AT (Rice's code, uniform start)", fool_label, pgd_at_as_released, start=attacks.uniform_in_image
+    ),
     "trades": Method("TRADES", leave_clean, trades, {"trade_off": 6.0}),
     "trades_as_released": Method("TRADES (code)", leave_clean, trades_as_released, {"trade_off": 6.0}),
     "pgd_at_smoothed": Method(

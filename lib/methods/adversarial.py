@@ -14,6 +14,7 @@ from lib.methods.core import Net, Nets, Terms
 from lib.watch import CountRight
 
 Loss = Callable[..., Terms]
+Label = Callable[[Nets, Tensor, Tensor], Tensor]  # (nets, x, y) -> (N,), the classes that images count as
 
 
 def pgd_at_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, true_share: float) -> Terms:
@@ -57,6 +58,19 @@ def lbgat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) 
     }
 
 
+def lbgat_frozen(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
+    """(1/C) ||S(x') - T(x)||^2, T a guide that was trained beforehand and stays as it is (D2R's Fig. 2a).
+
+    x is forwarded by the student as in LBGAT, for batch-norm only.
+    """
+    with torch.no_grad():
+        teacher = nets.teacher(x)
+    student_adv = nets.student(x_adv)
+    with torch.no_grad():
+        nets.student(x)
+    return {"mse": logit_mse(student_adv, teacher)}
+
+
 class CountIterates(CountRight):
     """GAIRAT's kappa and its K: at how many iterates an image was still right, and how many there were.
 
@@ -80,7 +94,8 @@ class CountIterates(CountRight):
 def gair(loss: Loss, term: str = "adv") -> Loss:
     """`loss` with one term times GAIRAT's weight of each image (Zhang et al. 2021), for a watch `CountIterates`.
 
-    `active` is 0 during the burn-in, when every weight is 1, and 1 afterwards.
+    What counts as right is the watch's label, so the method's `attack_label` where it has one. `active` is 0 during the
+    burn-in, when every weight is 1, and 1 afterwards.
     """
 
     def weighted(
@@ -101,9 +116,15 @@ def gair(loss: Loss, term: str = "adv") -> Loss:
     return weighted
 
 
-def mail(loss: Loss, term: str = "adv") -> Loss:
+def true_label(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
+    """y itself."""
+    return y
+
+
+def mail(loss: Loss, term: str = "adv", label: Label = true_label) -> Loss:
     """`loss` with one term times MAIL's weight of each image (Wang et al. 2021), from S(x') as the loss forwarded it.
 
+    The margin is that of `label`, which hears from the networks what they told the loss, without another forward.
     `active` is 0 during the burn-in, when every weight is 1, and 1 afterwards.
     """
 
@@ -118,9 +139,10 @@ def mail(loss: Loss, term: str = "adv") -> Loss:
         active: float,
         **weights: float,
     ) -> Terms:
-        student = Recorder(nets.student)
-        terms = loss(replace(nets, student=student), x, x_adv, y, **weights)
-        return _times(terms, term, margin_weight(student.answer_to(x_adv), y, bias, slope), active)
+        student, guide = Recorder(nets.student), Recorder(nets.guide)
+        terms = loss(replace(nets, student=student, guide=guide), x, x_adv, y, **weights)
+        told = label(replace(nets, student=student.answer_to, guide=guide.answer_to), x, y)
+        return _times(terms, term, margin_weight(student.answer_to(x_adv), told, bias, slope), active)
 
     return weighted
 

@@ -73,7 +73,11 @@ class Method:
 
     `objective(nets, x, y)` gives the function x' -> (N,) that the attack maximises; None trains on clean images.
     `attack_mode` is the student's mode while the attack looks at it, `guide_mode` the guide's; the loss always sees
-    both in train mode. `watch(x, y, **watch_weights)` looks on during the attack, and what it saw goes to the loss.
+    both in train mode. A guide in train mode "at every step" is asked once, and its batch-norm statistics move as if it
+    had been asked at each of the attack's steps. `attack_noise` is the spread of what is added to the student's
+    convolutions while the attack looks at it. `attack_label(nets, x, y)` gives the labels (N,) that objective and watch
+    are told in place of y. `watch(x, y, epsilon, **watch_weights)` looks on during the attack, and what it saw
+    goes to the loss.
     """
 
     title: str
@@ -82,9 +86,11 @@ class Method:
     weights: Mapping[str, Weight] = field(default_factory=dict)
     start: attacks.Start = attacks.gaussian
     attack_mode: Literal["eval", "train"] = "eval"
+    attack_noise: float = 0.0
     needs_teacher: bool = False
     trains_guide: bool = False
-    guide_mode: Literal["eval", "train"] = "train"
+    guide_mode: Literal["eval", "train", "train_at_every_step"] = "train"
+    attack_label: Callable[[Nets, Tensor, Tensor], Tensor] | None = None
     watch: Callable[..., Watch] | None = None
     watch_weights: Mapping[str, Weight] = field(default_factory=dict)
 

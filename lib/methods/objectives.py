@@ -27,6 +27,20 @@ def leave_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     return PerImage(lambda x_adv, teacher: kl(teacher, nets.student(x_adv)), (teacher,))
 
 
+def leave_guide(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(G(x) || S(x')), G(x) computed once: D2R's collaborative adversarial generation as its code has it."""
+    with torch.no_grad():
+        guide = nets.guide(x)
+    return PerImage(lambda x_adv, guide: kl(guide, nets.student(x_adv)), (guide,))
+
+
+def leave_guide_as_printed(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(S(x') || G(x)), G(x) computed once: the direction that D2R's eq. 4 prints."""
+    with torch.no_grad():
+        guide = nets.guide(x)
+    return PerImage(lambda x_adv, guide: kl(nets.student(x_adv), guide), (guide,))
+
+
 def part_from_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(T(x') || S(x')), the gradient through both networks: AdaAD, DGAD."""
     return PerImage(lambda x_adv: kl(nets.teacher(x_adv), nets.student(x_adv)))
