@@ -1,10 +1,27 @@
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import (
+    STEPS,
+    C,
+    N,
+    assert_equal_with_gradients,
+    batches_seen,
+    divergence,
+    gair_weight,
+    label_loss,
+    loss_of,
+    mail_weight,
+    make_case,
+    make_training,
+    moved_by,
+    numbers,
+    terms_of,
+    watched,
+)
 
 from lib.attacks import gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
 from lib.data import Split
@@ -14,18 +31,18 @@ from lib.methods import (
     Nets,
     fool_label,
     gair,
+    guides_answer,
     leave_clean,
+    leave_guide,
+    leave_guide_as_printed,
     leave_teacher,
     mail,
     part_from_teacher,
     weight_at,
 )
 from lib.methods.adversarial import CountIterates, geometry_weight, margin_weight
-from lib.train import Around, Schedule, Training
+from lib.train import Schedule, Training
 from lib.watch import UntilConverged, UntilGap, UntilWrong
-
-N, C = 6, 5
-STEPS = 3  # of the attack, in the tests of a whole training step
 
 # What the student sees in train mode while a loss is computed: x the clean batch, a the adversarial one. g is the
 # clean batch as the guide sees it.
@@ -46,7 +63,21 @@ FORWARDS = {
     "gairat": "a",
     "mail_at": "a",
     "mail_trades": "xa",
+    "rat_trades": "ax",
     "lbgat": "axg",
+    "lbgat_frozen": "ax",
+    "mail_mse": "axg",
+    "dynat": "axg",
+    "dynat_inner": "axg",
+    "dynat_inner_gairat": "axg",
+    "dynat_mail_at": "axg",
+    "dynat_mail_inner": "axg",
+    "d2r": "axg",
+    "d2r_as_released": "axg",
+    "d2r_as_printed": "axg",
+    "d2r_one_sided": "axg",
+    "d2r_no_cag": "axg",
+    "d2r_no_cag_as_released": "axg",
     "ard": "a",
     "ard_as_released": "ax",
     "iad": "xa",
@@ -89,7 +120,21 @@ ATTACKED = {
     "gairat": (fool_label, uniform_in_image),
     "mail_at": (fool_label, gaussian),
     "mail_trades": (leave_clean, gaussian),
+    "rat_trades": (leave_clean, gaussian),
     "lbgat": (leave_clean, gaussian),
+    "lbgat_frozen": (leave_clean, gaussian),
+    "mail_mse": (fool_label, gaussian),
+    "dynat": (leave_clean, gaussian),
+    "dynat_inner": (fool_label, gaussian),
+    "dynat_inner_gairat": (fool_label, uniform_in_image),
+    "dynat_mail_at": (fool_label, gaussian),
+    "dynat_mail_inner": (fool_label, gaussian),
+    "d2r": (leave_guide_as_printed, gaussian),
+    "d2r_as_released": (leave_guide, gaussian),
+    "d2r_as_printed": (leave_guide_as_printed, gaussian),
+    "d2r_one_sided": (leave_guide_as_printed, gaussian),
+    "d2r_no_cag": (leave_clean, gaussian),
+    "d2r_no_cag_as_released": (leave_clean, gaussian),
     "ard": (fool_label, uniform_in_image),
     "ard_as_released": (fool_label, uniform),
     "iad": (fool_label, uniform_in_image),
@@ -113,8 +158,21 @@ ATTACKED = {
     "dgad_mobilenet_as_released": (part_from_teacher, gaussian),
 }
 
-WATCHES = {"fat": UntilWrong, "sat": UntilGap, "dart": UntilConverged, "gairat": CountIterates}
-WITH_GUIDE = {"lbgat"}
+WATCHES = {
+    "fat": UntilWrong,
+    "sat": UntilGap,
+    "dart": UntilConverged,
+    "gairat": CountIterates,
+    "dynat_inner_gairat": CountIterates,
+}
+INNER = {"dynat_inner", "dynat_inner_gairat", "dynat_mail_inner"}  # the guide, in train mode, labels for the attack
+CAG = {
+    "d2r",
+    "d2r_as_released",
+    "d2r_as_printed",
+    "d2r_one_sided",
+}  # the guide, in eval mode, is what the attack leaves
+WITH_GUIDE = {"lbgat", "mail_mse", "dynat", "dynat_mail_at", "d2r_no_cag", "d2r_no_cag_as_released"} | INNER | CAG
 
 DGAD = [name for name in METHODS if name.startswith("dgad")]
 
@@ -122,61 +180,8 @@ DGAD = [name for name in METHODS if name.startswith("dgad")]
 # --- the losses, against their formulas written in plain torch ----------------------------------------------------
 
 
-def make_case(n=N, wrong=range(2), perfect=False):
-    """Fixed random logits in place of networks; the teacher errs on x exactly at `wrong`, not on x' if `perfect`."""
-    s, s_adv, t, t_adv, g = 2 * torch.randn(5, n, C, dtype=torch.double)
-    y, wrong = t.argmax(1), torch.tensor([*wrong], dtype=torch.long)
-    y[wrong] = t.argmin(1)[wrong]
-    if perfect:
-        t_adv[torch.arange(n), y] = t_adv.amax(1) + 1
-    case = SimpleNamespace(s=s, s_adv=s_adv, t=t, t_adv=t_adv, g=g, y=y, x=torch.zeros(n), x_adv=torch.ones(n))
-    case.seen, case.kappa, case.asked = "", torch.arange(n) % 5, torch.full((n,), 4)
-    for logits in (s, s_adv, t, t_adv, g):
-        logits.requires_grad_()
-
-    def student(z):
-        case.seen += "x" if z is case.x else "a"
-        return case.s if z is case.x else case.s_adv
-
-    def guide(z):
-        case.seen += "g" if z is case.x else "?"
-        return case.g
-
-    case.nets = Nets(student, lambda z: case.t if z is case.x else case.t_adv, guide)
-    return case
-
-
-def terms_of(name, case, progress=1.0, **chosen):
-    method = METHODS[name]
-    weights = {key: chosen.get(key, weight) for key, weight in method.weights.items()}
-    seen = watched(name, case.kappa, case.asked)
-    return method.loss(case.nets, case.x, case.x_adv, case.y, **numbers(weights, progress), **seen)
-
-
-def watched(name, kappa, asked):
-    """What the loss is told by the method's watch."""
-    return {"kappa": kappa, "asked": asked} if WATCHES.get(name) is CountIterates else {}
-
-
-def numbers(weights, progress=1.0, batch_size=128):
-    return {key: weight_at(weight, progress, batch_size) for key, weight in weights.items()}
-
-
-def loss_of(name, case, progress=1.0, **chosen):
-    """What the training loop makes of the terms: their sum, its mean over the batch."""
-    return sum(terms_of(name, case, progress, **chosen).values()).mean()
-
-
-def divergence(p, q):
-    return (p * (p / q).log()).sum(-1)
-
-
-def label_loss(c, logits):
-    return -logits.softmax(1)[range(len(c.y)), c.y].log()
-
-
 def trades(c):
-    return label_loss(c, c.s) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+    return label_loss(c.s, c.y) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
 
 
 def pgd_at_smoothed(c):
@@ -201,23 +206,69 @@ def mart(c):
 
 
 def gairat(c):
-    w = torch.stack([(1 + torch.tanh(torch.tensor(-1 + 5 * (1 - 2 * k / 4)))) / 2 for k in c.kappa.tolist()])
-    return w * len(w) / w.sum() * label_loss(c, c.s_adv)
-
-
-def mail_weight(c, bias, slope):
-    p = c.s_adv.detach().softmax(1)
-    gap = [max(row[j] for j in range(C) if j != label) - row[label] for row, label in zip(p, c.y, strict=True)]
-    return 3 / (1 + (-slope * (torch.stack(gap) + bias)).exp())
+    return gair_weight(c.kappa) * label_loss(c.s_adv, c.y)
 
 
 def mail_trades(c):
-    return label_loss(c, c.s) + 5 * mail_weight(c, 0, 2) * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+    return label_loss(c.s, c.y) + 5 * mail_weight(c.s_adv, c.y, 0, 2) * divergence(c.s.softmax(1), c.s_adv.softmax(1))
 
 
 def lbgat(c, trade_off=0):
     square = ((c.s_adv - c.g) ** 2).sum(1) / C
-    return label_loss(c, c.g) + square + trade_off * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+    return label_loss(c.g, c.y) + square + trade_off * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+
+
+def mail_mse(c):
+    return label_loss(c.g, c.y) + mail_weight(c.s_adv, c.y, -0.5, 10) * ((c.s_adv - c.g) ** 2).sum(1) / C
+
+
+def rat_trades(c):
+    """The labels from the gradient of a last layer that is there, and from a matrix that is filled, as RAT's code does."""
+
+    def slopes(logits):
+        weight = torch.eye(C, dtype=torch.double, requires_grad=True)
+        return torch.autograd.grad(label_loss(logits.detach() @ weight.T, c.y).mean(), weight)[0].sum(1)
+
+    def taught(gap, logits):
+        gap = (gap - gap.min()) / (gap - gap.min()).sum()
+        matrix = gap.repeat(C, 1).fill_diagonal_(0)
+        matrix = (1 - 2 / C) * matrix / matrix.sum(1, keepdim=True)
+        q, p = matrix.fill_diagonal_(2 / C)[c.y], logits.softmax(1)
+        return torch.where(q > 0, q * (q / p).log(), 0).sum(1)
+
+    r, r_adv = slopes(c.s), slopes(c.s_adv)
+    first = taught(abs(r) - abs(r_adv), c.s_adv) + taught(abs(r_adv) - abs(r), c.s)
+    second = taught(r_adv**2 - r**2, c.s_adv) + taught(r_adv**2 - r**2, c.s)
+    plain = 0.8 * label_loss(c.s, c.y) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+    return plain + 0.2 * 0.5 * first + 0.5 * 0.2 * 0.5 * second
+
+
+def dynat(c, weight=1):
+    return label_loss(c.g, c.y) + weight * label_loss(c.s_adv, c.g.argmax(1))
+
+
+def dynat_inner_gairat(c):
+    target = torch.full((len(c.y), C), 0.2 / (C - 1)).scatter(1, c.g.argmax(1)[:, None], 0.8)
+    return label_loss(c.g, c.y) - gair_weight(c.kappa) * (target * c.s_adv.softmax(1).log()).sum(1)
+
+
+def d2r(c, of=lambda p, q: divergence(p, q).mean() / C, reverse=False, held=lambda s, g: (s, g)):
+    """`of` is the divergence of a batch, `reverse` its direction at x', `held` what is kept still in the difference."""
+    a, s, g = (z.softmax(1) for z in (c.s_adv, c.s, c.g))
+    square = ((c.s_adv - c.g) ** 2).mean()
+    adv = of(a, g) if reverse else of(g, a)
+    s, g = held(s, g)
+    return label_loss(c.g, c.y).mean() + square + 30 * adv + 20 * abs(of(s, g) - of(g, s))
+
+
+def d2r_one_sided(c):
+    s, g = c.s.softmax(1), c.g.softmax(1)
+    positive = divergence(s, g).mean() > divergence(g, s).mean()
+    return d2r(c, held=lambda s, g: (s, g.detach()) if positive else (s.detach(), g))
+
+
+def d2r_code(c):
+    return d2r(c, of=lambda p, q: (-q.log() * p + (p + 1e-5).log() * p).mean(), reverse=True)
 
 
 def ard(c):
@@ -306,23 +357,37 @@ def dgad_mobilenet_code(c):
 
 
 FORMULAS = {
-    "natural": lambda c: label_loss(c, c.s),
-    "pgd_at": lambda c: label_loss(c, c.s_adv),
-    "pgd_at_as_released": lambda c: label_loss(c, c.s_adv),
-    "pgd_at_uniform": lambda c: label_loss(c, c.s_adv),
-    "pgd_at_uniform_as_released": lambda c: label_loss(c, c.s_adv),
+    "natural": lambda c: label_loss(c.s, c.y),
+    "pgd_at": lambda c: label_loss(c.s_adv, c.y),
+    "pgd_at_as_released": lambda c: label_loss(c.s_adv, c.y),
+    "pgd_at_uniform": lambda c: label_loss(c.s_adv, c.y),
+    "pgd_at_uniform_as_released": lambda c: label_loss(c.s_adv, c.y),
     "trades": trades,
     "trades_as_released": trades,
     "pgd_at_smoothed": pgd_at_smoothed,
     "trades_smoothed": trades_smoothed,
     "mart": mart,
-    "fat": lambda c: label_loss(c, c.s_adv),
-    "sat": lambda c: label_loss(c, c.s_adv),
-    "dart": lambda c: label_loss(c, c.s_adv),
+    "fat": lambda c: label_loss(c.s_adv, c.y),
+    "sat": lambda c: label_loss(c.s_adv, c.y),
+    "dart": lambda c: label_loss(c.s_adv, c.y),
     "gairat": gairat,
-    "mail_at": lambda c: mail_weight(c, -0.5, 10) * label_loss(c, c.s_adv),
+    "mail_at": lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * label_loss(c.s_adv, c.y),
     "mail_trades": mail_trades,
+    "rat_trades": rat_trades,
     "lbgat": lbgat,
+    "lbgat_frozen": lambda c: ((c.s_adv - c.t) ** 2).sum(1) / C,
+    "mail_mse": mail_mse,
+    "dynat": dynat,
+    "dynat_inner": dynat,
+    "dynat_inner_gairat": dynat_inner_gairat,
+    "dynat_mail_at": lambda c: dynat(c, mail_weight(c.s_adv, c.y, -0.5, 10)),
+    "dynat_mail_inner": lambda c: dynat(c, mail_weight(c.s_adv, c.g.argmax(1), -0.5, 10)),
+    "d2r": d2r,
+    "d2r_as_released": d2r_code,
+    "d2r_as_printed": lambda c: d2r(c, of=lambda p, q: divergence(p, q).mean()),
+    "d2r_one_sided": d2r_one_sided,
+    "d2r_no_cag": d2r,
+    "d2r_no_cag_as_released": d2r_code,
     "ard": ard,
     "ard_as_released": lambda c: ard(c) / C,
     "iad": iad,
@@ -354,12 +419,6 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(name):
     assert_equal_with_gradients(ours, theirs, (case.s, case.s_adv, case.g))
 
 
-def assert_equal_with_gradients(ours, theirs, inputs):
-    torch.testing.assert_close(ours, theirs)
-    gradients = (torch.autograd.grad(loss, inputs, materialize_grads=True) for loss in (ours, theirs))
-    torch.testing.assert_close(next(gradients), next(gradients))
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_forwards_student_and_guide_as_often_and_in_the_order_the_recipe_says(name):
     case = make_case()
@@ -388,25 +447,18 @@ def test_a_table_of_expectations_has_every_method_and_no_other():
     assert FORWARDS.keys() == METHODS.keys() == FORMULAS.keys() == ATTACKED.keys()
     assert {name for name, method in METHODS.items() if method.watch} == WATCHES.keys()
     assert {name for name, method in METHODS.items() if method.trains_guide} == WITH_GUIDE
+    assert {name for name, method in METHODS.items() if method.attack_noise} == {"rat_trades"}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attack_maximises_and_starts_as_the_recipe_says(name):
     assert (METHODS[name].objective, METHODS[name].start) == ATTACKED[name]
     assert METHODS[name].watch is WATCHES.get(name)
+    assert METHODS[name].attack_label is (guides_answer if name in INNER else None)
+    assert METHODS[name].guide_mode == ("train_at_every_step" if name in INNER else "eval" if name in CAG else "train")
 
 
 # --- the training step around them --------------------------------------------------------------------------------
-
-
-def make_training(name, student, teacher, x, y, guide=None):
-    attack = partial(pgd, epsilon=0.05, step_size=0.02, steps=STEPS)
-    method, schedule, around = METHODS[name], Schedule(5, len(y)), Around(guide)
-    return Training(student, teacher, method, attack, Split(x, y), schedule, lambda net: 0.0, around=around)
-
-
-def batches_seen(net):
-    return net[1].num_batches_tracked.item()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -429,7 +481,7 @@ def test_a_training_step_leaves_no_trace_outside_the_recipe(name, make_net, batc
     attack_steps = STEPS if name in ATTACKED_IN_TRAIN_MODE else 0
     assert batches_seen(student) == len(case.seen.replace("g", "")) + attack_steps
     if guide is not None:
-        assert batches_seen(guide) == case.seen.count("g")
+        assert batches_seen(guide) == case.seen.count("g") + (name in INNER)
         assert guide.training
 
 
@@ -445,7 +497,7 @@ def test_the_attack_moves_batch_norm_only_where_the_recipe_attacks_in_train_mode
     assert student[1].running_mean.equal(before["1.running_mean"]) != moved
     assert all(m.training for m in student.modules())
     assert all(p.grad is None for net in (student, guide) for p in net.parameters())
-    assert batches_seen(guide) == 0
+    assert batches_seen(guide) == (name in INNER)
     assert x_adv.equal(batch[0]) == (name == "natural")
 
 
@@ -582,6 +634,10 @@ def test_adaad_weighs_the_clean_divergence_with_what_is_left_of_the_adversarial_
         ("gairat", "active", 120, {0: 0, 59: 0, 60: 1, 119: 1}),
         ("mail_at", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
         ("mail_trades", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
+        ("mail_mse", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
+        ("dynat_mail_at", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
+        ("dynat_mail_inner", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
+        ("dynat_inner_gairat", "active", 120, {0: 0, 69: 0, 70: 1, 119: 1}),
     ],
 )
 def test_a_curriculum_changes_at_the_epochs_of_its_authors(name, weight, epochs, values):
@@ -593,11 +649,22 @@ def test_a_curriculum_changes_at_the_epochs_of_its_authors(name, weight, epochs,
 # --- weights per image --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gairat", "mail_at", "mail_trades"])
-def test_before_its_burn_in_is_over_a_reweighted_loss_is_the_plain_one(name):
+@pytest.mark.parametrize(
+    ("name", "plain", "chosen"),
+    [
+        ("gairat", "pgd_at", {}),
+        ("mail_at", "pgd_at", {}),
+        ("mail_trades", "trades", {"trade_off": 5.0}),
+        ("mail_mse", "lbgat", {}),
+        ("dynat_mail_at", "dynat", {}),
+        ("dynat_mail_inner", "dynat", {}),
+        ("dynat_inner_gairat", "dynat", {"true_share": 1.0}),
+    ],
+)
+def test_before_its_burn_in_is_over_a_reweighted_loss_is_the_plain_one(name, plain, chosen):
     case = make_case()
-    plain = loss_of("trades", case, trade_off=5.0) if name == "mail_trades" else loss_of("pgd_at", case)
-    assert_equal_with_gradients(loss_of(name, case, progress=0.0), plain, (case.s, case.s_adv))
+    ours, theirs = loss_of(name, case, progress=0.0, **chosen), loss_of(plain, case, **chosen)
+    assert_equal_with_gradients(ours, theirs, (case.s, case.s_adv, case.g))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 11])
@@ -671,7 +738,11 @@ def test_a_reweighting_fits_any_loss_and_leaves_its_other_terms_and_weights_alon
     given = {"kappa": case.kappa, "asked": case.asked, "lam": -1.0} if wrap is gair else {"bias": 0.1, "slope": 3.0}
     terms = wrap(loss, "a")(case.nets, case.x, case.x_adv, case.y, active=1.0, own=7, **given)
     w = terms["a"] / case.s_adv.sum(1)
-    expected = geometry_weight(case.kappa, case.asked, -1.0).double() if wrap is gair else mail_weight(case, 0.1, 3)
+    expected = (
+        geometry_weight(case.kappa, case.asked, -1.0).double()
+        if wrap is gair
+        else mail_weight(case.s_adv, case.y, 0.1, 3)
+    )
     torch.testing.assert_close(w.detach(), expected)
     assert terms["b"].equal(torch.ones(N, dtype=torch.double))
     assert (calls, case.seen) == ([7], "xa")
@@ -691,12 +762,7 @@ def test_lbgats_square_pulls_target_and_guide_and_its_label_only_the_guide():
     case = make_case()
     terms = terms_of("lbgat", case, trade_off=6.0)
     assert list(terms) == ["guide", "mse", "adv"]
-    pulled = {}
-    for name, term in terms.items():
-        inputs = {"s": case.s, "s_adv": case.s_adv, "g": case.g}
-        slopes = torch.autograd.grad(term.sum(), list(inputs.values()), materialize_grads=True, retain_graph=True)
-        pulled[name] = {key for key, slope in zip(inputs, slopes, strict=True) if slope.abs().max() > 0}
-    assert pulled == {"guide": {"g"}, "mse": {"s_adv", "g"}, "adv": {"s", "s_adv"}}
+    assert moved_by(case, terms) == {"guide": {"g"}, "mse": {"s_adv", "g"}, "adv": {"s", "s_adv"}}
 
 
 def test_a_method_with_a_guide_refuses_to_train_without_one(make_net, batch):

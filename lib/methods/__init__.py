@@ -2,8 +2,8 @@
 
 Losses return named per-image terms {name: (N,)}; the loop adds them up and takes the mean, once. Forwards stand on top,
 in the order the recipe wants, because each moves the student's batch-norm statistics. S is the student, T the frozen
-teacher, G the guide that is trained beside the student, x' the adversarial image, KL(T || S) the divergence from the
-teacher's distribution.
+teacher, G the guide that is trained beside the student, which is then called the target, x' the adversarial image,
+KL(T || S) the divergence from the teacher's distribution.
 
 `*_as_released` is the authors' public code where it differs from the paper's formula in what it computes.
 `params/choices/` says what was chosen where neither of them decides.
@@ -12,8 +12,17 @@ teacher's distribution.
 from functools import partial
 
 from lib import attacks
-from lib.losses import softmax_distance
-from lib.methods.adversarial import CountIterates, gair, lbgat, mail, mart, pgd_at_smoothed, trades_smoothed
+from lib.losses import kl, softmax_distance
+from lib.methods.adversarial import (
+    CountIterates,
+    gair,
+    lbgat,
+    lbgat_frozen,
+    mail,
+    mart,
+    pgd_at_smoothed,
+    trades_smoothed,
+)
 from lib.methods.baselines import (
     adaad,
     adaad_as_released,
@@ -31,6 +40,7 @@ from lib.methods.baselines import (
     trades_as_released,
 )
 from lib.methods.core import Method, Net, Nets, NominalBatch, Piecewise, Ramp, Weight, weight_at
+from lib.methods.d2r import d2r, d2r_as_released, d2r_one_sided
 from lib.methods.dgad import (
     adaad_els,
     as_taught,
@@ -41,7 +51,16 @@ from lib.methods.dgad import (
     dgad_parts,
     dgad_smoothing,
 )
-from lib.methods.objectives import fool_label, leave_clean, leave_teacher, part_from_teacher
+from lib.methods.dynat import dynat, dynat_smoothed, guides_answer
+from lib.methods.objectives import (
+    fool_label,
+    leave_clean,
+    leave_guide,
+    leave_guide_as_printed,
+    leave_teacher,
+    part_from_teacher,
+)
+from lib.methods.rat import rat_trades
 from lib.watch import UntilConverged, UntilGap, UntilWrong
 
 __all__ = [
@@ -53,11 +72,16 @@ __all__ = [
     "Piecewise",
     "Ramp",
     "Weight",
+    "d2r",
     "dgad",
     "dgad_parts",
+    "dynat",
     "fool_label",
     "gair",
+    "guides_answer",
     "leave_clean",
+    "leave_guide",
+    "leave_guide_as_printed",
     "leave_teacher",
     "mail",
     "part_from_teacher",
@@ -65,9 +89,16 @@ __all__ = [
 ]
 
 _distil = partial(Method, needs_teacher=True)
+_beside = partial(Method, trains_guide=True)
+_inner = partial(_beside, guide_mode="train_at_every_step", attack_label=guides_answer)
+_cag = partial(_beside, guide_mode="eval")
 _IAD = {"exponent": Piecewise((60 / 200,), (0.0, 0.1))}
 _GAIR: dict[str, Weight] = {"lam": -1.0, "active": Piecewise((60 / 120,), (0.0, 1.0))}
 _MAIL: dict[str, Weight] = {"active": Piecewise((76 / 120,), (0.0, 1.0))}
+_MAIL_AT: dict[str, Weight] = {"bias": -0.5, "slope": 10.0, **_MAIL}
+_DYNAT: dict[str, Weight] = {"target_weight": 1.0, "trade_off": 0.0}
+_DYNAT_GAIR: dict[str, Weight] = {"true_share": 0.8, "lam": -1.0, "active": Piecewise((70 / 120,), (0.0, 1.0))}
+_D2R: dict[str, Weight] = {"guide_weight": 1.0, "adv_weight": 30.0, "skl_weight": 20.0}
 
 METHODS: dict[str, Method] = {
     "natural": Method("natural training", None, natural),
@@ -117,11 +148,36 @@ METHODS: dict[str, Method] = {
         watch_weights={"bound": Ramp(0.0, 100 / 120, 0.5, 0.0)},
     ),
     "gairat": Method("GAIRAT", fool_label, gair(pgd_at), _GAIR, start=attacks.uniform_in_image, watch=CountIterates),
-    "mail_at": Method("MAIL-AT", fool_label, mail(pgd_at), {"bias": -0.5, "slope": 10.0, **_MAIL}),
+    "mail_at": Method("MAIL-AT", fool_label, mail(pgd_at), _MAIL_AT),
     "mail_trades": Method(
         "MAIL-TRADES", leave_clean, mail(trades), {"trade_off": 5.0, "bias": 0.0, "slope": 2.0, **_MAIL}
     ),
-    "lbgat": Method("LBGAT", leave_clean, lbgat, {"trade_off": 0.0}, trains_guide=True),
+    "rat_trades": Method(
+        "RAT (TRADES)", leave_clean, rat_trades, {"trade_off": 6.0, "label_share": 0.2}, attack_noise=1e-4
+    ),
+    "lbgat": _beside("LBGAT", leave_clean, lbgat, {"trade_off": 0.0}),
+    "lbgat_frozen": _distil("LBGAT (guide frozen)", leave_clean, lbgat_frozen),
+    "mail_mse": _beside("MAIL (MSE)", fool_label, mail(lbgat, "mse"), {"trade_off": 0.0, **_MAIL_AT}),
+    "dynat": _beside("DYNAT", leave_clean, dynat, _DYNAT),
+    "dynat_inner": _inner("DYNAT-Inner", fool_label, dynat, _DYNAT),
+    "dynat_inner_gairat": _inner(
+        "DYNAT-Inner-GAIRAT",
+        fool_label,
+        gair(dynat_smoothed),
+        _DYNAT_GAIR,
+        start=attacks.uniform_in_image,
+        watch=CountIterates,
+    ),
+    "dynat_mail_at": _beside("DYNAT-AT-MAIL", fool_label, mail(dynat), {**_DYNAT, **_MAIL_AT}),
+    "dynat_mail_inner": _inner(
+        "DYNAT-MAIL-Inner", fool_label, mail(dynat, label=guides_answer), {**_DYNAT, **_MAIL_AT}
+    ),
+    "d2r": _cag("D2R-CAG", leave_guide_as_printed, d2r, _D2R),
+    "d2r_as_released": _cag("D2R-CAG (code)", leave_guide, d2r_as_released, _D2R),
+    "d2r_as_printed": _cag("D2R-CAG (sums over classes)", leave_guide_as_printed, partial(d2r, divergence=kl), _D2R),
+    "d2r_one_sided": _cag("D2R-CAG (one side per batch)", leave_guide_as_printed, d2r_one_sided, _D2R),
+    "d2r_no_cag": _beside("D2R", leave_clean, d2r, _D2R),
+    "d2r_no_cag_as_released": _beside("D2R (code)", leave_clean, d2r_as_released, _D2R),
     "ard": _distil("ARD", fool_label, ard, {"temperature": 30.0}, start=attacks.uniform_in_image),
     "ard_as_released": _distil(
         "ARD (code)", fool_label, ard_as_released, {"temperature": 30.0}, start=attacks.uniform, attack_mode="train"

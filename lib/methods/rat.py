@@ -1,6 +1,6 @@
-"""RAT on TRADES (Jin et al. 2023): soft labels from how the two views pull at the last layer; weights noisy in the attack.
+"""RAT on TRADES (Jin et al. 2023), from its authors' code: soft labels from how both views pull at the last layer.
 
-Written from the authors' code.
+The other half, noisy weights while the attack looks at them, is the method's `attack_noise`.
 """
 
 import torch
@@ -17,7 +17,7 @@ def rat_trades(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: fl
 
     a is `label_share`, KL(q || x) short for KL(q || S(x)). With r and r' the slopes of x and x' (`row_slopes`), the
     classes' labels (`class_labels`) q' come from |r| - |r'|, q from |r'| - |r|, and s, on both sides, from r'^2 - r^2.
-    The code forwards x and x' four times each, with equal answers; once each here, x last, gives batch-norm the same mix.
+    The code forwards x and x' four times each, with equal answers; once each, x last, gives batch-norm the same mix.
     """
     student_adv, features_adv = with_features(nets.student, x_adv)
     student, features = with_features(nets.student, x)
@@ -26,8 +26,8 @@ def rat_trades(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: fl
     second = class_labels(r_adv.square() - r.square(), y)
     return {
         "clean": (1 - label_share) * cross_entropy(student, y),
-        "first": label_share / 2 * (_kl(first_adv, student_adv) + _kl(first, student)),
-        "second": label_share / 4 * (_kl(second, student_adv) + _kl(second, student)),
+        "first": label_share / 2 * (_label_kl(first_adv, student_adv) + _label_kl(first, student)),
+        "second": label_share / 4 * (_label_kl(second, student_adv) + _label_kl(second, student)),
         "adv": trade_off * kl(student, student_adv),
     }
 
@@ -75,6 +75,6 @@ def class_labels(slope: Tensor, y: Tensor) -> Tensor:
     return ((1 - true_share) * others).scatter(1, own, true_share)
 
 
-def _kl(target: Tensor, logits: Tensor) -> Tensor:
+def _label_kl(target: Tensor, logits: Tensor) -> Tensor:
     """KL(q || p) (N,), q = target (N, C) as probabilities, p = softmax(logits)."""
     return cross_entropy(logits, target) - torch.special.entr(target).sum(1)
