@@ -12,7 +12,7 @@ LAYERS = [
     {"attacks", "store"},
     {"methods", "cw2", "jsma", "strategies"},
     {"train"},
-    {"evaluate", "spec"},
+    {"evaluate", "spec", "checks"},
     {"parameters", "runs"},
     {"cost", "execute", "table", "render"},
     {"experiment"},

@@ -1,0 +1,165 @@
+"""Each check fires on a network made to trip exactly that, and none on a network that is what it looks like."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from lib import checks, data
+from lib.attacks import pgd
+from lib.checks import CHECKS, Evidence, Finding, sanity
+from lib.methods import METHODS
+from lib.models import build
+from lib.train import Schedule, Training
+
+EPSILON = 0.12
+N = 100
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    return data.load("digits", data_dir=folder, download=False, cache_dir=folder)
+
+
+def trained(digits, method, epochs, seed=0):
+    torch.manual_seed(seed)
+    net = build("ResNet8-w8", classes=10, channels=1)
+    attack = partial(pgd, epsilon=EPSILON, step_size=EPSILON / 4, steps=5)
+    Training(net, None, METHODS[method], attack, digits.train, Schedule(epochs, 64), lambda net: 0.0).run()
+    return net.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def robust(digits):
+    return trained(digits, "pgd_at_uniform", epochs=4)
+
+
+@pytest.fixture(scope="module")
+def undefended(digits):
+    return trained(digits, "natural", epochs=3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    return next(digits.test.batches(N))
+
+
+class Scaled(nn.Module):
+    """Logits times 300: softmax saturates, and cross-entropy's gradient is zero."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return 300 * self.net(x)
+
+
+class Quantised(Scaled):
+    """Pixels rounded to sixteen levels: no gradient passes."""
+
+    def forward(self, x):
+        return self.net((x * 15).round() / 15)
+
+
+class Noisy(Scaled):
+    """Noise in the forward pass."""
+
+    def forward(self, x):
+        return self.net(x + 0.3 * torch.randn_like(x))
+
+
+class Probabilities(Scaled):
+    """Softmax in place of logits."""
+
+    def forward(self, x):
+        return self.net(x).softmax(1)
+
+
+def fired(net, images, unrelated=None):
+    return {finding.check for finding in sanity(net, *images, epsilon=EPSILON, unrelated=unrelated) if finding.fired}
+
+
+def test_nothing_fires_on_a_robust_network(robust, undefended, images):
+    assert fired(robust, images, undefended) == set()
+
+
+def test_saturated_logits_are_caught_by_every_check_that_compares_attacks(robust, undefended, images):
+    assert fired(Scaled(undefended), images, robust) >= {
+        "zero gradients",
+        "margin beats cross-entropy",
+        "unbounded radius",
+        "Square beats PGD",
+        "a single step is enough",
+    }
+
+
+def test_quantised_pixels_have_no_gradient(undefended, images):
+    assert fired(Quantised(undefended), images) >= {"zero gradients", "unbounded radius", "Square beats PGD"}
+
+
+def test_a_random_forward_is_caught_in_the_act(robust, images):
+    assert "two forwards disagree" in fired(Noisy(robust), images)
+
+
+def test_probabilities_are_told_from_logits(robust, images):
+    assert "outputs are probabilities" in fired(Probabilities(robust), images)
+    assert "outputs are probabilities" not in fired(robust, images)
+
+
+def test_a_network_that_another_breaks_more_easily_than_itself_is_caught(robust, undefended, images):
+    assert "transfer beats white-box" in fired(Quantised(undefended), images, undefended)
+
+
+def test_every_check_is_run_but_transfer_only_beside_another_network(robust, images):
+    assert len(sanity(robust, *images, epsilon=EPSILON)) == len(CHECKS) - 1 == 10
+
+
+@pytest.mark.parametrize(("value", "fires"), [(1.0, False), (1.1, True)])
+def test_a_finding_fires_above_its_limit(value, fires):
+    assert Finding("a check", value, 1.0, "").fired is fires
+
+
+class Told(Evidence):
+    """Evidence whose accuracies are given, for checks that only compare."""
+
+    def __init__(self, count=1000, **accuracies):
+        super().__init__(
+            lambda x: torch.zeros(len(x), 10), torch.zeros(count, 1, 2, 2), torch.zeros(count), 0.1, None, 0
+        )
+        vars(self).update(accuracies)
+
+
+@pytest.mark.parametrize(
+    ("check", "evidence", "fires"),
+    [
+        (checks.not_converged, Told(pgd_20=50.0, pgd_40=48.9), True),
+        (checks.not_converged, Told(pgd_20=50.0, pgd_40=49.1), False),
+        (checks.single_step_is_enough, Told(fgsm=50.1, pgd_20=50.0), True),
+        (checks.single_step_is_enough, Told(fgsm=51.0, pgd_20=50.0), False),
+        (checks.single_step_is_enough, Told(fgsm=0.0, pgd_20=0.0), False),
+    ],
+)
+def test_a_comparison_fires_beyond_its_slack(check, evidence, fires):
+    assert check(evidence).fired is fires
+
+
+def test_the_slack_is_a_fifth_of_a_point_and_never_less_than_three_images():
+    assert Told(count=10_000).slack == 0.2
+    assert Told(count=200).slack == 1.5
+
+
+def test_silent_success_counts_images_that_were_broken_on_the_way_only():
+    """A network that is right in a corner of the ball and at the image, and wrong between."""
+
+    def net(x):
+        moved = (x - 0.5).abs().flatten(1).amax(1)
+        wrong = (moved > 0.02) & (moved < 0.09)
+        slope = x.flatten(1).sum(1)
+        return torch.stack([slope * 0 + (~wrong).float() - slope * 1e-3, wrong.float() + slope * 1e-3], 1)
+
+    x, y = torch.full((50, 1, 2, 2), 0.5), torch.zeros(50, dtype=torch.long)
+    finding = checks.silent_success(Evidence(net, x, y, 0.1, None, 0))
+    assert finding.value > 50
