@@ -10,7 +10,7 @@ LAYERS = [
     {"errors", "papermill_default_output"},
     {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding"},
     {"attacks", "store"},
-    {"methods", "cw2", "jsma", "strategies"},
+    {"methods", "cw2", "jsma", "strategies", "trajectory"},
     {"train"},
     {"evaluate", "spec", "checks"},
     {"parameters", "runs"},
