@@ -223,7 +223,7 @@ def mail_mse(c):
 
 
 def rat_trades(c):
-    """The labels from the gradient of a last layer that is there, and from a matrix that is filled, as RAT's code does."""
+    """As RAT's code: slopes by a gradient of the last layer, the labels as rows of a matrix that is filled."""
 
     def slopes(logits):
         weight = torch.eye(C, dtype=torch.double, requires_grad=True)
@@ -234,7 +234,7 @@ def rat_trades(c):
         matrix = gap.repeat(C, 1).fill_diagonal_(0)
         matrix = (1 - 2 / C) * matrix / matrix.sum(1, keepdim=True)
         q, p = matrix.fill_diagonal_(2 / C)[c.y], logits.softmax(1)
-        return torch.where(q > 0, q * (q / p).log(), 0).sum(1)
+        return (torch.special.xlogy(q, q) - q * p.log()).sum(1)
 
     r, r_adv = slopes(c.s), slopes(c.s_adv)
     first = taught(abs(r) - abs(r_adv), c.s_adv) + taught(abs(r_adv) - abs(r), c.s)
