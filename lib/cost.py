@@ -15,10 +15,15 @@ from lib.evaluate import Column
 from lib.losses import cross_entropy
 from lib.runs import Place, fresh_network, start
 from lib.spec import DataSpec, RunSpec
+from lib.strategies import StrategySpec, needs_network
+from lib.watch import UntilConverged, UntilGap, UntilWrong
 
 PROBE_SECONDS = 0.2  # a step on two images that takes longer is not repeated on a whole batch
+PROBE_STEPS = 10  # more than a probe takes
 WARM_UP_SECONDS = 5.0  # a first step may take this long because it is the first; it is then timed again
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # per image, at most
+STOPPING = (UntilWrong, UntilGap, UntilConverged)  # an untrained network would stop them at once
+LEARNING = ("learned", "learned_as_released", "learned_awp_as_released", "adv_hp", "ohl")
 JSMA_PASSES = 150  # 76 steps of two backwards at 32x32, at most
 
 
@@ -51,16 +56,13 @@ def training(spec: RunSpec, place: Place, flops: bool) -> Cost:
     strategy's attack has the mean of its options' steps, and its own step comes every k-th time.
     """
     size = spec.schedule.batch_size
-    if spec.strategy is None:
-        short, long = (_step(replace(spec, attack_steps=steps), place, flops) for steps in (1, 3))
-        mean, learning = float(spec.attack_steps), Cost()
-    else:
-        short, long = (_step(_with_steps(spec, steps, every=10**9), place, flops) for steps in (1, 3))
-        options = dict(spec.strategy.options).get("steps", (spec.strategy.candidates / 2,))
-        mean = sum(options) / len(options)
-        asked = _step(_with_steps(spec, round(mean), every=1), place, flops)
-        learning = (asked + (short + (long + short * -1) * ((round(mean) - 1) / 2)) * -1) * (1 / spec.strategy.every)
+    quiet = replace(spec, strategy=_without_learning(spec.strategy))
+    short, long = (_step(_with_steps(quiet, steps), place, flops) for steps in (1, 3))
     attack_step = Cost(max(long.seconds - short.seconds, 0.0) / 2, (long.flops - short.flops) / 2)
+    mean, learning = _mean_steps(spec), Cost()
+    if spec.strategy is not None and spec.strategy.kind in LEARNING:
+        asked = _step(_with_steps(replace(spec, strategy=replace(spec.strategy, every=1)), round(mean)), place, flops)
+        learning = (asked + (short + attack_step * (round(mean) - 1)) * -1) * (1 / spec.strategy.every)
     step = (short + attack_step * (mean - 1) + learning) * size
     begun = start(spec, place, fresh_teacher=True)
     selection = Column("PGD-10", "pgd", steps=10, images=spec.data.held_out or spec.selection_images)
@@ -68,20 +70,36 @@ def training(spec: RunSpec, place: Place, flops: bool) -> Cost:
     return step * begun.stop + evaluation(spec.model, spec.data, place, (selection,), flops) * epochs
 
 
+def _mean_steps(spec: RunSpec) -> float:
+    """The attack's steps per image: its own, the mean of a strategy's options, or half of CAT's half-way level."""
+    if spec.strategy is None:
+        return float(spec.attack_steps)
+    options = dict(spec.strategy.options).get("steps", (spec.strategy.candidates / 4,))
+    return sum(options) / len(options)
+
+
+def _without_learning(strategy: StrategySpec | None) -> StrategySpec | None:
+    """Draws at the same price, and nothing learnt; without options, no strategy at all."""
+    if strategy is None or not strategy.options:
+        return None
+    return replace(strategy, kind="frozen" if needs_network(strategy) else "random")
+
+
 def _step(spec: RunSpec, place: Place, flops: bool) -> Cost:
-    """One image's part of an optimisation step."""
-    training = start(spec, place, fresh_teacher=True)
+    """One image's part of an optimisation step in which no image stops before its time."""
+    longer = replace(spec.schedule, epochs=spec.schedule.epochs + PROBE_STEPS)  # the scheduler counts the probe's steps
+    training = start(replace(spec, schedule=longer), place, fresh_teacher=True)
+    if training.method.watch in STOPPING:
+        training.method = replace(training.method, watch=None)
     return _per_image(training.train_step, training.data, spec.schedule.batch_size, flops)
 
 
-def _with_steps(spec: RunSpec, steps: int, every: int) -> RunSpec:
-    """The same run whose strategy knows one number of attack steps, and learns every so many batches."""
-    assert spec.strategy is not None
-    options = dict(spec.strategy.options)
-    if "steps" in options:
-        options["steps"] = (float(steps),)
-    strategy = replace(spec.strategy, options=tuple(options.items()), every=every)
-    return replace(spec, attack_steps=steps, strategy=strategy)
+def _with_steps(spec: RunSpec, steps: int) -> RunSpec:
+    """The same run with one number of attack steps, also as its strategy's only option."""
+    if spec.strategy is None:
+        return replace(spec, attack_steps=steps)
+    options = {**dict(spec.strategy.options), "steps": (float(steps),)}
+    return replace(spec, attack_steps=steps, strategy=replace(spec.strategy, options=tuple(options.items())))
 
 
 def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int, flops: bool) -> Cost:

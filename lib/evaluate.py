@@ -51,6 +51,8 @@ class Column:
 
     def __post_init__(self) -> None:
         choose("attack", self.attack, ATTACKS)
+        if not self.stages:
+            raise UserError(f"column {self.name}: stages is empty; give at least one of {', '.join(STAGES)}")
         for stage in self.stages:
             choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
         numbers = (self.epsilon, self.step_size, self.steps, self.images, self.theta, self.gamma)

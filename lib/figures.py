@@ -1,6 +1,6 @@
 """Plots in one style, saved as png and pdf that are byte-stable for equal results."""
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lib.experiment import Result
 from lib.render import Comparison
+from lib.report import told_picks
 from lib.store import said_plainly
 from lib.table import Table
 
@@ -124,25 +125,36 @@ def adversarial_grid(net: nn.Module, x: Tensor, x_adv: Tensor, classes: tuple[st
 def sweep(comparison: Comparison, line: str, axis: str, label: str = "fixed") -> Figure:
     """Each column's measured accuracy over the rows' names read as numbers, and the row `line` as a level, with bands.
 
-    A name may say what the number is: "k=40". Bars and bands are the 95 % Wilson intervals.
+    A name may say what the number is: "k=40". Rows whose name holds none are levels too. Bars and bands are the 95 %
+    Wilson intervals.
     """
     use_style()
     columns = list(comparison.headings)
     figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.8), squeeze=False)
     for panel, column in zip(axes[0], columns, strict=True):
         frame = comparison.frame[comparison.frame.column == column].set_index("row")
-        points, level = frame.drop(index=line, errors="ignore"), frame[frame.index == line]
-        bars = [points.measured - points.low, points.high - points.measured]
-        numbers = [float(name.rpartition("=")[2]) for name in points.index]
-        panel.errorbar(numbers, points.measured, yerr=bars, fmt="o-", ms=4, lw=1, label=label)
-        for value in level.itertuples():
-            panel.axhline(value.measured, color="C3", ls=":", label=line)
-            panel.axhspan(value.low, value.high, color="C3", alpha=0.1, lw=0)
+        frame["number"] = [math.nan if name == line else _number(name) for name in frame.index]
+        points, levels = frame[frame.number.notna()].sort_values("number"), frame[frame.number.isna()]
+        if len(points):
+            bars = [points.measured - points.low, points.high - points.measured]
+            panel.errorbar(points.number, points.measured, yerr=bars, fmt="o-", ms=4, lw=1, label=label)
+        for i, value in enumerate(levels.itertuples()):
+            colour = f"C{3 + i}"
+            panel.axhline(value.measured, color=colour, ls=":", label=value.Index)
+            panel.axhspan(value.low, value.high, color=colour, alpha=0.1, lw=0)
         panel.set(xlabel=axis, ylabel=f"{comparison.headings[column]}, %")
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
     sns.despine(figure)
     return figure
+
+
+def _number(name: str) -> float:
+    """The number that a row's name is or ends in ("k=40"), nan where it holds none."""
+    try:
+        return float(name.rpartition("=")[2])
+    except ValueError:
+        return math.nan
 
 
 def bars(comparison: Comparison) -> Figure:
@@ -168,15 +180,22 @@ def bars(comparison: Comparison) -> Figure:
 def picks(histories: Mapping[str, Path], setting: str = "epsilon") -> Figure:
     """Per run the shares of the options picked in every epoch, the smallest at the bottom, and the mean reward below.
 
-    Read from history.json; radii and step sizes in 1/255. A run without a reward leaves its lower panel empty.
+    Read from history.json; radii and step sizes in 1/255. A run without a reward leaves its lower panel empty; one
+    that picks nothing from options is left out.
     """
     use_style()
     unit = 255 if setting in ("epsilon", "step_size") else 1
-    told = {name: [row["strategy"] for row in json.loads(path.read_text())] for name, path in histories.items()}
+    told = told_picks(histories, setting)
+    if not told:
+        figure = plt.figure(figsize=(WIDTH, 0.5))
+        figure.text(0.5, 0.5, f"no run here picks {setting} from options", ha="center", color="grey")
+        return figure
     shares = {name: _shares([row["chosen"][setting] for row in rows], unit) for name, rows in told.items()}
     options = sorted(set().union(*shares.values()))
     colours = dict(zip(options, sns.color_palette("viridis", len(options)), strict=True))
-    figure, axes = plt.subplots(2, len(histories), figsize=(1.25 * WIDTH, 4.2), sharex="col", squeeze=False)
+    figure, axes = plt.subplots(
+        2, len(told), figsize=(max(1.25 * WIDTH, 1.7 * len(told)), 4.2), sharex="col", squeeze=False
+    )
     for (name, rows), (upper, lower) in zip(told.items(), axes.T, strict=True):
         below = shares[name].cumsum(axis=1) - shares[name]
         for option, share in shares[name].items():

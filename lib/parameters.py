@@ -102,6 +102,8 @@ def check(namespace: Mapping[str, Any]) -> Parameters:
     values = {name: namespace[name] for name in declared if name in namespace}
     for name, value in values.items():
         check_type(value, declared[name], f"parameter {name}")
+    if not all(0 <= seed < 2**63 for seed in values.get("seeds", [])):
+        raise UserError(f"parameter seeds wants numbers from 0 to 2**63 - 1, got {values['seeds']}")
     if values.get("workers", 0) < 0:
         raise UserError(f"parameter workers wants 0 or more, got {values['workers']}")
     return Parameters(**values)
@@ -146,6 +148,11 @@ def _check_scale(scale: Scale) -> None:
         scale.schedule(name)
     for name in scale.columns:
         scale.column(name)
+
+
+def paper_schedules() -> dict[str, Any]:
+    """The schedules of scale `paper`, which has all that a row may name; a smaller scale may know the default alone."""
+    return dict(read_yaml(PARAMS / "paper.yaml")["settings"]["schedules"])
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -15,15 +15,17 @@ from pandas.io.formats.style import Styler
 
 from lib.evaluate import wilson
 from lib.experiment import Result
+from lib.methods import METHODS
 from lib.parameters import PARAMS, read_yaml
 from lib.render import Comparison
 from lib.render import save as save
-from lib.runs import network_digest
+from lib.runs import Network, network_digest
 from lib.spec import GivenWeights, RunSpec
-from lib.strategies import StrategySpec
 from lib.table import Row, Table, show_path
 
 TEST_IMAGES = 10_000  # what the papers' numbers were measured on
+ITERATED = ("pgd", "pgd_frozen")
+HERE = {"backward": 1, "restarts": 1, "forwards": 3}  # `las_at_passes` of this library
 MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "threads", "tf32")
 
 
@@ -42,7 +44,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     for kind in ("reported", "measured"):
         bounds = "reported_low" if kind == "reported" else "low"
         frame[f"{kind}_mark"] = pd.concat([_marks(part[kind], part[bounds]) for _, part in block]).reindex(frame.index)
-    return Comparison(table.name, frame, table.headings(), _caption(table, frame), _provenance(table, results))
+    return Comparison(table.name, frame, table.headings(), _caption(table, results, frame), _provenance(table, results))
 
 
 def reported_table(table: Table) -> pd.DataFrame:
@@ -103,18 +105,39 @@ def _added(own: tuple[float, float] | None, other: tuple[float, float] | None) -
     return f"{own[0] - other[0]:+.2f} ± {1.96 * error:.1f}"
 
 
-def las_at_cost(every: float, *, steps: float = 14, backward: float = 2, restarts: int = 2) -> float:
-    """The cost of a step of LAS-PGD-AT over one of PGD-AT: forward passes of the target, a backward being `backward`.
+def las_at_passes(
+    *, steps: float = 14, backward: float = 2, restarts: int = 2, forwards: float = 6
+) -> tuple[float, float, float]:
+    """What a step costs: PGD-AT's, LAS-PGD-AT's, and what its strategy network adds every k-th time.
 
-    PGD-AT is ten attack steps and a forward and backward (3) for the weights. LAS-AT has `steps` attack steps and a
-    forward of a strategy network as large as the target; every k-th step also an attack, two forwards for L1, the
-    copy's step (3), `restarts` judging attacks of ten steps, two forwards for L2 and L3, and 3 for the strategy
-    network. The defaults are the released code's: images that are done stay in the batch, and every attack step
-    differentiates the weights too.
+    In forward passes of the target, a backward being `backward` in an attack and 2 elsewhere. PGD-AT is ten attack
+    steps and a forward and backward (3) for the weights. LAS-AT has `steps` attack steps and a forward of a strategy
+    network as large as the target; every k-th step also an attack, the copy's step (3), `restarts` judging attacks of
+    ten steps, 3 for the strategy network, and `forwards` for the rewards: two for L1, one to judge each restart, one
+    each for L2 and L3. The defaults are the released code's: images that are done stay in the batch, and every attack
+    step differentiates the weights too. `HERE` is what this library makes, one forward for each of the three.
     """
     attack, plain = steps * (1 + backward), 10 * (1 + backward) + 3
-    strategy_step = attack + 2 + 3 + restarts * (10 * (1 + backward) + 1) + 2 + 3
-    return (attack + 3 + 1 + strategy_step / every) / plain
+    strategy_step = attack + 3 + restarts * 10 * (1 + backward) + forwards + 3
+    return plain, attack + 3 + 1, strategy_step
+
+
+def las_at_cost(every: float, **passes: Any) -> float:
+    """The cost of a step of LAS-PGD-AT with this k over one of PGD-AT; `passes` are those of `las_at_passes`."""
+    plain, own, strategy_step = las_at_passes(**passes)
+    return (own + strategy_step / every) / plain
+
+
+def strategy_steps(table: Table) -> dict[str, int]:
+    """How many steps the strategy networks that learn make in a training, per row."""
+    steps = {}
+    for cell in table.cells:
+        spec = cell.network
+        if isinstance(spec, RunSpec) and spec.strategy and spec.strategy.kind.startswith("learned"):
+            held_out = spec.data.held_out if spec.selection == "held_out" else 0
+            total = spec.schedule.steps(len(table.place.dataset(spec.data).train.labels) - held_out)
+            steps[cell.row.row] = min(total, spec.max_steps or total) // spec.strategy.every
+    return steps
 
 
 def times(table: Table, results: list[Result], base: str = "PGD-AT") -> pd.DataFrame:
@@ -124,15 +147,18 @@ def times(table: Table, results: list[Result], base: str = "PGD-AT") -> pd.DataF
     costs the options' mean.
     """
     printed = dict(zip(table.reported["columns"], table.reported["rows"]["Time(min)"], strict=True))
-    seconds = {r.row: facts["seconds"] for r in results for facts in r.made if "seconds" in facts}
+    taken: dict[str, list[float]] = {}
+    for result in results:
+        taken.setdefault(result.row, []).extend(facts["seconds"] for facts in result.made if "seconds" in facts)
+    seconds = {name: sum(each) / len(each) for name, each in taken.items() if each}  # the mean of the seeds
     records = {}
     for cell in table.cells:
-        name, strategy = cell.row.row, cell.network.strategy if isinstance(cell.network, RunSpec) else None
+        name = cell.row.row
         records[name] = {
             "paper, min": printed.get(name),
             "paper": _over(printed, name, base),
-            "released code, counted": _counted(strategy),
-            "this library, counted": _counted(strategy, as_here=True),
+            "released code, counted": _counted(cell.network),
+            "this library, counted": _counted(cell.network, as_here=True),
             "measured, s": seconds.get(name),
             "measured": _over(seconds, name, base),
         }
@@ -143,24 +169,50 @@ def _over(values: Mapping[str, float], name: str, base: str) -> float | None:
     return values[name] / values[base] if {name, base} <= set(values) else None
 
 
-def _counted(strategy: StrategySpec | None, as_here: bool = False) -> float:
-    if strategy is None:
+def _counted(network: Network, as_here: bool = False) -> float | None:
+    """None for given weights, which cost nothing here, and for the searches, which the count does not model."""
+    if isinstance(network, GivenWeights):
+        return None
+    if (strategy := network.strategy) is None:
         return 1.0
-    every = strategy.every if strategy.kind.startswith("learned") else math.inf
-    if not as_here:
-        return las_at_cost(every)
-    options = dict(strategy.options)["steps"]
-    return las_at_cost(every, steps=sum(options) / len(options), backward=1, restarts=1)
+    learns, options = strategy.kind.startswith("learned"), dict(strategy.options).get("steps")
+    if options is None or not (learns or strategy.kind in ("random", "frozen")):
+        return None
+    every = strategy.every if learns else math.inf
+    return las_at_cost(every, steps=sum(options) / len(options), **HERE) if as_here else las_at_cost(every)
+
+
+def histories(table: Table) -> dict[str, Path]:
+    """Where the history.json of every row's training lies, the seed in the name where there are several.
+
+    Given weights have none.
+    """
+    several = len({cell.seed for cell in table.cells}) > 1
+    folders = {
+        cell.row.row + (f", seed {cell.seed}" if several else ""): table.place.store.folder(cell.network.digest)
+        for cell in table.cells
+        if isinstance(cell.network, RunSpec)
+    }
+    return {label: folder / "history.json" for label, folder in folders.items()}
+
+
+def told_picks(histories: Mapping[str, Path], setting: str) -> dict[str, list[dict[str, Any]]]:
+    """Each training's epochs as its strategy told them, without those that picked no such setting from options."""
+    epochs = {
+        name: [row.get("strategy", {}) for row in json.loads(path.read_text())] for name, path in histories.items()
+    }
+    return {
+        name: told for name, told in epochs.items() if told and all(setting in one.get("chosen", {}) for one in told)
+    }
 
 
 def picked(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFrame:
     """How a strategy's picks moved from the first epoch to the last, from history.json: mean, spread, and reward.
 
-    `largest three` is the share of the three largest options; entropy is in nats.
+    `largest three` is the share of the three largest options; entropy is in nats. Trainings without picks are left out.
     """
     records = []
-    for name, path in histories.items():
-        epochs = [row["strategy"] for row in json.loads(path.read_text())]
+    for name, epochs in told_picks(histories, setting).items():
         for which, told in (("first epoch", epochs[0]), ("last epoch", epochs[-1])):
             counts = pd.Series({float(v): c for v, c in told["chosen"][setting].items()}).sort_index()
             share = counts / counts.sum()
@@ -244,9 +296,8 @@ def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
     """The teachers' own accuracies, and where each came from."""
     records = []
     for result in (r for r in results if r.row == "teacher"):
-        origin = (
-            "a given file" if isinstance(table.teachers[result.student], GivenWeights) else "trained here by PGD-AT"
-        )
+        net = table.teachers[result.student]
+        origin = "a given file" if isinstance(net, GivenWeights) else f"trained here by {METHODS[net.method].title}"
         values = {table.headings()[a.column.name]: round(a.percent, 1) for a in result.accuracies}
         records.append({"teacher": result.student, "weights": origin, **values})
     return pd.DataFrame(records)
@@ -317,29 +368,57 @@ def _marks(values: pd.Series, lows: pd.Series) -> pd.Series:
     return marks
 
 
-def _caption(table: Table, frame: pd.DataFrame) -> str:
+def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
     used = {*table.students, *table.teacher_names, table.file.student_model}
     used |= {name for row in table.rows for name in (row.model, row.guide)}
     specs = [cell.network for cell in table.cells if isinstance(cell.network, RunSpec)]
     used |= {"ResNet18"} if any(spec.strategy and spec.strategy.model for spec in specs) else set()
     data = dict.fromkeys(cell.data.name for cell in table.cells)
     stand_ins = [f"{own} for {paper}" for paper, own in table.scale.models.items() if own != paper and paper in used]
-    trained = [name for name, net in table.teachers.items() if not isinstance(net, GivenWeights)]
+    trained: dict[str, list[str]] = {}
+    for name, net in table.teachers.items():
+        if not isinstance(net, GivenWeights):
+            trained.setdefault(METHODS[net.method].title, []).append(name)
     sources = sorted(set(frame["quoted"]) - {""})
+    teachers = [f"by {how}: {', '.join(names)}" for how, names in trained.items()]
+    told = bool(frame["reported"].notna().any())
     parts = [
         f"{table.file.title} ({table.file.paper.upper().replace('_', '-')}, {table.file.item}), accuracy in %.",
-        f"Reported: {table.reported.get('title', '')}, 10,000 test images. Measured at scale '{table.scale_name}': "
-        f"{table.scale.title}; data: {', '.join(data)}.",
+        f"Reported: {table.reported.get('title', '')}, 10,000 test images." if told else "",
+        f"Measured at scale '{table.scale_name}': {table.scale.title}; data: {', '.join(data)}.",
         f"Settings replaced: {', '.join(sorted(table.replaced))}." if table.replaced else "",
         f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
-        f"Teachers trained here by PGD-AT: {', '.join(trained)}." if trained else "",
+        f"Teachers trained here {'; '.join(teachers)}." if teachers else "",
         f"† equal to {', '.join(sources)}'s table to the digit, or said to be from it: quoted." if sources else "",
         "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
         "by all that lie inside the leader's interval: much bold means that little can be told apart.",
+        _first_images(table, results),
     ]
-    if stand_ins or table.replaced:
+    if told and (stand_ins or table.replaced):
         parts.append("The difference compares different conditions, so it says nothing about the paper.")
     return " ".join(part for part in parts if part)
+
+
+def _first_images(table: Table, results: list[Result]) -> str:
+    """What PGD, on as many images as it has here, leaves of the first n that other columns have; "" without such."""
+    names, rows = [column.name for column in table.columns], {row.row for row in table.rows}
+    stored = [a for r in results if r.row in rows for a in r.accuracies if a.column.name in names]
+    iterated = [a for a in stored if a.column.attack in ITERATED and len(a.flags) == a.n]
+    if not iterated:
+        return ""
+    widest = max(iterated, key=lambda a: a.n)
+    flags = [a.flags for a in iterated if a.column.name == widest.column.name and a.n == widest.n]
+    fewer = sorted({a.n for a in stored if a.n < widest.n})
+    told = ", ".join(f"{_range_right([f[:n] for f in flags])} of the first {n}" for n in fewer)
+    whole = f"{_range_right(flags)} of all {widest.n}"
+    if not fewer:
+        return ""
+    return f"A column on fewer images may have easier ones: {widest.column.name} leaves {told} right, and {whole}."
+
+
+def _range_right(flags: list[str]) -> str:
+    shares = sorted(100 * one.count("1") / len(one) for one in flags)
+    return " to ".join(dict.fromkeys(f"{share:.1f}" for share in (shares[0], shares[-1]))) + " %"
 
 
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:

@@ -185,6 +185,8 @@ def measure(
             for column in columns:
                 if store.read_rows(digest, _key(column, checkpoint)) is None:
                     source = next((s for s in surrogates if s.digest == column.surrogate), None)
+                    if column.surrogate and source is None:
+                        raise UserError(f"column {column.name}: its surrogate {column.surrogate} was not given")
                     made_on = network(source, data_spec, place) if source else None
                     (row,) = evaluate(net, test, (column,), made_on)
                     made = {**row.to_json(), "provenance": provenance(place)}

@@ -1,5 +1,6 @@
 """A table of a paper as a value: which network, data, method and seed every cell is, and the numbers reported."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,10 +13,10 @@ from lib.checkpoints import file_digest
 from lib.errors import UserError, choose
 from lib.evaluate import Column, check_fits
 from lib.methods import METHODS
-from lib.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml
+from lib.parameters import PARAMS, Parameters, Scale, device_of, load_scale, paper_schedules, read_yaml
 from lib.runs import Network, Place, describe_data, network
 from lib.spec import DataSpec, GivenWeights, RunSpec, check_type, typed
-from lib.strategies import ATTACK_SETTINGS, STRATEGIES, StrategySpec, needs_network, scaled
+from lib.strategies import ATTACK_SETTINGS, PER_IMAGE_WEIGHTS, STRATEGIES, UNITS, StrategySpec, needs_network, scaled
 from lib.weights import AWP
 
 
@@ -152,14 +153,8 @@ def open_table(name: str, parameters: Parameters) -> Table:
         torch.set_num_threads(1)
     place.store  # noqa: B018  an outputs folder that cannot be written is said now, not after the training
     builder = _Builder(file, scale, parameters, place, digests)
-    for net in builder.teachers.values():
-        if isinstance(net, GivenWeights):
-            network(net, builder.data(file.dataset), place)  # a file that does not fit is said now
-    whole = place.dataset(builder.data(file.dataset))
-    for column in builder.columns + builder.control_columns:
-        check_fits(column, len(whole.test.labels), len(whole.classes))
     controls = tuple(_row(row) for row in file.controls)
-    return Table(
+    table = Table(
         name=name,
         file=file,
         scale_name=parameters.scale,
@@ -177,6 +172,21 @@ def open_table(name: str, parameters: Parameters) -> Table:
         columns=builder.columns,
         replaced=parameters.settings,
     )
+    _check_fits(table)
+    return table
+
+
+def _check_fits(table: Table) -> None:
+    """That every column can be measured on its cell's data, and that every given file fits its network."""
+    given = {(net, table.data) for net in table.teachers.values() if isinstance(net, GivenWeights)}
+    for cell in table.cells + table.controls:
+        dataset = table.place.dataset(cell.data)
+        for column in cell.columns:
+            check_fits(column, len(dataset.test.labels), len(dataset.classes))
+        if isinstance(cell.network, GivenWeights):
+            given.add((cell.network, cell.data))
+    for net, data in given:
+        network(net, data, table.place)
 
 
 def _from_root(path: str) -> Path:
@@ -187,6 +197,8 @@ def _row(given: Any) -> Row:
     row: Row = typed(Row, given, "row")
     choose("method", row.method, METHODS)
     choose("checkpoint", row.checkpoint, dict.fromkeys(("best", "last")))
+    if row.schedule:
+        choose("schedule", row.schedule, paper_schedules())
     if row.strategy:
         choose("strategy", row.strategy, STRATEGIES)
         if METHODS[row.method].objective is None:
@@ -205,8 +217,7 @@ def _row(given: Any) -> Row:
 def _in_unit(options: Any, where: str) -> dict[str, tuple[float, ...]]:
     """A row's options with radii and step sizes divided by 255."""
     check_type(options, dict[str, list[float]], f"{where}: options")
-    unit = {"epsilon": 255, "step_size": 255}
-    return {name: tuple(value / unit.get(name, 1) for value in values) for name, values in options.items()}
+    return {name: tuple(value / UNITS.get(name, 1) for value in values) for name, values in options.items()}
 
 
 def _trained(given: Any) -> Trained:
@@ -257,7 +268,8 @@ class _Builder:
         """The data that stands for the paper's `name` at this scale."""
         if name not in self.specs:
             scale, stand_in = self.scale, choose("data set of this scale", name, self.scale.datasets)
-            self.specs[name] = describe_data(self.place, stand_in, scale.train_images, scale.held_out)
+            held_out = scale.held_out if scale.selection == "held_out" else 0
+            self.specs[name] = describe_data(self.place, stand_in, scale.train_images, held_out)
         return self.specs[name]
 
     def trained(self, trained: Trained) -> Network:
@@ -303,8 +315,11 @@ class _Builder:
         known = METHODS[row.method].all_weights
         per_student = any(isinstance(value, dict) for value in row.weights.values())
         chosen = row.weights.get(student, {}) if per_student else row.weights
-        for key in chosen:
+        for key, value in chosen.items():
             choose(f"weight of method {row.method}", key, known)
+            check_type(value, float, f"row {row.row}: weight {key}")
+            if not math.isfinite(value):
+                raise UserError(f"row {row.row}: weight {key} must be finite, got {value}")
         weights = {**known, **{key: float(value) for key, value in chosen.items()}}
         return RunSpec(
             data=self.data(row.dataset or self.file.dataset),
@@ -335,7 +350,8 @@ class _Builder:
         spec = replace(typed(StrategySpec, given, where), options=tuple((dict(base.options) | options).items()))
         if options and not base.options:
             raise UserError(f"{where}: {row.strategy} picks from no options")
-        settable = dict.fromkeys((*ATTACK_SETTINGS, *METHODS[row.method].weights))
+        weights = [name for name in METHODS[row.method].weights if name in PER_IMAGE_WEIGHTS]
+        settable = dict.fromkeys((*ATTACK_SETTINGS, *weights))
         for name in dict(spec.options):
             choose(f"setting of the method {row.method} for a strategy to pick", name, settable)
         if needs_network(spec):
@@ -348,7 +364,7 @@ class _Builder:
         other = choose("method", awp.method or row.method, METHODS)
         if awp.method and (other.needs_teacher or other.trains_guide or other.watch):
             raise UserError(f"row {row.row}: awp: the loss of {awp.method} wants more than the network and the images")
-        return awp
+        return replace(awp, weights=tuple(sorted(other.weights.items()))) if awp.method else awp
 
     def model(self, name: str) -> str:
         """The network that stands for the paper's `name` at this scale."""

@@ -48,6 +48,8 @@ class Schedule:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"a schedule wants a momentum in [0, 1) and a weight_decay >= 0, got {self}")
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf or min(self.milestones, default=0) < 0:
             raise UserError(f"a schedule wants epochs and batch_size >= 1 and a positive lr, got {self}")
         if self.nesterov and not self.momentum > 0:
@@ -287,7 +289,7 @@ class Training:
         with mode(self.student, self.method.attack_mode == "train"), self._guide_mode(), self._noise():
             nets = self._attacked_nets()
             label = y if self.method.attack_label is None else self.method.attack_label(nets, x, y)
-            watch = self._watch(x, label)
+            watch = self._watch(x, label, chosen.get("epsilon", self.epsilon))
             if watch is not None:
                 nets, chosen["rule"] = replace(nets, student=watch.listen(nets.student)), watch
             objective = self.method.objective(nets, x, label)
@@ -306,10 +308,10 @@ class Training:
             nets = replace(nets, guide=in_precision(folded(self.guide), self.precision))
         return nets
 
-    def _watch(self, x: Tensor, y: Tensor) -> Watch | None:
+    def _watch(self, x: Tensor, y: Tensor, radius: float | Tensor) -> Watch | None:
         if self.method.watch is None:
             return None
-        return self.method.watch(x, y, self.epsilon, **self._weights(self.method.watch_weights))
+        return self.method.watch(x, y, radius, **self._weights(self.method.watch_weights))
 
     def _noise(self) -> AbstractContextManager[None]:
         """The student's weights as the method's attack wants them."""
@@ -354,7 +356,8 @@ class Training:
 
         def loss(net: Net) -> Tensor:
             if other is not None:
-                weights = {name: weight_at(w, 0.0, 0) for name, w in other.weights.items()}
+                size = self.schedule.batch_size
+                weights = {name: weight_at(weight, self.progress, size) for name, weight in awp.weights}
                 terms = other.loss(Nets(self.at_precision(net)), x, x_adv, y, **weights)
                 return torch.stack([term.mean() for term in terms.values()]).sum()
             return self.losses(net, x, x_adv, y, settings).mean()

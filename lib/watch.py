@@ -17,7 +17,7 @@ class Watch:
     `listen` keeps the logits of the forward that the gradient is taken of, so watching costs no forward.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float) -> None:
+    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
         self.x, self.y, self.epsilon = x, y, epsilon
         self.logits = torch.empty(0)
 
@@ -51,7 +51,7 @@ class UntilWrong(Watch):
     Source: Zhang et al. 2020.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float, *, patience: float = 0) -> None:
+    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, patience: float = 0) -> None:
         super().__init__(x, y, epsilon)
         self.left = torch.full_like(y, int(patience))
 
@@ -66,7 +66,7 @@ class UntilWrong(Watch):
 class UntilGap(Watch):
     """An image moves while max_{j != y} p_j - p_y <= gap: SAT's curriculum (Sitawarin et al. 2020)."""
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float, *, gap: float) -> None:
+    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, gap: float) -> None:
         super().__init__(x, y, epsilon)
         self.gap = gap
 
@@ -83,20 +83,21 @@ class UntilConverged(Watch):
     The inner product is taken with the image at the ball's centre, where x' - x lies in the ball, so FOSC >= 0.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float, *, bound: float) -> None:
+    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, bound: float) -> None:
         super().__init__(x, y, epsilon)
         self.bound = bound
 
     def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """The first-order stationary condition is still above the bound."""
         moved = ((x_adv - self.x[index]) * gradient).flatten(1).sum(1)
-        return self.epsilon * gradient.abs().flatten(1).sum(1) - moved > self.bound
+        radius = self.epsilon[index] if isinstance(self.epsilon, Tensor) else self.epsilon
+        return radius * gradient.abs().flatten(1).sum(1) - moved > self.bound
 
 
 class CountRight(Watch):
     """kappa: at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float) -> None:
+    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
         super().__init__(x, y, epsilon)
         self.kappa = torch.zeros_like(y)
 

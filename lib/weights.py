@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from lib.errors import UserError
 class AWP:
     """Adversarial weight perturbation of relative size gamma, from `warmup` (a share of the training) on.
 
-    `method` names the method whose loss the perturbation maximises; "" is the method's own.
+    `method` names the method whose loss the perturbation maximises, with its `weights`; "" is the method's own.
 
     Raises:
         UserError: gamma is not positive, or warmup not in [0, 1].
@@ -25,6 +26,7 @@ class AWP:
     gamma: float = 0.01
     warmup: float = 0.0
     method: str = ""
+    weights: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.gamma > 0 or not 0 <= self.warmup <= 1:

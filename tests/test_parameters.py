@@ -138,3 +138,20 @@ def test_fewer_test_images_bound_every_column():
     scale = load_scale(Parameters(settings={"test_images": 100}))
     for name in scale.columns:
         assert scale.column(name).images == min(plain.column(name).images or 100, 100)
+
+
+@pytest.mark.parametrize("seeds", [[-1], [10**30]])
+def test_a_seed_that_no_generator_takes_is_refused(seeds):
+    with pytest.raises(UserError, match="parameter seeds wants numbers from 0"):
+        check({"seeds": seeds})
+
+
+@pytest.mark.parametrize("setting", [{"momentum": -1.0}, {"momentum": 1.5}, {"weight_decay": -1.0}])
+def test_a_schedules_momentum_and_decay_are_checked(setting):
+    with pytest.raises(UserError, match="a schedule wants a momentum"):
+        load_scale(Parameters(settings={"schedules": {"default": setting}}))
+
+
+def test_autoattack_without_a_stage_is_refused():
+    with pytest.raises(UserError, match="stages is empty"):
+        load_scale(Parameters(settings={"columns": {"AA": {"stages": []}}}))

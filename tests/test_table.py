@@ -194,7 +194,7 @@ def test_awp_average_and_guide_are_part_of_the_run(opened):
     plain = "a, method: pgd_at"
     extras = ["awp: {gamma: 0.005, warmup: 0.05}", "average: 0.995", "strategy: random", "awp: {method: trades}"]
     specs = [opened(f"{plain}, {extra}").cells[0].network for extra in extras]
-    assert [s.awp for s in specs] == [AWP(0.005, 0.05), None, None, AWP(0.01, 0.0, "trades")]
+    assert [s.awp for s in specs] == [AWP(0.005, 0.05), None, None, AWP(0.01, 0.0, "trades", (("trade_off", 6.0),))]
     assert [s.average for s in specs] == [0.0, 0.995, 0.0, 0.0]
     assert len({s.digest for s in [*specs, opened(plain).cells[0].network]}) == 5
     guided = opened("a, method: lbgat, guide: VGG16").cells[0].network
@@ -267,3 +267,45 @@ def test_a_row_with_strategy_awp_average_and_guide_trains_and_leaves_what_it_mad
     assert all(e["strategy"]["reward"] < 0 for e in history)
     guide = runs.fresh_network(cell.network.guide, cell.data, table.place)
     load_weights(guide, folder / "guide.safetensors")
+
+
+def test_the_weights_of_the_perturbations_loss_are_part_of_the_run(opened, monkeypatch):
+    before = opened("a, method: pgd_at, awp: {method: trades}").cells[0].network.digest
+    monkeypatch.setitem(METHODS, "trades", replace(METHODS["trades"], weights={"trade_off": 1.0}))
+    assert opened("a, method: pgd_at, awp: {method: trades}").cells[0].network.digest != before
+
+
+def test_a_file_given_for_a_row_is_tried_before_anything_runs(tmp_path):
+    save_weights(build("ResNet8-w8", classes=7, channels=1).state_dict(), tmp_path / "seven.safetensors")
+    files = {"PGD-AT": str(tmp_path / "seven.safetensors")}
+    with pytest.raises(UserError, match="does not fit ResNet"):
+        open_table("table1_las_at", Parameters(outputs=str(tmp_path), device="cpu", teacher_files=files))
+
+
+def test_every_data_set_of_a_table_has_to_have_the_columns_images(tmp_path):
+    settings = {"columns": {"AA": {"images": 300}}}
+    with pytest.raises(UserError, match="column AA wants 300 images, the test split has 250"):
+        open_table("table1_dgad", Parameters(outputs=str(tmp_path), device="cpu", settings=settings))
+
+
+def test_with_selection_on_the_test_split_nothing_is_held_out(opened):
+    assert opened("a, method: pgd_at").cells[0].network.data.held_out == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("method: trades, weights: {trade_off: [1, 2]}", "weight trade_off wants float"),
+        ("method: trades, weights: {trade_off: much}", "weight trade_off wants float"),
+        ("method: trades, weights: {trade_off: true}", "weight trade_off wants float"),
+        ("method: trades, weights: {trade_off: .nan}", "weight trade_off must be finite"),
+        ("method: pgd_at, schedule: las_att", "unknown schedule 'las_att'"),
+        (
+            "method: pgd_at_smoothed, strategy: random, strategy_settings: {options: {true_share: [0.5, 0.7]}}",
+            "for a strategy to pick 'true_share'",
+        ),
+    ],
+)
+def test_a_rows_numbers_and_names_are_checked(opened, row, said):
+    with pytest.raises(UserError, match=said):
+        opened(f"a, {row}")

@@ -214,3 +214,10 @@ def test_kappa_is_counted_for_the_images_that_are_asked(images):
     watch.logits = torch.cat([RIGHT, WRONG, RIGHT])
     assert watch(watch.x[:3], watch.x[:3], torch.tensor([4, 3, 1])).all()
     assert watch.seen()["kappa"].tolist() == [0, 1, 0, 0, 1]
+
+
+def test_fosc_is_of_each_images_own_radius_where_radii_differ():
+    x, y = torch.full((2, 1, 1, 1), 0.5), torch.zeros(2, dtype=torch.long)
+    watch = UntilConverged(x, y, torch.tensor([0.1, 0.3]), bound=0.2)
+    watch.listen(lambda z: torch.zeros(len(z), 2))(x)
+    assert watch(x, torch.ones_like(x), torch.arange(2)).tolist() == [False, True]

@@ -35,6 +35,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "MobileNetV2-small": partial(MobileNetV2, _SMALL_STAGES, stem=8, head=64),
     "WideResNet-28-4": partial(WideResNet, 28, 4),
     "WideResNet-28-6": partial(WideResNet, 28, 6),
+    "WideResNet-28-6-silu": partial(WideResNet, 28, 6, activation=F.silu),
     "WideResNet-10-1": partial(WideResNet, 10, 1),
     "WideResNet-10-1-silu": partial(WideResNet, 10, 1, F.silu),
     "WideResNet-16-1": partial(WideResNet, 16, 1),

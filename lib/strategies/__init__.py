@@ -10,13 +10,24 @@ from dataclasses import replace
 from torch import nn
 
 from lib.errors import choose
-from lib.strategies.core import ATTACK_SETTINGS, Settings, Strategy, StrategySpec, draw, log_prob
+from lib.strategies.core import (
+    ATTACK_SETTINGS,
+    PER_IMAGE_WEIGHTS,
+    UNITS,
+    Settings,
+    Strategy,
+    StrategySpec,
+    draw,
+    log_prob,
+)
 from lib.strategies.las_at import Frozen, Learned, LearnedAsReleased, LearnedAWPAsReleased
 from lib.strategies.searches import CAT, OHL, AdvHP
 
 __all__ = [
     "ATTACK_SETTINGS",
+    "PER_IMAGE_WEIGHTS",
     "STRATEGIES",
+    "UNITS",
     "Settings",
     "Strategy",
     "StrategySpec",
@@ -43,15 +54,16 @@ KINDS: dict[str, Callable[..., Strategy]] = {
 
 def _options(**ranges: tuple[int, int]) -> tuple[tuple[str, tuple[float, ...]], ...]:
     """All whole numbers from first to last of each setting; radii and steps in 1/255."""
-    unit = {"epsilon": 255, "step_size": 255}
-    return tuple((n, tuple(v / unit.get(n, 1) for v in range(a, b + 1))) for n, (a, b) in ranges.items())
+    return tuple((n, tuple(v / UNITS.get(n, 1) for v in range(a, b + 1))) for n, (a, b) in ranges.items())
 
 
 _PAPER = _options(epsilon=(3, 15), step_size=(1, 6), steps=(3, 15))
 _PGD_CODE = _options(epsilon=(3, 15), steps=(3, 14), step_size=(1, 5))
 _TRADES_CODE = _options(epsilon=(5, 9), steps=(7, 14), step_size=(2, 4), trade_off=(5, 9))
 _AWP_CODE = _options(epsilon=(7, 15), steps=(8, 16), step_size=(2, 5))
-_CODE = StrategySpec("learned_as_released", every=20, lr=1e-4, momentum=0.0, clip=1.0, adv=4, clean=2, hardest=10)
+_CODE = StrategySpec(
+    "learned_as_released", start="training", every=20, lr=1e-4, momentum=0.0, clip=1.0, adv=4, clean=2, hardest=10
+)
 
 STRATEGIES: dict[str, StrategySpec] = {
     "las_at": StrategySpec("learned", _PAPER),
@@ -100,6 +112,5 @@ def build(spec: StrategySpec, net: nn.Module | None) -> Strategy:
 def scaled(spec: StrategySpec, epsilon: float) -> StrategySpec:
     """The same strategy with radii and step sizes in proportion to a training radius other than 8/255."""
     share = epsilon / RADIUS
-    by = {"epsilon": share, "step_size": share}
-    options = tuple((name, tuple(v * by.get(name, 1) for v in values)) for name, values in spec.options)
+    options = tuple((name, tuple(v * (share if name in UNITS else 1) for v in values)) for name, values in spec.options)
     return replace(spec, options=options)

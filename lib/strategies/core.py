@@ -9,11 +9,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lib.attacks import Start
-from lib.errors import UserError
+from lib.errors import UserError, choose
 
 Net = Callable[[Tensor], Tensor]
 Settings = dict[str, Tensor]  # epsilon, step_size, steps, a weight of the method, or what its watch saw -> (N,)
 ATTACK_SETTINGS = ("epsilon", "step_size", "steps")
+PER_IMAGE_WEIGHTS = ("trade_off",)  # weights of methods that may differ from image to image
+UNITS = {"epsilon": 255, "step_size": 255}  # options are written in 1/255
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class StrategySpec:
     clip: float = math.inf
     adv: float = 2.0
     clean: float = 4.0
+    start: str = "drawn"  # the ball that attacks start in: the drawn radius's, or the training's
     lr_falls: bool = False  # lr falls in proportion to the target's
     hardest: float = math.inf  # L1 is cut here
     own_l1: bool = True  # L1 is the method's own loss; False: the cross-entropy of the hard label
@@ -48,6 +51,7 @@ class StrategySpec:
             object.__setattr__(self, name, float(getattr(self, name)))
         for name, values in self.options:
             _check_options(name, values)
+        choose("start of a strategy", self.start, dict.fromkeys(("drawn", "training")))
         _check_range(self, ("every", "candidates"), "at least 1", lambda value: value >= 1)
         _check_range(self, ("lr", "clip", "hardest", "patience"), "above 0", lambda value: value > 0)
         _check_range(self, ("momentum", "weight_decay", "adv", "clean"), "0 or more", lambda value: value >= 0)
@@ -132,8 +136,10 @@ class Strategy:
         return self.take([torch.zeros(len(x), size, device=x.device) for size in self.spec.sizes], target.generator)
 
     def start(self, target: Target, start: Start) -> Start:
-        """Where the attack starts, given the method's own start: there, in the ball that was picked."""
-        return start
+        """Where the attack starts: the method's own start in the ball that was picked, or in the training's."""
+        if self.spec.start == "drawn":
+            return start
+        return lambda x, epsilon, generator: start(x, x.new_tensor(target.epsilon), generator)
 
     def trained_on(self, target: Target, x: Tensor, x_adv: Tensor) -> Tensor:
         """What the target trains on of the x' that the settings made."""
@@ -175,7 +181,13 @@ class Strategy:
 
 
 def draw(logits: list[Tensor], generator: Generator) -> list[Tensor]:
-    """One index (N,) per head and image from the categorical of its logits (N, options)."""
+    """One index (N,) per head and image from the categorical of its logits (N, options).
+
+    Raises:
+        UserError: a logit is not finite.
+    """
+    if not all(bool(torch.isfinite(head).all()) for head in logits):
+        raise UserError("the strategy network diverged: its logits are not finite; a smaller lr or clip may help")
     return [torch.multinomial(head.softmax(1), 1, generator=generator).squeeze(1) for head in logits]
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib.attacks import PerImage, Start, pgd, project
+from lib.attacks import PerImage, input_gradient, pgd, project, uniform_in_image
 from lib.losses import cross_entropy, reinforce, smoothed_cross_entropy
 from lib.strategies.core import Net, Settings, Strategy, StrategySpec, Target, draw, log_prob
-from lib.watch import UntilWrong
+from lib.watch import Watch
 
 JUDGING_STEPS = 10
 RESTARTS = 2  # of the released code's judging attack
@@ -105,16 +105,12 @@ class Learned(Frozen):
 class LearnedAsReleased(Learned):
     """The authors' code: one reward for the whole batch, L2 and L3 accuracies in [0, 1], L1 cut, no baseline.
 
-    Every attack starts in the training's ball, whatever radius was picked. The copy's step has weight decay; its
-    judging attack runs twice, the copy in train mode, and leaves broken images. Where L1 is the method's own loss
-    (LAS-TRADES), the target is in train mode for it, so that its batch-norm statistics move.
+    The copy's step has weight decay; its judging attack runs twice, the copy in train mode, and leaves broken images.
+    Where L1 is the method's own loss (LAS-TRADES), the target is in train mode for it, so that its batch-norm
+    statistics move.
     """
 
     stops = True  # the judging attack leaves broken images
-
-    def start(self, target: Target, start: Start) -> Start:
-        """The method's own start in the ball of the training's radius."""
-        return lambda x, epsilon, generator: start(x, x.new_tensor(target.epsilon), generator)
 
     @torch.no_grad()
     def reward(self, target: Target, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
@@ -171,20 +167,20 @@ def judged(net: Net, x: Tensor, y: Tensor, target: Target) -> Tensor:
 
 
 def judged_as_released(net: Net, x: Tensor, y: Tensor, target: Target, stops: bool) -> Tensor:
-    """The same twice, the larger cross-entropy of each image kept; `stops`: one that is misclassified moves no more."""
+    """The same twice, the larger cross-entropy of each image kept; `stops`: only images that are right now move.
+
+    The network is in train mode, where the others of a batch decide too, so an image that was wrong may be right, and
+    move, again.
+    """
     epsilon = target.epsilon
     best, highest = x, torch.full_like(x[:, 0, 0, 0], -math.inf)
     for _ in range(RESTARTS):
-        watch = UntilWrong(x, y, epsilon)
-        x_hat = pgd(
-            partial(_label_loss, watch.listen(net), y),
-            x,
-            epsilon=epsilon,
-            step_size=epsilon / 4,
-            steps=JUDGING_STEPS,
-            generator=target.generator,
-            rule=watch if stops else None,
-        )
+        x_hat = uniform_in_image(x, x.new_tensor(epsilon), target.generator)
+        for _ in range(JUDGING_STEPS):
+            watch = Watch(x, y, epsilon)
+            gradient = input_gradient(partial(_label_loss, watch.listen(net), y), x_hat)
+            moving = (watch.logits.argmax(1) == y) | (not stops)
+            x_hat = project(x_hat + moving[:, None, None, None] * (epsilon / 4) * gradient.sign(), x, epsilon)
         with torch.no_grad():
             loss = cross_entropy(net(x_hat), y)
         better = (loss > highest)[:, None, None, None]

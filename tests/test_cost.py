@@ -1,0 +1,44 @@
+"""What a training is expected to cost, counted in operations, which do not depend on the machine."""
+
+import pytest
+
+from lib import cost
+from lib.parameters import Parameters
+from lib.table import open_table
+
+
+@pytest.fixture(scope="module")
+def flops(tmp_path_factory):
+    settings = {"schedules": {"default": {"epochs": 1, "batch_size": 16}}, "train_images": 64, "held_out": 32}
+    outputs = str(tmp_path_factory.mktemp("outputs"))
+
+    def of(table, row):
+        given = Parameters(outputs=outputs, device="cpu", rows=[row], settings=settings)
+        cell = open_table(table, given).cells[0]
+        return cost.training(cell.network, cell_place(outputs), True).flops
+
+    def cell_place(outputs):
+        return open_table("table1_las_at", Parameters(outputs=outputs, device="cpu")).place
+
+    return of
+
+
+def test_attacks_that_stop_by_image_are_counted_as_if_none_stopped(flops):
+    madry = flops("table7_las_at", "Madry-AT")
+    for row in ("FAT", "DART"):
+        assert flops("table7_las_at", row) == pytest.approx(madry, rel=0.1)
+
+
+def test_a_curriculum_is_counted_at_half_of_its_way(flops):
+    assert 0.2 < flops("table7_las_at", "CAT") / flops("table7_las_at", "Madry-AT") < 0.7
+
+
+def test_a_search_over_trajectories_costs_its_candidates_every_kth_step(flops):
+    random = flops("fig3_las_at", "Random search (approximation)")
+    assert 1.05 < flops("fig3_las_at", "OHL (approximation)") / random < 1.6
+
+
+def test_a_strategy_network_that_learns_more_often_costs_more(flops):
+    ratios = [flops("table1_las_at", f"k={k}") / flops("table1_las_at", "PGD-AT") for k in (1, 10, 60)]
+    assert ratios[0] > ratios[1] > ratios[2] > 0.8
+    assert ratios[0] > 2
