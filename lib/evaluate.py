@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from lib.jsma import jsma, published_target, wrong_target
 from lib.losses import cross_entropy, margin
 from lib.methods import Net
 from lib.train import mode
+from lib.trajectory import snapshots
 from lib.watch import UntilWrong
 
 TOLERANCE = 1e-6  # how far float rounding may carry a pixel out of the ball
@@ -120,7 +121,42 @@ def evaluate(
     """
     source = surrogate or net
     with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
-        return [accuracy(net, test, column, source) for column in columns]
+        found = [one for group in together(columns) for one in _measured(net, test, group, source)]
+    return [next(accuracy for accuracy in found if accuracy.column == column) for column in columns]
+
+
+def together(columns: tuple[Column, ...]) -> list[tuple[Column, ...]]:
+    """The columns in groups that are measured at once: those that are one PGD after different numbers of steps."""
+    groups: dict[Column, tuple[Column, ...]] = {}
+    for column in columns:
+        key = replace(column, name="", steps=1) if column.attack in STEPPED else column
+        groups[key] = (*groups.get(key, ()), column)
+    return list(groups.values())
+
+
+def _measured(net: nn.Module, test: Split, group: tuple[Column, ...], source: nn.Module) -> list[Accuracy]:
+    return [accuracy(net, test, group[0], source)] if len(group) == 1 else prefixes(net, test, group, source)
+
+
+def prefixes(net: nn.Module, test: Split, columns: tuple[Column, ...], source: nn.Module) -> list[Accuracy]:
+    """What `accuracy` finds for columns that differ in their steps alone, from one run of the longest."""
+    first = columns[0]
+    loss, freeze = STEPPED[first.attack]
+    part = test.take(slice(0, first.images or len(test.labels)))
+    x = to_float(part.images)
+    found = snapshots(
+        folded(source),
+        x,
+        part.labels,
+        loss,
+        epsilon=first.epsilon,
+        step_size=first.step_size,
+        at=[column.steps for column in columns],
+        freeze=freeze,
+        batch_size=first.batch_size,
+        generator=Generator(x.device).manual_seed(first.seed),
+    )
+    return [_accuracy(column, _right(net, x, found[column.steps], part.labels, column)) for column in columns]
 
 
 def accuracy(net: nn.Module, test: Split, column: Column, source: nn.Module | None = None) -> Accuracy:
@@ -133,12 +169,19 @@ def accuracy(net: nn.Module, test: Split, column: Column, source: nn.Module | No
     crafting = folded(source or net)  # the judging below is on the network itself
     flags = []
     for x, y in part.batches(len(part.labels) if attack.whole else column.batch_size):
-        x_adv = attack.run(crafting, x, y, column, generator)
-        check_perturbation(x, x_adv, column.epsilon if attack.bounded else math.inf, column.name)
-        with torch.no_grad():
-            logits = torch.cat([net(images) for images in x_adv.split(column.batch_size)])
-        flags.append(logits.argmax(1) == y)
-    right = torch.cat(flags)
+        flags.append(_right(net, x, attack.run(crafting, x, y, column, generator), y, column))
+    return _accuracy(column, torch.cat(flags))
+
+
+def _right(net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, column: Column) -> Tensor:
+    """Which images the network itself, not its folded form, has right at x', (N,) bool; x' is checked first."""
+    check_perturbation(x, x_adv, column.epsilon if ATTACKS[column.attack].bounded else math.inf, column.name)
+    with torch.no_grad():
+        logits = torch.cat([net(images) for images in x_adv.split(column.batch_size)])
+    return logits.argmax(1) == y
+
+
+def _accuracy(column: Column, right: Tensor) -> Accuracy:
     return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()))
 
 
@@ -243,6 +286,14 @@ def _jsma_as_published(net: Net, x: Tensor, y: Tensor, column: Column, generator
     return jsma(net, x, published_target(y), theta=column.theta, gamma=column.gamma)
 
 
+STEPPED = {  # PGD on a loss; with True an image stays where it is first misclassified
+    "pgd": (cross_entropy, False),
+    "pgd_frozen": (cross_entropy, True),
+    "cw": (margin, False),
+    "cw_frozen": (margin, True),
+}
+
+
 class EvaluationAttack(NamedTuple):
     """run(net, x, y, column, generator) -> x'; is x' held to epsilon; is x the whole set and not a batch."""
 
@@ -255,10 +306,7 @@ ATTACKS = {
     "clean": EvaluationAttack(_clean),
     "fgsm": EvaluationAttack(_fgsm),
     "fgsm_random": EvaluationAttack(_fgsm_random),
-    "pgd": EvaluationAttack(_steps(cross_entropy, freeze=False)),
-    "pgd_frozen": EvaluationAttack(_steps(cross_entropy, freeze=True)),
-    "cw": EvaluationAttack(_steps(margin, freeze=False)),
-    "cw_frozen": EvaluationAttack(_steps(margin, freeze=True)),
+    **{name: EvaluationAttack(_steps(*how)) for name, how in STEPPED.items()},
     "cw2": EvaluationAttack(_cw2, bounded=False),
     "autoattack": EvaluationAttack(autoattack, whole=True),
     "jsma": EvaluationAttack(_jsma, bounded=False),

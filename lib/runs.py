@@ -18,7 +18,7 @@ from lib import ROOT, data, strategies
 from lib.attacks import pgd
 from lib.checkpoints import file_digest, load_weights, save_weights
 from lib.errors import UserError, choose
-from lib.evaluate import VERSION, Accuracy, Column, accuracy, evaluate
+from lib.evaluate import VERSION, Accuracy, Column, accuracy, evaluate, together
 from lib.methods import METHODS
 from lib.models import build
 from lib.spec import DataSpec, GivenWeights, RunSpec, digest_of
@@ -182,15 +182,15 @@ def measure(
     if not measured(spec, data_spec, place, columns, checkpoint):
         with store.claim(f"{digest}-rows"):
             net, test = network(spec, data_spec, place, checkpoint), place.dataset(data_spec).test
-            for column in columns:
-                if store.read_rows(digest, _key(column, checkpoint)) is None:
-                    source = next((s for s in surrogates if s.digest == column.surrogate), None)
-                    if column.surrogate and source is None:
-                        raise UserError(f"column {column.name}: its surrogate {column.surrogate} was not given")
-                    made_on = network(source, data_spec, place) if source else None
-                    (row,) = evaluate(net, test, (column,), made_on)
+            missing = [column for column in columns if store.read_rows(digest, _key(column, checkpoint)) is None]
+            for group in together(tuple(missing)):
+                source = next((s for s in surrogates if s.digest == group[0].surrogate), None)
+                if group[0].surrogate and source is None:
+                    raise UserError(f"column {group[0].name}: its surrogate {group[0].surrogate} was not given")
+                made_on = network(source, data_spec, place) if source else None
+                for row in evaluate(net, test, group, made_on):
                     made = {**row.to_json(), "provenance": provenance(place)}
-                    store.write_rows(digest, _key(column, checkpoint), [made])
+                    store.write_rows(digest, _key(row.column, checkpoint), [made])
     kept = [store.read_rows(digest, _key(column, checkpoint)) for column in columns]
     return [replace(Accuracy.from_json(rows[0]), column=c) for c, rows in zip(columns, kept, strict=True) if rows]
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pyautoattack
 import pytest
@@ -18,6 +19,7 @@ from lib.evaluate import (
     check_perturbation,
     evaluate,
     frozen,
+    together,
     wilson,
 )
 from lib.losses import cross_entropy
@@ -287,3 +289,20 @@ def test_autoattack_runs_its_columns_stages_with_the_standard_versions_settings(
     assert (attack.apgd_targeted.n_target_classes, attack.fab.n_target_classes) == (9, 9)
     assert attack.square.n_queries == 5000
     assert [part.eps for part in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)] == [EPSILON] * 4
+
+
+@pytest.mark.parametrize("attack", ["pgd", "pgd_frozen", "cw", "cw_frozen"])
+def test_columns_that_differ_in_steps_alone_share_a_run_and_find_the_same_images(make_net, attack):
+    net = make_net().eval()
+    test = Split(torch.rand(30, 3, 4, 4), torch.randint(10, (30,)))
+    test = Split(test.images, torch.where(torch.arange(30) % 3 > 0, net(test.images).argmax(1), test.labels))
+    columns = tuple(Column(f"{steps}", attack, 0.1, 0.02, steps, batch_size=7) for steps in (5, 2, 9))
+    assert together((*columns, Column("clean", "clean"))) == [columns, (Column("clean", "clean"),)]
+    assert evaluate(net, test, columns) == [accuracy(net, test, column) for column in columns]
+
+
+def test_columns_that_differ_in_more_than_steps_do_not_share_a_run():
+    column = Column("a", "pgd", 0.1, 0.02, 5)
+    others = [{"seed": 1}, {"images": 3}, {"epsilon": 0.2}, {"attack": "pgd_frozen"}, {"surrogate": "x"}]
+    columns = (column, *(replace(column, steps=3, **other) for other in others))
+    assert len(together(columns)) == len(columns)

@@ -94,6 +94,23 @@ def test_las_ats_released_forms_run_beside_the_papers(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("table1_las_at", {"rows": ["PGD-AT", "k=1", "Frozen"]}),
+        ("fig4_las_at", {"rows": ["LAS-AT (k=1)", "Random"], "seeds": [0, 1]}),
+        ("walkthrough_las_at", {"settings": {**SETTINGS, "precision": "bf16"}}),
+    ],
+    ids=["controls", "two seeds", "bf16"],
+)
+def test_what_las_ats_notebooks_advertise_runs(tmp_path, name, given):
+    done, copy = execute(ROOT / "notebooks" / f"{name}.ipynb", tmp_path, **({"settings": SETTINGS} | given))
+    assert done.returncode == 0, done.stderr[-3000:]
+    if "seeds" in given:
+        shown = "".join(str(out.get("data", "")) for cell in code_cells(copy) for out in cell.outputs)
+        assert all(f"{row}, seed {seed}" in shown for row in given["rows"] for seed in given["seeds"])
+
+
 @pytest.mark.parametrize("harm", ["truncated", "hostile", "another network's"])
 def test_a_bad_teacher_file_ends_papermill_with_one_sentence(tmp_path, harm):
     file = tmp_path / "teacher.pt"

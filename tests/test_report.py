@@ -10,6 +10,8 @@ from lib import figures, report
 from lib.evaluate import Accuracy, Column, wilson
 from lib.experiment import Result, open_table
 from lib.report import _marks, compare, gains, reported_table, save
+from lib.spec import GivenWeights
+from lib.strategies import STRATEGIES
 from lib.table import Table
 
 COLUMNS = ("Clean", "FGSM", "PGD", "CW2", "AA")
@@ -69,6 +71,38 @@ def test_the_caption_names_the_scale_the_data_and_the_stand_ins(table, results):
         "† equal to AdaAD's table",
     ):
         assert part in caption, part
+
+
+def test_the_caption_says_what_pgd_leaves_of_the_images_that_reduced_columns_have(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path))
+    flags = {"PGD-AT": "1" * 5 + "0" * 15, "DGAD": "10110" + "1" * 12 + "000"}
+
+    def row(name: str) -> Result:
+        columns = [(replace(column, images=0), flags[name][: column.images or 20]) for column in table.columns]
+        return replace(result(name, 1), accuracies=tuple(Accuracy(c, f.count("1"), len(f), f) for c, f in columns))
+
+    said = (
+        "PGD leaves 66.7 to 100.0 % of the first 3, 50.0 to 80.0 % of the first 10 right, and 25.0 to 75.0 % of all 20."
+    )
+    assert said in compare(table, [row("PGD-AT"), row("DGAD")]).caption
+    assert "leaves 100.0 % of the first 3" in compare(table, [row("PGD-AT")]).caption
+    assert "easier" not in compare(table, []).caption
+    same = [replace(a, n=20, flags=flags["DGAD"]) for a in row("DGAD").accuracies]
+    assert "easier" not in compare(table, [replace(row("DGAD"), accuracies=tuple(same))]).caption
+
+
+def test_the_caption_and_the_teachers_table_name_the_teachers_own_method(tmp_path):
+    table = open_table("table8_dgad", parameters(tmp_path, students=[], teachers=[]))
+    teacher = Result("ResNet18 (TRADES)", "", "teacher", 0, "t", result("", 19).accuracies)
+    assert "Teachers trained here by TRADES: ResNet18 (TRADES)." in compare(table, []).caption
+    assert report.teachers_table(table, [teacher])["weights"].tolist() == ["trained here by TRADES"]
+
+
+def test_a_caption_speaks_of_reported_numbers_only_where_there_are_some(tmp_path):
+    for name, there in (("fig2_dgad", False), ("fig4_las_at", False), ("table1_las_at", True)):
+        table = open_table(name, parameters(tmp_path, rows=[], students=[], teachers=[]))
+        caption = compare(table, []).caption
+        assert ("Reported:" in caption, "10,000" in caption, "The difference" in caption) == (there, there, there)
 
 
 def test_headings_say_which_columns_are_reduced(table):
@@ -159,15 +193,47 @@ def test_the_counted_cost_is_within_an_eighth_of_the_papers_times(every, ratio):
 
 
 def test_leaving_done_images_and_weight_gradients_out_makes_the_strategy_nearly_free():
-    assert report.las_at_cost(40, steps=9, backward=1, restarts=1) == pytest.approx(1.0, abs=0.02)
+    assert report.las_at_passes(steps=9, **report.HERE) == (23, 22, 47)
+    assert report.las_at_passes() == (33, 46, 114)
+    assert report.las_at_cost(40, steps=9, **report.HERE) == pytest.approx(1.0, abs=0.02)
 
 
 def test_times_are_the_runs_own_over_pgd_ats(tmp_path):
     table = open_table("table1_las_at", parameters(tmp_path, rows=["PGD-AT", "k=1"], students=[], teachers=[]))
     made = [replace(result(row, 18), made=({"seconds": s},)) for row, s in (("PGD-AT", 10.0), ("k=1", 25.0))]
     times = report.times(table, made)
-    assert times.loc["k=1"].tolist() == [1378, 5.28, 4.85, 3.09, 25.0, 2.5]
+    assert times.loc["k=1"].tolist() == [1378, 5.28, 4.85, 3.0, 25.0, 2.5]
     assert report.times(table, [])["measured"].isna().all()
+
+
+def test_times_are_the_mean_of_the_seeds_and_empty_for_what_the_count_does_not_model(tmp_path):
+    table = open_table("table1_las_at", parameters(tmp_path, rows=["PGD-AT", "k=1"], students=[], teachers=[]))
+    given = GivenWeights("ResNet8-w8", "0" * 64)
+    cat = replace(table.cells[1].network, strategy=STRATEGIES["cat"])
+    for network in (given, cat):
+        table = replace(table, cells=(table.cells[0], replace(table.cells[1], network=network)))
+        seeds = [("PGD-AT", 0, 10.0), ("PGD-AT", 1, 30.0), ("k=1", 0, 40.0)]
+        made = [replace(result(row, 18, seed=seed), made=({"seconds": s},)) for row, seed, s in seeds]
+        times = report.times(table, made)
+        assert times["measured, s"].tolist() == [20.0, 40.0]
+        assert times.loc["k=1"].filter(like="counted").isna().all()
+
+
+def test_histories_are_named_by_row_and_by_seed_where_there_are_several_and_given_weights_have_none(tmp_path):
+    rows = ["PGD-AT", "k=1"]
+    for seeds, names in (([3], rows), ([0, 1], [f"{row}, seed {seed}" for row in rows for seed in (0, 1)])):
+        table = open_table("table1_las_at", parameters(tmp_path, rows=rows, students=[], teachers=[], seeds=seeds))
+        told = report.histories(table)
+        assert list(told) == names
+        assert list(told.values()) == [table.place.store.folder(c.network.digest) / "history.json" for c in table.cells]
+    first = replace(table.cells[0], network=GivenWeights("ResNet8-w8", "0" * 64))
+    assert list(report.histories(replace(table, cells=(first, *table.cells[1:])))) == names[1:]
+
+
+def test_the_steps_of_strategy_networks_are_counted_for_those_that_learn(tmp_path):
+    rows = ["PGD-AT", "k=1", "k=10", "Frozen"]
+    table = open_table("table1_las_at", parameters(tmp_path, rows=rows, students=[], teachers=[]))
+    assert report.strategy_steps(table) == {"k=1": 6, "k=10": 0}  # 48 images, batches of 16, two epochs
 
 
 HISTORY = [
@@ -181,6 +247,33 @@ def test_what_a_strategy_picked_is_told_for_the_first_and_the_last_epoch(tmp_pat
     first, last = report.picked({"run": tmp_path / "history.json"}).to_dict("records")
     assert (first["mean"], first["entropy"], last["mean"], last["entropy"]) == (1.25, 0.562, 2.0, 0)
     assert (last["entropy if uniform"], last["reward"]) == (0.693, 1.5)
+
+
+def test_trainings_that_pick_nothing_from_options_are_left_out_of_what_was_picked(tmp_path):
+    plain, cat = [{"epoch": 1, "score": 1.0}], [{"epoch": 1, "strategy": {"level": 2}}]
+    for name, rows in (("PGD-AT", plain), ("CAT", cat), ("learned", HISTORY)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    told = {name: tmp_path / f"{name}.json" for name in ("PGD-AT", "CAT", "learned")}
+    assert set(report.picked(told)["run"]) == {"learned"}
+    assert [axis.get_title() for axis in figures.picks(told).axes if axis.get_title()] == ["learned"]
+    none = {name: told[name] for name in ("PGD-AT", "CAT")}
+    assert report.picked(none).empty
+    assert not figures.picks(none).axes
+
+
+def test_a_sweep_draws_rows_without_a_number_as_levels(tmp_path):
+    for rows, levels in (
+        (["PGD-AT", "k=1", "k=10", "Frozen"], ["PGD-AT", "Frozen"]),
+        (["PGD-AT", "Frozen"], ["PGD-AT", "Frozen"]),
+    ):
+        table = open_table("table1_las_at", parameters(tmp_path, rows=rows, students=[], teachers=[]))
+        measured = [
+            replace(result(row, 9 + i), accuracies=tuple(Accuracy(c, 9 + i, 20, "") for c in table.columns))
+            for i, row in enumerate(rows)
+        ]
+        figure = figures.sweep(compare(table, measured), line="PGD-AT", axis="k", label="LAS-AT")
+        named = figure.axes[0].get_legend_handles_labels()[1]
+        assert sorted(named) == sorted(levels + ["LAS-AT"] * (len(rows) > 2))
 
 
 def test_the_figures_of_a_strategy_are_drawn_from_a_history_also_without_rewards(tmp_path):
