@@ -25,7 +25,7 @@ from lib.weights import AWP
 
 INNER = [name for name, method in METHODS.items() if method.attack_label is guides_answer]
 TEN = 10  # the attack's steps in DYNAT's code
-AWP_ROW = AWP(0.005, warmup=0.09, method="trades")  # on from epoch 10 of 100
+AWP_ROW = AWP(0.005, warmup=0.09, method="trades", weights=(("trade_off", 6.0),))  # on from epoch 10 of 100
 
 
 # --- the loss -----------------------------------------------------------------------------------------------------
