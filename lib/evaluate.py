@@ -192,7 +192,10 @@ def check_fits(column: Column, images: int, classes: int) -> None:
         UserError: it wants more images, or APGD-T more classes, whose loss needs four.
     """
     if column.images > images:
-        raise UserError(f"column {column.name} wants {column.images} images, the test split has {images}")
+        raise UserError(
+            f"column {column.name} wants {column.images} images, the test split has {images}; "
+            f"settings: {{columns: {{{column.name}: {{images: ...}}}}}} says how many"
+        )
     if column.attack == "autoattack" and "apgd-t" in column.stages and classes < 4:
         raise UserError(f"column {column.name}: AutoAttack's APGD-T wants at least 4 classes, there are {classes}")
 

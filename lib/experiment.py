@@ -38,7 +38,7 @@ class Plan:
         cached = f"{len(self.jobs) - len(self.todo)} of {len(self.jobs)} networks are trained and measured"
         if not self.todo:
             return cached + "; nothing will be trained."
-        seconds = float(self.frame["seconds"].sum()) / min(self.workers, len(self.todo))
+        seconds = max(float(self.frame["seconds"].sum()) / min(self.workers, len(self.todo)), self._longest_wait())
         text = (
             f"{cached}; {len(self.todo)} will run, about {clock(seconds)} on this machine with {self.workers} workers"
         )
@@ -48,6 +48,11 @@ class Plan:
                 f"{self.table.scale.sustained_tflops:g} TFLOP/s are sustained"
             )
         return text + "."
+
+    def _longest_wait(self) -> float:
+        """Seconds of the longest job, with the one that it has to wait for."""
+        own = dict(zip((job.digest for job in self.todo), self.frame["seconds"], strict=True))
+        return max(own[job.digest] + max((own.get(d, 0.0) for d in job.waits_for), default=0.0) for job in self.todo)
 
     def _repr_markdown_(self) -> str:
         lines = [f"**Plan.** {self.summary()}"]

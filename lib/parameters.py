@@ -134,6 +134,9 @@ def _check_scale(scale: Scale) -> None:
     for name in ("epsilon", "step_size", "attack_steps", "train_images", "test_images", "held_out", "max_steps"):
         if not 0 <= getattr(scale, name) < math.inf:
             raise UserError(f"settings: {name} must be >= 0, got {getattr(scale, name)}")
+    for name in ("epsilon", "step_size"):
+        if not 0 < getattr(scale, name) <= 255:
+            raise UserError(f"settings: {name} is in 1/255 and must lie in (0, 255], got {getattr(scale, name)}")
     choose("selection", scale.selection, dict.fromkeys(("test", "held_out")))
     if scale.selection == "held_out" and not scale.held_out:
         raise UserError("settings: selection held_out wants held_out > 0 images")

@@ -87,7 +87,8 @@ def versus(comparison: Comparison, pairs: Iterable[tuple[str, str]]) -> pd.DataF
             for kind in ("reported", "measured"):
                 both = [[_share(cells, name, column, kind) for name in (row, other)] for column in columns]
                 lines[student, f"{row} over {other}", kind] = [_added(*pair) for pair in both]
-    index = pd.MultiIndex.from_tuples(lines, names=["student", "", ""])
+    names = ["student", "", ""]
+    index = pd.MultiIndex.from_tuples(lines, names=names) if lines else pd.MultiIndex.from_arrays([[]] * 3, names=names)
     return pd.DataFrame(list(lines.values()), index=index, columns=columns)
 
 

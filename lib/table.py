@@ -140,6 +140,8 @@ def open_table(name: str, parameters: Parameters) -> Table:
     files = {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
     file: TableFile = typed(TableFile, read_yaml(choose("table", name, files)), f"table {name}")
     scale = load_scale(parameters)
+    if "datasets" in parameters.settings:
+        scale = replace(scale, title=f"its settings on other data than its own, radius {scale.epsilon:g}/255")
     weights = {name: _from_root(path) for name, path in parameters.teacher_files.items()}
     digests = {name: file_digest(path) for name, path in weights.items()}
     place = Place(

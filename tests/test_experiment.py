@@ -242,3 +242,11 @@ def test_provenance_says_with_what_a_run_was_made(finished):
     assert facts["threads"] == 1
     assert facts["steps"] == finished.cells[0].network.schedule.steps(48)
     assert set(facts["packages"]) == set(runs.PACKAGES)
+
+
+def test_a_plan_is_never_shorter_than_its_longest_job_after_the_one_it_waits_for(tmp_path):
+    planned = plan(open_table("table4_dgad", parameters(tmp_path, workers=8)))
+    teacher = next(job for job in planned.todo if job.label.startswith("teacher"))
+    student = next(job for job in planned.todo if teacher.digest in job.waits_for)
+    seconds = dict(zip((job.digest for job in planned.todo), planned.frame["seconds"], strict=True))
+    assert planned._longest_wait() >= seconds[teacher.digest] + seconds[student.digest]

@@ -155,3 +155,8 @@ def test_a_schedules_momentum_and_decay_are_checked(setting):
 def test_autoattack_without_a_stage_is_refused():
     with pytest.raises(UserError, match="stages is empty"):
         load_scale(Parameters(settings={"columns": {"AA": {"stages": []}}}))
+
+
+def test_a_radius_beyond_the_range_of_images_is_refused_in_its_own_unit():
+    with pytest.raises(UserError, match=r"epsilon is in 1/255 and must lie in \(0, 255\], got 300"):
+        load_scale(Parameters(settings={"epsilon": 300.0}))

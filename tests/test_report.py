@@ -327,3 +327,9 @@ def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
     mine = [row("PGD-AT", table.cells[0].network.digest, 19, 15), row("DGAD", table.cells[1].network.digest, 18, 14)]
     shown = report.floor(table, [*mine, row("Natural", "n", 20, 1)]).set_index("attack")
     assert shown.loc["PGD-20"].tolist() == ["ResNet18", 5.0, "DGAD", 70.0]
+
+
+def test_comparing_no_pair_of_rows_gives_an_empty_table_with_the_columns(table, results):
+    frame = report.versus(compare(table, results), [])
+    assert frame.xs("reported", level=2).empty
+    assert list(frame.columns) == [column.name for column in table.columns]

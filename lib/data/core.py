@@ -82,7 +82,9 @@ def hold_out(split: Split, count: int) -> tuple[Split, Split]:
         UserError: the split has no more than `count` images.
     """
     if not 0 < count < len(split.labels):
-        raise UserError(f"cannot hold out {count} of {len(split.labels)} training images")
+        raise UserError(
+            f"cannot hold out {count} of {len(split.labels)} training images; settings: {{held_out: ...}} says how many"
+        )
     order = fixed_order(len(split.labels))
     return split.take(order[count:]), split.take(order[:count])
 
