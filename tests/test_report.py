@@ -331,5 +331,5 @@ def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
 
 def test_comparing_no_pair_of_rows_gives_an_empty_table_with_the_columns(table, results):
     frame = report.versus(compare(table, results), [])
-    assert frame.xs("reported", level=2).empty
+    assert frame[frame.index.get_level_values(2) == "reported"].droplevel(2).empty
     assert list(frame.columns) == [column.name for column in table.columns]
