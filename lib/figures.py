@@ -157,8 +157,11 @@ def _number(name: str) -> float:
         return math.nan
 
 
-def bars(comparison: Comparison) -> Figure:
-    """Each column's measured accuracy as a group of bars, one per row, with the 95 % Wilson intervals."""
+def bars(comparison: Comparison, kind: str = "measured") -> Figure:
+    """Each column's accuracy as a group of bars, one per row, with the 95 % Wilson intervals where it was measured.
+
+    `kind` is measured or reported.
+    """
     use_style()
     columns, rows = list(comparison.headings), list(dict.fromkeys(comparison.frame.row))
     figure, axis = plt.subplots(figsize=(WIDTH, 3.0))
@@ -166,12 +169,61 @@ def bars(comparison: Comparison) -> Figure:
     for i, row in enumerate(rows):
         own = comparison.frame[comparison.frame.row == row].set_index("column").loc[columns]
         places = [place + (i - (len(rows) - 1) / 2) * width for place in range(len(columns))]
-        error = [own.measured - own.low, own.high - own.measured]
-        axis.bar(places, own.measured, width, yerr=error, label=row, error_kw={"lw": 0.7})
+        axis.bar(places, own[kind].astype(float), width, yerr=_error(own, kind), label=row, error_kw={"lw": 0.7})
     headings = [comparison.headings[column].replace(" (", "\n(") for column in columns]
-    axis.set_xticks(range(len(columns)), headings, fontsize=7)
-    axis.set_ylabel("accuracy, %")
+    axis.set_xticks(range(len(columns)), headings if kind == "measured" else columns, fontsize=7)
+    axis.set_ylabel("accuracy, %" if kind == "measured" else f"{kind} accuracy, %")
     axis.legend(frameon=False, fontsize=7, loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    sns.despine(figure)
+    return figure
+
+
+def _error(own: pd.DataFrame, kind: str) -> list[pd.Series] | None:
+    """The bars of the measured numbers' intervals; the reported ones have none."""
+    return [own.measured - own.low, own.high - own.measured] if kind == "measured" else None
+
+
+def ranked(comparison: Comparison, column: str) -> Figure:
+    """One column's accuracy as lying bars, a row each and a panel per block; below, faint, the paper's numbers."""
+    use_style()
+    blocks = dict(list(comparison.frame[comparison.frame.column == column].groupby("student", sort=False)))
+    most = max(map(len, blocks.values()))
+    size = (1.25 * WIDTH, 1.0 + 0.4 * most)
+    figure, axes = plt.subplots(2, len(blocks), figsize=size, sharex="row", squeeze=False)
+    for (block, frame), pair in zip(blocks.items(), axes.T, strict=True):
+        for axis, kind in zip(pair, ("measured", "reported"), strict=True):
+            look = {"alpha": 1.0 if kind == "measured" else 0.4, "color": "C0"}
+            axis.barh(frame.row, frame[kind].astype(float), xerr=_error(frame, kind), error_kw={"lw": 0.7}, **look)
+            axis.invert_yaxis()
+            axis.set_xlabel(f"{kind} {column}, %")
+            axis.tick_params(axis="y", labelsize=7)
+        pair[0].set_title(block)
+    figure.tight_layout()
+    sns.despine(figure)
+    return figure
+
+
+def followed(curves: pd.DataFrame, groups: Mapping[str, list[str]], quantities: list[str]) -> Figure:
+    """Epoch by epoch: a line of panels per group of runs, a panel per quantity, a curve per run.
+
+    `curves` is what `report.followed` reads; `groups` is title -> runs. What is not told, or not run, is left out.
+    """
+    use_style()
+    groups = {title: runs for title, runs in groups.items() if runs}
+    colours = {run: f"C{i}" for i, run in enumerate(dict.fromkeys(run for runs in groups.values() for run in runs))}
+    shape = (len(groups), len(quantities))
+    figure, axes = plt.subplots(*shape, figsize=(1.25 * WIDTH, 0.4 + 2.3 * shape[0]), squeeze=False, sharex=True)
+    for (title, runs), line in zip(groups.items(), axes, strict=True):
+        for axis, quantity in zip(line, quantities, strict=True):
+            for run in runs:
+                own = curves[curves.run == run].set_index("epoch")[quantity].dropna().astype(float)
+                axis.plot(own.index, own, "o-", ms=2, lw=1, color=colours[run], label=run)
+            axis.set(title=quantity, ylabel="%")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        line[-1].legend(title=title, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
     figure.tight_layout()
     sns.despine(figure)
     return figure
@@ -273,7 +325,7 @@ def history(path: Path) -> Figure:
     use_style()
     frame = pd.read_json(path).set_index("epoch")
     figure, (terms, score) = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
-    frame.drop(columns=["step", "score", "strategy"], errors="ignore").plot(
+    frame.drop(columns=["step", "score", "strategy", "followed"], errors="ignore").plot(
         ax=terms, lw=1, xlabel="epoch", ylabel="mean of the term"
     )
     frame["score"].plot(ax=score, lw=1, color="C3", xlabel="epoch", ylabel="PGD-10 accuracy, %")

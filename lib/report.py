@@ -10,10 +10,12 @@ from textwrap import dedent
 from typing import Any
 
 import pandas as pd
+import torch
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
+from torch import Tensor
 
-from lib.evaluate import wilson
+from lib.evaluate import Accuracy, wilson
 from lib.experiment import Result
 from lib.methods import METHODS
 from lib.parameters import PARAMS, read_yaml
@@ -26,6 +28,15 @@ from lib.table import Row, Table, show_path
 TEST_IMAGES = 10_000  # what the papers' numbers were measured on
 ITERATED = ("pgd", "pgd_frozen")
 HERE = {"backward": 1, "restarts": 1, "forwards": 3}  # `las_at_passes` of this library
+INFERRED = " (inferred)"  # ends the name of a source in a row's `quoted` that no one names
+COMMON = " (common)"  # ends the name of a column of the protocol that all tables share
+IN_WORDS = {
+    "pgd": "PGD on the cross-entropy, last iterate",
+    "pgd_frozen": "PGD on the cross-entropy, an image stays where it is first wrong",
+    "cw": "PGD on the margin, last iterate",
+    "cw_frozen": "PGD on the margin, an image stays where it is first wrong",
+    "autoattack": "AutoAttack",
+}
 MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "threads", "tf32")
 
 
@@ -53,6 +64,12 @@ def reported_table(table: Table) -> pd.DataFrame:
     values = [[_reported(table, s, t, row, column) for column in table.file.columns] for s, t, row in keys]
     index = pd.MultiIndex.from_tuples([(s, t, row.row) for s, t, row in keys], names=["student", "teacher", "method"])
     return pd.DataFrame(values, index=index, columns=table.file.columns, dtype=float)
+
+
+def printed(entry: Mapping[str, Any], columns: Iterable[str] = ()) -> pd.DataFrame:
+    """All rows of an entry of the paper's whose rows are a list, whichever of them are run here; a dash is missing."""
+    rows = {row_key(one): one["values"] for one in entry["rows"]}
+    return pd.DataFrame(rows, index=list(columns or entry["columns"])).T.replace("-", None).astype(float)
 
 
 def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFrame:
@@ -96,7 +113,7 @@ def _share(cells: pd.DataFrame, row: str, column: str, kind: str) -> tuple[float
     """A cell's accuracy in percent and the images it was measured on, None where there is none."""
     if (row, column) not in cells.index or pd.isna(value := cells.loc[(row, column), kind]):
         return None
-    return float(value), float(TEST_IMAGES if kind == "reported" else cells.loc[(row, column), "n"])
+    return float(value), float(cells.loc[(row, column), "reported_n" if kind == "reported" else "n"])
 
 
 def _added(own: tuple[float, float] | None, other: tuple[float, float] | None) -> str:
@@ -293,6 +310,84 @@ def also_measured(table: Table, results: list[Result]) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
+def protocols(table: Table) -> pd.DataFrame:
+    """What is behind every attack column: as the paper's authors measured it, and as all tables here do."""
+    images = len(table.place.dataset(table.data).test.labels)
+    columns = dict.fromkeys(column for cell in table.cells for column in cell.columns if column.attack != "clean")
+    records = [
+        {
+            "column": column.name.removesuffix(COMMON),
+            "protocol": "common" if column.name.endswith(COMMON) else "the paper's",
+            "attack": IN_WORDS.get(column.attack, column.attack)
+            + (": " + ", ".join(column.stages).upper() if column.attack == "autoattack" else ""),
+            "radius": f"{255 * column.epsilon:.3f}/255",
+            "step": f"{255 * column.step_size:.3f}/255" if column.step_size else "its own",
+            "steps": column.steps or "its own",
+            "images": column.images or images,
+        }
+        for column in columns
+    ]
+    return pd.DataFrame(records)
+
+
+def under_both(table: Table, results: list[Result]) -> pd.DataFrame:
+    """The common protocol's accuracies with their intervals, each beside the paper's own column of that name."""
+    images = len(table.place.dataset(table.data).test.labels)
+    lines = {}
+    for result in (r for r in results if r.row in {row.row for row in table.rows}):
+        measured = {a.column.name: a for a in result.accuracies}
+        line: dict[tuple[str, str], str] = {}
+        for name in ("Clean", *table.file.control_columns):
+            base = name.removesuffix(COMMON)
+            both = {"": "Clean"} if name == "Clean" else {"the paper's": base, "common": name}
+            for protocol, column in both.items():
+                if column in measured:
+                    reduced = measured[column].column.heading(images).removeprefix(column)
+                    line[base, protocol + reduced] = _with_interval(measured[column])
+        lines[result.student, result.row, result.seed] = line
+    index = pd.MultiIndex.from_tuples(lines, names=["student", "row", "seed"])
+    frame = pd.DataFrame(list(lines.values()), index=index)
+    return frame.set_axis(pd.MultiIndex.from_tuples(frame.columns), axis=1)
+
+
+def _with_interval(accuracy: Accuracy) -> str:
+    low, high = accuracy.interval
+    return f"{accuracy.percent:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def followed(histories: Mapping[str, Path]) -> pd.DataFrame:
+    """Runs of a target with a guide, epoch by epoch, from history.json: accuracies in %, one line per run and epoch.
+
+    `label right` is how often the guide's answer, which is DYNAT's label, was the true class in the epoch's batches;
+    unseen images are those the epoch is picked on, and PGD-20 is on at most a thousand of them.
+    """
+    records = []
+    for name, path in histories.items():
+        for row in json.loads(path.read_text()):
+            told = row.get("followed", {"target": {}, "guide": {}, "label": None})
+            line = {"run": name, "epoch": row["epoch"], "target under PGD-10": row["score"]}
+            line["target under PGD-20"] = told["target"].get("PGD-20")
+            for net, part in ((n, p) for n in ("target", "guide") for p in ("train", "unseen")):
+                line[f"{net}, {part} images"] = told[net].get(part)
+            records.append(line | {"label right": told["label"]})
+    return pd.DataFrame(records)
+
+
+def rescued(answers: Mapping[str, Tensor], y: Tensor) -> tuple[int, pd.DataFrame]:
+    """How often the first two of three networks are right and the third is wrong, beside all other cases; and where.
+
+    `answers` are name -> logits (N, C), y (N,) the true classes. The image is the one of that kind, or of all where
+    there is none, that the second network believes most strongly over the third.
+    """
+    right = pd.DataFrame({name: (logits.argmax(1) == y).tolist() for name, logits in answers.items()})
+    _, with_, without = (logits.softmax(1).gather(1, y[:, None]).squeeze(1) for logits in answers.values())
+    wanted = torch.tensor((right.iloc[:, 0] & right.iloc[:, 1] & ~right.iloc[:, 2]).to_numpy())
+    gap = with_ - without
+    index = int(gap.masked_fill(~wanted, -torch.inf).argmax() if wanted.any() else gap.argmax())
+    counts = right.value_counts().rename("images").reset_index()
+    return index, counts.replace({True: "right", False: "wrong"})
+
+
 def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
     """The teachers' own accuracies, and where each came from."""
     records = []
@@ -310,6 +405,7 @@ def _stands(row: Row, student: str) -> bool:
 
 def _record(table: Table, results: list[Result], student: str, teacher: str, row: Row, column: str) -> dict[str, Any]:
     reported = _reported(table, student, teacher, row, column)
+    images = TEST_IMAGES if student in row.quoted else table.file.own_images.get(column, TEST_IMAGES)
     mine = [r for r in results if r.student == student and r.row == row.row and r.teacher in ("", teacher)]
     accuracies = [a for r in mine for a in r.accuracies if a.column.name == column]
     percents = [a.percent for a in accuracies]
@@ -324,7 +420,8 @@ def _record(table: Table, results: list[Result], student: str, teacher: str, row
         "row": row.row,
         "column": column,
         "reported": reported,
-        "reported_low": None if reported is None else wilson(round(reported * TEST_IMAGES / 100), TEST_IMAGES)[0],
+        "reported_n": images,
+        "reported_low": None if reported is None else wilson(round(reported * images / 100), images)[0],
         "quoted": row.quoted.get(student, ""),
         "measured": measured,
         "k": k,
@@ -338,8 +435,8 @@ def _record(table: Table, results: list[Result], student: str, teacher: str, row
 
 
 def _reported(table: Table, student: str, teacher: str, row: Row, column: str) -> float | None:
-    """The paper's number for a cell, whichever of its tables' four shapes it stands in; None where there is none."""
-    entry, key = table.reported, row.reported or row.row
+    """The paper's number for a cell, whichever of its tables' shapes it stands in; None where there is none."""
+    entry, key = table.reported_for(student), row.reported or row.row
     rows = entry.get("rows", entry.get(student, {}))
     if key in entry.get("columns", ()):  # the paper's columns are the rows here
         return rows[column][entry["columns"].index(key)] if column in rows else None
@@ -348,7 +445,8 @@ def _reported(table: Table, student: str, teacher: str, row: Row, column: str) -
     values = rows.get(key)
     if isinstance(values, dict):
         values = values.get(teacher)
-    return None if values is None else values[table.file.columns.index(column)]
+    value = None if values is None else values[table.file.columns.index(column)]
+    return None if value in (None, "-") else float(value)
 
 
 def row_key(one: Mapping[str, Any]) -> str:
@@ -371,7 +469,7 @@ def _marks(values: pd.Series, lows: pd.Series) -> pd.Series:
 
 def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
     used = {*table.students, *table.teacher_names, table.file.student_model}
-    used |= {name for row in table.rows for name in (row.model, row.guide)}
+    used |= {name for cell in table.cells for name in (cell.row.model, cell.row.guide)}
     specs = [cell.network for cell in table.cells if isinstance(cell.network, RunSpec)]
     used |= {"ResNet18"} if any(spec.strategy and spec.strategy.model for spec in specs) else set()
     data = dict.fromkeys(cell.data.name for cell in table.cells)
@@ -380,17 +478,20 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
     for name, net in table.teachers.items():
         if not isinstance(net, GivenWeights):
             trained.setdefault(METHODS[net.method].title, []).append(name)
-    sources = sorted(set(frame["quoted"]) - {""})
+    quoted = sorted(set(frame["quoted"]) - {""})
+    inferred = [name.removesuffix(INFERRED) for name in quoted if name.endswith(INFERRED)]
+    sources = [name for name in quoted if not name.endswith(INFERRED)]
     teachers = [f"by {how}: {', '.join(names)}" for how, names in trained.items()]
-    told = bool(frame["reported"].notna().any())
+    told, paper = bool(frame["reported"].notna().any()), table.file.paper.upper().replace("_", "-")
     parts = [
-        f"{table.file.title} ({table.file.paper.upper().replace('_', '-')}, {table.file.item}), accuracy in %.",
-        f"Reported: {table.reported.get('title', '')}, 10,000 test images." if told else "",
+        f"{table.file.title} ({paper}, {table.file.item.rpartition('.')[2]}), accuracy in %.",
+        f"Reported: {_said_of(table)}." if told else "",
         f"Measured at scale '{table.scale_name}': {table.scale.title}; data: {', '.join(data)}.",
         f"Settings replaced: {', '.join(sorted(table.replaced))}." if table.replaced else "",
         f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
         f"Teachers trained here {'; '.join(teachers)}." if teachers else "",
         f"† equal to {', '.join(sources)}'s table to the digit, or said to be from it: quoted." if sources else "",
+        f"† also rows that protocol and digits suggest are quoted from {', '.join(inferred)}." if inferred else "",
         "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
         "by all that lie inside the leader's interval: much bold means that little can be told apart.",
         _first_images(table, results),
@@ -420,6 +521,14 @@ def _first_images(table: Table, results: list[Result]) -> str:
 def _range_right(flags: list[str]) -> str:
     shares = sorted(100 * one.count("1") / len(one) for one in flags)
     return " to ".join(dict.fromkeys(f"{share:.1f}" for share in (shares[0], shares[-1]))) + " %"
+
+
+def _said_of(table: Table) -> str:
+    """What the reported numbers were measured on."""
+    entry = table.reported
+    what = entry.get("title") or ", ".join(str(entry[key]) for key in ("dataset", "target") if key in entry)
+    fewer = ", ".join(f"{name} {count:,}" for name, count in table.file.own_images.items())
+    return f"{what}, {TEST_IMAGES:,} test images".strip(", ") + (f"; the paper's own rows: {fewer}" if fewer else "")
 
 
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:

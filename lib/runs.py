@@ -23,8 +23,10 @@ from lib.methods import METHODS
 from lib.models import build
 from lib.spec import DataSpec, GivenWeights, RunSpec, digest_of
 from lib.store import Store
-from lib.train import Around, Training
+from lib.train import Around, Training, mode
 
+CLEAN = Column("Clean", "clean")
+FOLLOWED = 1000  # images that an epoch's PGD-20 is told on, at most
 PACKAGES = ("torch", "numpy", "torchattacks", "pyautoattack")
 Network = RunSpec | GivenWeights
 
@@ -86,6 +88,19 @@ def network(spec: Network, data_spec: DataSpec, place: Place, checkpoint: str = 
     return net.eval()
 
 
+def guide(spec: RunSpec, data_spec: DataSpec, place: Place) -> nn.Module:
+    """The guide of a finished run as its last epoch left it, in eval mode on the place's device.
+
+    Raises:
+        UserError: the run has none, is not there or is damaged.
+    """
+    if not spec.guide or not place.store.has(spec.digest):
+        raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) has not been made yet, or trains no guide")
+    net = fresh_network(spec.guide, data_spec, place)
+    load_weights(net, place.store.folder(spec.digest) / "guide.safetensors")
+    return net.eval()
+
+
 def fresh_network(model: str, data_spec: DataSpec, place: Place) -> nn.Module:
     """An untrained `model` for this data, drawn from torch's global generator."""
     dataset = place.dataset(data_spec)
@@ -142,6 +157,8 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
         if spec.strategy is not None and strategies.needs_network(spec.strategy):
             strategy_net = _built(spec.strategy.model, sum(spec.strategy.sizes), dataset, place)
     column = Column("PGD-10", "pgd", spec.epsilon, spec.epsilon / 4, 10, seed=spec.seed)
+    longer = replace(column, name="PGD-20", steps=20)
+    guided = spec.guide or (isinstance(spec.teacher, RunSpec) and spec.teacher.method == "natural")
     return Training(
         student,
         teacher,
@@ -163,6 +180,7 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
         seed=spec.seed,
         precision=spec.precision,
         max_steps=spec.max_steps,
+        follow=partial(_follow, selection=selection, column=longer) if guided else None,
     )
 
 
@@ -182,7 +200,8 @@ def measure(
     if not measured(spec, data_spec, place, columns, checkpoint):
         with store.claim(f"{digest}-rows"):
             net, test = network(spec, data_spec, place, checkpoint), place.dataset(data_spec).test
-            missing = [column for column in columns if store.read_rows(digest, _key(column, checkpoint)) is None]
+            keys = {_key(column, checkpoint): column for column in columns}  # two names may be one attack at this scale
+            missing = [column for key, column in keys.items() if store.read_rows(digest, key) is None]
             for group in together(tuple(missing)):
                 source = next((s for s in surrogates if s.digest == group[0].surrogate), None)
                 if group[0].surrogate and source is None:
@@ -244,6 +263,28 @@ def git(*arguments: str) -> str:
 def _score(net: nn.Module, selection: data.Split, column: Column) -> float:
     net.eval()
     return accuracy(net, selection, column).percent
+
+
+def _follow(training: Training, selection: data.Split, column: Column) -> dict[str, Any]:
+    """What an epoch made of a target and its guide, in %: clean accuracies, the target's under `column`, right labels.
+
+    Clean is on the unseen images and on as many training images, `column` on the first thousand unseen ones; the labels
+    are those that the guide gave in the epoch's batches. A guide that was trained beforehand is the teacher. No
+    statistic moves, and no random number of the training is drawn.
+    """
+    count = len(selection.labels)
+    parts = {"train": training.data.take(slice(0, count)), "unseen": selection}
+    hard = replace(column, images=min(count, FOLLOWED))
+    nets = {"target": training.kept, "guide": training.teacher if training.guide is None else training.guide}
+    told: dict[str, Any] = {}
+    for name, net in nets.items():
+        assert net is not None
+        with mode(net, train=False):
+            told[name] = {part: accuracy(net, split, CLEAN).percent for part, split in parts.items()}
+            if name == "target":
+                told[name][hard.name] = accuracy(net, selection, hard).percent
+    right = training.labels_right
+    return told | {"label": 100 * float(torch.stack(right).mean()) if right else None}
 
 
 def _key(column: Column, checkpoint: str) -> str:

@@ -26,7 +26,8 @@ class Row:
 
     `weights` are numbers, or per student a mapping of numbers. `model`, `dataset` and `schedule` (a schedule's name)
     are for rows that do not take the student's, the table's and the method's. `reported` is the row's key in the
-    paper's numbers where that is not its name.
+    paper's numbers where that is not its name. `epsilon` and `step_size` are for a row that is not trained at the
+    scale's: in 1/255 where the scale's radius is 8/255, and in proportion elsewhere.
     """
 
     row: str
@@ -45,6 +46,21 @@ class Row:
     strategy_settings: dict[str, Any] = field(default_factory=dict)  # options in 1/255 at a radius of 8/255
     awp: dict[str, Any] = field(default_factory=dict)
     average: float = 0.0
+    epsilon: float = 0.0
+    step_size: float = 0.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the rows of one block take in place of what they say themselves, where the blocks are no networks.
+
+    `item` is where the paper prints the block's numbers.
+    """
+
+    dataset: str = ""
+    model: str = ""
+    guide: str = ""  # for the rows that train one
+    item: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,8 @@ class TableFile:
     """What params/tables/<name>.yaml holds. `more_rows` run when asked for, `controls` always.
 
     Where `surrogates` are named, they take the students' place: each block's attacks are made on its surrogate, and the
-    network attacked is `student_model`.
+    network attacked is `student_model`. A student that `blocks` names is a block of another kind, such as a data set.
+    `item` is the way to an entry of the paper's numbers, with a dot at each turn.
     """
 
     paper: str
@@ -80,6 +97,8 @@ class TableFile:
     more_rows: list[Any] = field(default_factory=list)
     controls: list[Any] = field(default_factory=list)
     control_columns: list[str] = field(default_factory=list)
+    blocks: dict[str, dict[str, str]] = field(default_factory=dict)
+    own_images: dict[str, int] = field(default_factory=dict)  # column -> images behind the paper's own rows, if not all
 
 
 @dataclass(frozen=True)
@@ -120,7 +139,14 @@ class Table:
     @property
     def reported(self) -> dict[str, Any]:
         """The paper's entry for this item, as params/reported/<paper>.yaml has it."""
-        return read_yaml(PARAMS / "reported" / f"{self.file.paper}.yaml")[self.file.item]
+        return self.reported_for("")
+
+    def reported_for(self, student: str) -> dict[str, Any]:
+        """The entry that a block's numbers stand in: the table's, where the block names no other."""
+        entry: Any = read_yaml(PARAMS / "reported" / f"{self.file.paper}.yaml")
+        for key in (self.file.blocks.get(student, {}).get("item") or self.file.item).split("."):
+            entry = entry[int(key)] if isinstance(entry, list) else entry[key]
+        return dict(entry)
 
     def headings(self) -> dict[str, str]:
         """Each column's name with what this scale reduces."""
@@ -211,6 +237,8 @@ def _row(given: Any) -> Row:
         raise UserError(f"row {row.row}: the method {row.method} trains a guide; name its model as guide")
     if row.guide and not METHODS[row.method].trains_guide:
         raise UserError(f"row {row.row}: the method {row.method} trains no guide")
+    if not (0 <= row.epsilon <= 255 and 0 <= row.step_size <= 255):
+        raise UserError(f"row {row.row}: epsilon and step_size are in 1/255, got {row.epsilon} and {row.step_size}")
     if not 0 <= row.average < 1:
         raise UserError(f"row {row.row}: average is a decay in [0, 1), 0 for none, got {row.average}")
     return row
@@ -247,6 +275,7 @@ class _Builder:
         names = _picked("row", parameters.rows or [row.row for row in default], known)
         self.rows = tuple(known[name] for name in names)
         self.students = _picked("student", parameters.students, dict.fromkeys(file.students))
+        self.blocks = {name: typed(Block, block, f"block {name}") for name, block in file.blocks.items()}
         teachers = {trained.name: trained for trained in map(_trained, file.teachers)}
         self.teacher_names = _picked("teacher", parameters.teachers, teachers) or ("",)
         for name in digests:
@@ -292,9 +321,17 @@ class _Builder:
                 if row.only_students and student not in row.only_students:
                     continue
                 taught = METHODS[row.method].needs_teacher
+                own = self.in_block(row, student)
                 for name, teacher in self.teachers.items() if taught else [("", None)]:
                     for seed in dict.fromkeys(self.parameters.seeds):
-                        yield self.cell(student, name, row, seed, teacher, columns)
+                        yield self.cell(student, name, own, seed, teacher, columns)
+
+    def in_block(self, row: Row, student: str) -> Row:
+        """The row as its block has it."""
+        block = self.blocks.get(student, Block())
+        guide = block.guide if METHODS[row.method].trains_guide else ""
+        given = {"dataset": block.dataset, "model": block.model, "guide": guide}
+        return replace(row, **{name: value for name, value in given.items() if value})
 
     def cell(
         self, student: str, name: str, row: Row, seed: int, teacher: Network | None, columns: tuple[Column, ...]
@@ -330,8 +367,8 @@ class _Builder:
             weights=tuple(sorted(weights.items())),
             teacher=teacher,
             schedule=self.scale.schedule(row.schedule or row.method),
-            epsilon=self.scale.epsilon / 255,
-            step_size=self.scale.step_size / 255,
+            epsilon=self.radius(row.epsilon) or self.scale.epsilon / 255,
+            step_size=self.radius(row.step_size) or self.scale.step_size / 255,
             attack_steps=self.scale.attack_steps,
             selection=self.scale.selection,
             selection_images=self.scale.test_images if self.scale.selection == "test" else 0,
@@ -343,6 +380,10 @@ class _Builder:
             awp=self.awp(row) if row.awp else None,
             average=row.average,
         )
+
+    def radius(self, given: float) -> float:
+        """A length in 1/255 at a radius of 8/255, brought to the scale's radius."""
+        return given / 8 * self.scale.epsilon / 255
 
     def strategy(self, row: Row) -> StrategySpec:
         """The row's strategy, its settings laid over, brought to the scale's radius."""

@@ -27,6 +27,7 @@ from lib.weights import AWP, EMA, as_if_forwarded, jittered, perturbed
 
 Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (objective, x, *, start, generator, ...) -> x'
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
+Follow = Callable[["Training"], dict[str, Any]]  # what else is told of an epoch, in the history only
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -138,6 +139,7 @@ class Training:
         seed: int = 0,
         precision: str = "fp32",
         max_steps: int = 0,
+        follow: Follow | None = None,
     ) -> None:
         self.around = around or Around()
         if method.needs_teacher and teacher is None:
@@ -150,7 +152,7 @@ class Training:
         if self.around.guide is not None:
             self.nets = replace(self.nets, guide=in_precision(self.around.guide.train(), precision))
         self.student, self.teacher, self.guide, self.method = student, teacher, self.around.guide, method
-        self.data, self.schedule, self.score = data, schedule, score
+        self.data, self.schedule, self.score, self.follow = data, schedule, score, follow
         self.attack, self.epsilon = attack, float(attack.keywords["epsilon"])
         self.weights = {**method.all_weights, **(weights or {})}
         self.padding, self.flip, self.precision = padding, flip, precision
@@ -162,6 +164,7 @@ class Training:
         self.stop = min(self.total, max_steps) if max_steps else self.total
         self.step = 0
         self.history: list[dict[str, Any]] = []
+        self.labels_right: list[Tensor] = []  # per batch of the epoch: the share of images that the guide had right
         self.best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": {}}
 
     @property
@@ -188,6 +191,8 @@ class Training:
             if self.around.strategy is not None:
                 self.around.strategy.after_epoch(self, score)
                 row["strategy"] = self.around.strategy.report()
+            if self.follow is not None:
+                row["followed"] = self.follow(self)
             self.history.append(row)
             if score > self.best["score"]:
                 weights = {name: tensor.clone() for name, tensor in self.kept.state_dict().items()}
@@ -200,7 +205,7 @@ class Training:
         Raises:
             UserError: a term is not finite any more.
         """
-        count, batches = len(self.data.labels), 0
+        count, batches, self.labels_right = len(self.data.labels), 0, []
         sums: dict[str, float | Tensor] = {}
         order = torch.randperm(count, generator=self.generator, device=self.data.images.device)
         for index in order.split(self.schedule.batch_size):
@@ -228,7 +233,7 @@ class Training:
             x_adv = self.around.strategy.trained_on(self, x, x_adv)
         self.student.train()
         with self._perturbed(self.student, x, x_adv, y, settings):
-            per_image = self._terms(self.nets, self.student, x, x_adv, y, settings)
+            per_image = self._terms(self._heard(y), self.student, x, x_adv, y, settings)
             terms = {name: term.mean() for name, term in per_image.items()}
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
@@ -327,6 +332,18 @@ class Training:
         times = self.attack.keywords["steps"] if self.method.guide_mode == "train_at_every_step" else 1
         with mode(self.guide, self.method.guide_mode != "eval"), as_if_forwarded(self.guide, times):
             yield
+
+    def _heard(self, y: Tensor) -> Nets:
+        """The networks; how often the guide tells the loss y is noted."""
+        if self.guide is None:
+            return self.nets
+
+        def heard(x: Tensor) -> Tensor:
+            logits = self.nets.guide(x)
+            self.labels_right.append((logits.detach().argmax(1) == y).float().mean())
+            return logits
+
+        return replace(self.nets, guide=heard)
 
     def _spared(self) -> Nets:
         """The networks, the guide's batch-norm statistics staying as they are."""

@@ -26,6 +26,11 @@ SETTINGS: dict[str, Any] = {
         "PGD-20-FAT": {"attack": "pgd", "steps": 3},
         "CW-FAT": {"attack": "cw", "steps": 2},
         "AA": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
+        "CW": {"attack": "cw", "steps": 2},
+        "AA-DYNAT": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
+        "AA-D2R": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
+        "APGD-DYNAT": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
+        "PGD-100-DYNAT": {"attack": "pgd_frozen", "steps": 4},
     },
 }
 

@@ -67,6 +67,7 @@ def test_papermill_runs_every_notebook_and_a_table_leaves_its_table_and_figures(
     rows = [row["row"] for row in (table["rows"][0], table["rows"][-1])] if table["rows"] else []
     done, copy = execute(path, tmp_path, rows=rows, students=table.get("students", [])[:1], settings=SETTINGS)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Unable to parse" not in done.stderr  # papermill reads the comments of the parameters' cell
     outputs = [out for cell in code_cells(copy) for out in cell.outputs]
     assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
     if not rows:
@@ -109,6 +110,29 @@ def test_what_las_ats_notebooks_advertise_runs(tmp_path, name, given):
     if "seeds" in given:
         shown = "".join(str(out.get("data", "")) for cell in code_cells(copy) for out in cell.outputs)
         assert all(f"{row}, seed {seed}" in shown for row in given["rows"] for seed in given["seeds"])
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("table1_dynat", {"rows": ["DYNAT", "DYNAT-Inner", "DYNAT-Inner-AWP (alpha=1)"]}),
+        ("table2_dynat", {"rows": ["DYNAT-AWP (alpha=1)", "DYNAT-AWP (beta=1)"]}),
+        ("table4_dynat", {"rows": ["MAIL", "MAIL-TRADES", "LBGAT", "MAIL (MSE)"]}),
+        ("table1_d2r", {"rows": ["D2R-CAG", "D2R-CAG (code; 0.031, 0.007)"]}),
+        ("table2_d2r", {"rows": ["D2R (alpha=30, beta=20)", "D2R (alpha=30, beta=0)", "D2R-CAG (sums over classes)"]}),
+        ("fig2_d2r", {"rows": ["LBGAT", "LBGAT (guide frozen)"], "seeds": [0, 1]}),
+        ("fig3_dynat", {"seeds": [0, 1]}),
+        ("walkthrough_dynat", {"settings": {**SETTINGS, "precision": "bf16"}}),
+        ("walkthrough_d2r", {"settings": {**SETTINGS, "precision": "bf16"}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_dynats_and_d2rs_notebooks_advertise_runs(tmp_path, name, given):
+    done, copy = execute(ROOT / "notebooks" / f"{name}.ipynb", tmp_path, **({"settings": SETTINGS} | given))
+    assert done.returncode == 0, done.stderr[-3000:]
+    if "seeds" in given:
+        shown = "".join(str(out.get("data", "")) for cell in code_cells(copy) for out in cell.outputs)
+        assert all(f"LBGAT, seed {seed}" in shown for seed in given["seeds"])
 
 
 @pytest.mark.parametrize("harm", ["truncated", "hostile", "another network's"])

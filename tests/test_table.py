@@ -128,6 +128,7 @@ def test_every_table_is_defined_at_every_scale_with_every_row_it_offers(tmp_path
 # --- rows with more than a method ---------------------------------------------------------------------------------
 
 DIGITS = {"datasets": {"CIFAR10": "digits"}, "held_out": 10}
+DIGITS_FOR_ALL = {"datasets": dict.fromkeys(("CIFAR10", "CIFAR100", "TinyImageNet"), "digits"), "held_out": 10}
 
 
 @pytest.fixture
@@ -202,9 +203,49 @@ def test_awp_average_and_guide_are_part_of_the_run(opened):
     assert opened("a, method: lbgat, guide: ResNet18").cells[0].network.digest != guided.digest
 
 
+def test_a_row_may_be_trained_at_a_radius_and_a_step_of_its_own_in_proportion_at_other_scales(opened):
+    plain, own = "a, method: pgd_at", "a, method: pgd_at, epsilon: 7.905, step_size: 1.785"
+    at_paper = opened(own).cells[0].network
+    assert (at_paper.epsilon, at_paper.step_size) == pytest.approx((0.031, 0.007))
+    at_quick = opened(own, scale="quick").cells[0].network
+    assert (at_quick.epsilon, at_quick.step_size) == pytest.approx((0.031 * 38 / 8, 0.007 * 38 / 8))
+    assert opened(plain).cells[0].network.epsilon == 8 / 255
+    same = "a, method: pgd_at, epsilon: 8, step_size: 2"
+    assert opened(plain).cells[0].network.digest == opened(same).cells[0].network.digest != at_paper.digest
+
+
+def test_a_blocks_rows_take_its_data_network_guide_and_numbers(tmp_path):
+    given = Parameters(scale="paper", outputs=str(tmp_path), device="cpu", settings=DIGITS_FOR_ALL)
+    table = open_table("table1_d2r", given)
+    own = {cell.student: cell.network for cell in table.cells if cell.row.row == "D2R-CAG"}
+    assert {name: (net.model, net.guide) for name, net in own.items()} == {
+        "CIFAR-10": ("WideResNet-34-10", "ResNet18-guide"),
+        "CIFAR-100": ("WideResNet-34-10", "ResNet18-guide"),
+        "TinyImgNet1": ("PreActResNet18", "ResNet18"),
+        "TinyImgNet2": ("WideResNet-34-10", "ResNet18"),
+    }
+    assert [dict(net.weights)["guide_weight"] for net in own.values()] == [1.0, 0.1, 0.1, 0.1]
+    plain = next(cell.network for cell in table.cells if cell.row.row == "PGD-AT")
+    assert (plain.model, plain.guide) == ("WideResNet-34-10", "")
+    assert [table.reported_for(name)["dataset"][:9] for name in own] == ["CIFAR-10", "CIFAR-100", *["Tiny Imag"] * 2]
+
+
+def test_a_blocks_data_is_its_own(tmp_path):
+    table = open_table("table1_d2r", Parameters(outputs=str(tmp_path), device="cpu"))
+    found = {cell.student: (cell.data.name, cell.network.data.name) for cell in table.cells}
+    assert found == {
+        "CIFAR-10": ("digits", "digits"),
+        "CIFAR-100": ("digits_b", "digits_b"),
+        "TinyImgNet1": ("digits_five", "digits_five"),
+        "TinyImgNet2": ("digits_five", "digits_five"),
+    }
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
+        ("method: pgd_at, epsilon: -1", "row a: epsilon and step_size are in 1/255, got -1"),
+        ("method: pgd_at, step_size: 256", "row a: epsilon and step_size are in 1/255"),
         ("method: pgd_at, strategy: las", "unknown strategy 'las'; choose one of: las_at, las_trades"),
         ("method: pgd_at, strategy_settings: {every: 3}", "has strategy_settings and no strategy"),
         ("method: natural, strategy: las_at", "row a: the method natural makes no attack"),

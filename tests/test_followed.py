@@ -1,0 +1,109 @@
+"""What a run with a guide tells of every epoch: it is right, it costs the training nothing, and figures can read it."""
+
+import json
+
+import pytest
+import torch
+from small import parameters
+
+from lib import figures, report, runs
+from lib.data import hold_out
+from lib.errors import UserError
+from lib.evaluate import Column, accuracy
+from lib.table import open_table
+
+
+def opened(outputs, name, *rows):
+    return open_table(name, parameters(outputs, rows=list(rows), students=[], teachers=[]))
+
+
+def history_of(table, cell):
+    return json.loads((table.place.store.folder(cell.network.digest) / "history.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    table = opened(tmp_path_factory.mktemp("outputs"), "fig3_dynat", "DYNAT")
+    runs.make(table.cells[0].network, table.place)
+    return table
+
+
+def test_the_last_epochs_numbers_are_those_of_the_networks_it_left(made):
+    (cell,) = made.cells
+    seen, unseen = hold_out(made.place.dataset(cell.data).train, 12)
+    target = runs.network(cell.network, cell.data, made.place, "last")
+    guide = runs.guide(cell.network, cell.data, made.place)
+    told = history_of(made, cell)[-1]["followed"]
+    for name, net in (("target", target), ("guide", guide)):
+        for part, split in (("train", seen.take(slice(0, 12))), ("unseen", unseen)):
+            right = net(split.images).argmax(1) == split.labels
+            assert told[name][part] == pytest.approx(100 * right.float().mean().item()), (name, part)
+    e = cell.network.epsilon
+    assert told["target"]["PGD-20"] == accuracy(target, unseen, Column("", "pgd", e, e / 4, 20)).percent
+
+
+def test_the_share_of_right_labels_is_that_of_the_epochs_own_batches(made):
+    training = runs.start(made.cells[0].network, made.place)
+    right, batches = [], []
+    guide = training.guide
+    guide.register_forward_hook(lambda module, inputs, logits: batches.append(logits.detach().argmax(1)))
+    step = training.train_step
+
+    def listening(x, y):
+        batches.clear()
+        terms = step(x, y)
+        right.append((batches[0] == y).float().mean())
+        return terms
+
+    training.train_step = listening
+    training.epoch()
+    assert len(right) == 3
+    torch.testing.assert_close(torch.stack(training.labels_right), torch.stack(right))
+    told = history_of(made, made.cells[0])[0]["followed"]["label"]
+    assert told == pytest.approx(100 * torch.stack(right).mean().item())
+
+
+def test_following_moves_nothing_that_the_training_depends_on(made):
+    followed, alone = (runs.start(made.cells[0].network, made.place) for _ in range(2))
+    alone.follow = None
+    for training in (followed, alone):
+        training.run()
+    for net, other in ((followed.student, alone.student), (followed.guide, alone.guide)):
+        assert all(value.equal(other.state_dict()[key]) for key, value in net.state_dict().items())
+    assert followed.generator.get_state().equal(alone.generator.get_state())
+    assert followed.guide.training
+
+
+def test_a_guide_that_was_trained_beforehand_is_followed_and_a_run_without_any_is_not(tmp_path):
+    table = opened(tmp_path, "fig2_d2r", "LBGAT (guide frozen)")
+    for spec in (*table.teachers.values(), table.cells[0].network):
+        runs.make(spec, table.place)
+    told = [row["followed"] for row in history_of(table, table.cells[0])]
+    assert told[0]["guide"] == told[-1]["guide"]
+    assert told[0]["label"] is None
+    plain = opened(tmp_path, "table1_dynat", "PGD-AT")
+    runs.make(plain.cells[0].network, plain.place)
+    assert "followed" not in history_of(plain, plain.cells[0])[0]
+    with pytest.raises(UserError, match="trains no guide"):
+        runs.guide(plain.cells[0].network, plain.data, plain.place)
+
+
+def test_a_guide_of_a_run_that_is_not_there_is_refused(tmp_path):
+    table = opened(tmp_path, "fig3_dynat", "DYNAT")
+    with pytest.raises(UserError, match="has not been made yet"):
+        runs.guide(table.cells[0].network, table.data, table.place)
+
+
+def test_the_curves_are_read_from_a_history_and_drawn_also_where_a_run_was_not_followed(made, tmp_path):
+    path = made.place.store.folder(made.cells[0].network.digest) / "history.json"
+    (tmp_path / "plain.json").write_text(json.dumps([{"epoch": 1, "score": 50.0}, {"epoch": 2, "score": 60.0}]))
+    curves = report.followed({"DYNAT": path, "PGD-AT": tmp_path / "plain.json"})
+    assert curves.groupby("run").size().to_dict() == {"DYNAT": 2, "PGD-AT": 2}
+    assert curves[curves.run == "PGD-AT"]["target under PGD-10"].tolist() == [50.0, 60.0]
+    assert curves[curves.run == "DYNAT"].notna().all(axis=None)
+    figure = figures.followed(
+        curves, {"a": ["DYNAT", "PGD-AT"], "b": ["DYNAT"]}, ["label right", "guide, train images"]
+    )
+    assert len(figure.axes) == 4
+    assert [len(axis.lines) for axis in figure.axes] == [2, 2, 1, 1]
+    assert figures.history(path).axes
