@@ -60,6 +60,7 @@ class Block:
     dataset: str = ""
     model: str = ""
     guide: str = ""  # for the rows that train one
+    schedule: str = ""  # for the same rows
     item: str = ""
 
 
@@ -291,6 +292,8 @@ class _Builder:
         self.rows = tuple(known[name] for name in names)
         self.students = _picked("student", parameters.students, dict.fromkeys(file.students))
         self.blocks = {name: typed(Block, block, f"block {name}") for name, block in file.blocks.items()}
+        for block in self.blocks.values():
+            choose("schedule", block.schedule, {"": None, **paper_schedules()})
         teachers = {trained.name: trained for trained in map(_trained, file.teachers)}
         self.teacher_names = _picked("teacher", parameters.teachers, teachers) or ("",)
         for name in digests:
@@ -349,8 +352,9 @@ class _Builder:
     def in_block(self, row: Row, student: str) -> Row:
         """The row as its block has it."""
         block = self.blocks.get(student, Block())
-        guide = block.guide if METHODS[row.method].trains_guide else ""
-        given = {"dataset": block.dataset, "model": block.model, "guide": guide}
+        given = {"dataset": block.dataset, "model": block.model}
+        if METHODS[row.method].trains_guide:
+            given |= {"guide": block.guide, "schedule": block.schedule}
         return replace(row, **{name: value for name, value in given.items() if value})
 
     def cell(
