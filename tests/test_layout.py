@@ -10,7 +10,7 @@ LAYERS = [
     {"errors", "papermill_default_output"},
     {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding", "processes"},
     {"attacks", "store"},
-    {"methods", "cw2", "jsma", "strategies", "trajectory"},
+    {"methods", "cw2", "jsma", "strategies", "trajectory", "autoattack"},
     {"train"},
     {"evaluate", "spec"},
     {"parameters", "runs"},
