@@ -8,12 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lib.autoattack.apgd import apgd_ce, apgd_t
 from lib.autoattack.batches import Batch, Job, Judged, Net, Setting, Stage, attacking, right
-from lib.autoattack.reference import REFERENCE
+from lib.autoattack.fab import fab_t
 from lib.autoattack.saved import Saved, digest
+from lib.autoattack.square import square
 from lib.errors import UserError, choose
 
-STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+OWN: dict[str, Stage] = {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
+STAGES = tuple(OWN)
 PASSES = {"apgd-ce": 200, "apgd-t": 1800, "fab-t": 2700, "square": 5000}  # of a robust image, forwards and backwards
 VERSION = 1  # raised when the code changes what a saved batch holds
 
@@ -45,7 +48,7 @@ def standard(
     batch_size: int = 200,
     stages: tuple[str, ...] = STAGES,
     judge: Net | None = None,
-    attacks: Mapping[str, Stage] = REFERENCE,
+    attacks: Mapping[str, Stage] = OWN,
     folder: Path | None = None,
     workers: int = 1,
     notify: Callable[[float], None] = lambda share: None,
@@ -54,7 +57,8 @@ def standard(
 
     x (N, C, H, W) and `epsilon` in [0, 1], y (N,); `net`, in eval mode, treats images one by one. Where there are fewer
     than 9 wrong classes, all are targets. Attacks are made on `net`, say a folded network, and `judge` (net itself)
-    says what is right. An equal seed gives the flags of the authors' `run_standard_evaluation`. With a `folder` every
+    says what is right. An equal seed gives the flags of the authors' `run_standard_evaluation`, to float rounding;
+    `attacks=REFERENCE` runs the authors' own stages. With a `folder` every
     finished batch is saved in it, and an equal call goes on from there, to equal flags. `workers` processes of one
     thread each do a stage's batches, on a CPU. `notify` hears the finished share after every batch.
 
