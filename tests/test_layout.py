@@ -8,12 +8,12 @@ from lib import ROOT
 FILES = sorted((ROOT / "lib").rglob("*.py"))
 LAYERS = [
     {"errors", "papermill_default_output"},
-    {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding"},
+    {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding", "processes", "benchmark"},
     {"attacks", "store"},
-    {"methods", "cw2", "jsma", "strategies", "trajectory"},
+    {"methods", "cw2", "jsma", "strategies", "trajectory", "autoattack"},
     {"train"},
     {"evaluate", "spec"},
-    {"parameters", "runs"},
+    {"parameters", "runs", "plain"},
     {"cost", "checked", "table", "render"},
     {"execute"},
     {"experiment"},
