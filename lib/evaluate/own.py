@@ -13,7 +13,7 @@ from lib.errors import UserError, choose
 from lib.evaluate.checks import Finding, sanity
 from lib.evaluate.columns import Accuracy, Column
 from lib.evaluate.inputs import are_probabilities, check_classes, check_images, check_labels, check_logits
-from lib.evaluate.measure import check_fits, evaluate, frozen
+from lib.evaluate.measure import Means, check_fits, evaluate, frozen
 from lib.evaluate.paired import WorstCase, contradictions, worst_case
 from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius
 from lib.evaluate.strip import strip, summary
@@ -103,13 +103,14 @@ def report(
     changes: Mapping[str, Mapping[str, Any]] | None = None,
     unrelated: nn.Module | None = None,
     seed: int = 0,
+    means: Means | None = None,
 ) -> Report:
     """The accuracy of any classifier under a protocol's attacks, each checked, with the sanity checks' findings.
 
     Shapes: images (N, C, H, W) floats in [0, 1], labels (N,) whole numbers; the model's outputs are logits (N, K), its
     normalisation its own first layer. Where a column wants more images than there are, all are taken, and the report
-    says so. `classes` is K where it is known. `unrelated` is a network trained apart, for the transfer check. The model
-    is evaluated in eval mode, and left as it was.
+    says so. `classes` is K where it is known. `unrelated` is a network trained apart, for the transfer check. With
+    `means` AutoAttack goes on where it was killed. The model is evaluated in eval mode, and left as it was.
 
     Raises:
         UserError: what would make the numbers meaningless, in a sentence; or an unknown protocol, column or setting.
@@ -133,7 +134,7 @@ def report(
         columns, fewer = _that_fit(columns_of(protocol, epsilon, step_size, changes), len(images), seed)
         for column in columns:
             check_fits(column, len(images), logits.shape[1])
-        found = evaluate(model, Split(images, labels), columns)
+        found = evaluate(model, Split(images, labels), columns, means=means)
         checked = images[:CHECKED], labels[:CHECKED]
         findings = _checked(model, *checked, epsilon, unrelated, seed)
     return Report(protocol, tuple(found), tuple(findings), (*notes, *fewer))
