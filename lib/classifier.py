@@ -47,6 +47,8 @@ class Normalised(nn.Module):
 
     def __init__(self, net: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
         self.net = net
         self.register_buffer("mean", mean.float().reshape(1, -1, 1, 1))
         self.register_buffer("std", std.float().reshape(1, -1, 1, 1))

@@ -1,7 +1,7 @@
 """The evaluation of any classifier: a protocol's attacks, the worst case over them, and the sanity checks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -17,6 +17,7 @@ from lib.evaluate.measure import Means, check_fits, evaluate, frozen
 from lib.evaluate.paired import WorstCase, contradictions, worst_case
 from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius
 from lib.evaluate.strip import strip, summary
+from lib.spec import typed
 from lib.train import mode
 
 CHECKED = 256  # images that the sanity checks look at, at most
@@ -82,13 +83,21 @@ def columns_of(
         UserError: an unknown protocol or column, or a setting that makes no sense.
     """
     named = choose("protocol", protocol, PROTOCOLS)
-    for name, settings in (changes or {}).items():
+    for name in changes or {}:
         choose("column of this protocol", name, named)
-        for key in settings:
-            choose("setting of a column", key, {key: None for key in Column.__dataclass_fields__ if key != "name"})
     size = epsilon / 4 if step_size is None else step_size
     columns = {name: at_radius(PRESETS[preset], epsilon, size) for name, preset in named.items()}
-    return tuple(replace(column, name=name, **(changes or {}).get(name, {})) for name, column in columns.items())
+    return tuple(changed(replace(column, name=name), (changes or {}).get(name, {})) for name, column in columns.items())
+
+
+def changed(column: Column, settings: Mapping[str, Any]) -> Column:
+    """The column with some settings replaced, each of its declared type.
+
+    Raises:
+        UserError: an unknown setting, a wrong type or a number that makes no sense.
+    """
+    given = asdict(column) | {"stages": list(column.stages)} | dict(settings)
+    return typed(Column, given | {"stages": list(given["stages"])}, f"column {column.name}")
 
 
 def report(
