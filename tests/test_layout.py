@@ -10,7 +10,7 @@ LAYERS = [
     {"errors", "papermill_default_output"},
     {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding", "processes", "benchmark"},
     {"attacks", "store"},
-    {"methods", "cw2", "jsma", "strategies", "trajectory", "autoattack"},
+    {"methods", "cw2", "jsma", "strategies", "trajectory", "landscape", "autoattack"},
     {"train"},
     {"spec"},
     {"evaluate"},
