@@ -105,8 +105,7 @@ def _with_steps(spec: RunSpec, steps: int) -> RunSpec:
 def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int, flops: bool) -> Cost:
     """The cost per image of work(x, y): once on two images, and where that is quick, timed again on up to `size`."""
     x, y = to_float(data.images[:2]), data.labels[:2]
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    counter = _counter()
     with counter if flops else nullcontext():
         seconds = _seconds(lambda: work(x, y))
     flops_done = counter.get_total_flops()
@@ -117,6 +116,19 @@ def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int,
         return first
     x, y = to_float(data.images[:size]), data.labels[:size]
     return replace(first, seconds=min(_seconds(lambda: work(x, y)) for _ in range(2)) / len(y))
+
+
+def counted(work: Callable[[], object]) -> float:
+    """The floating-point operations of one call: products and convolutions, a multiply and an add being two."""
+    with _counter() as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
 
 
 class _NoModules(AbstractContextManager[None]):

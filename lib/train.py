@@ -18,8 +18,8 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from lib.data import Split, crop_and_flip, to_float
-from lib.errors import UserError, choose
-from lib.folding import folded
+from lib.engine import PRECISIONS, STANDARD, Engine, Levers, in_precision
+from lib.errors import UserError
 from lib.methods import Method, Net, Nets, Weight, weight_at
 from lib.strategies import ATTACK_SETTINGS, Settings, Strategy
 from lib.watch import Watch
@@ -29,7 +29,7 @@ Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (object
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
 Follow = Callable[["Training"], dict[str, Any]]  # what else is told of an epoch, in the history only
 
-PRECISIONS = ("fp32", "bf16")
+__all__ = ["PRECISIONS", "Around", "Attack", "Schedule", "Training", "in_precision", "mode"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class Schedule:
         """Optimisation steps over `images` images; the last batch of an epoch may be partial."""
         return self.epochs * -(-images // self.batch_size)
 
-    def build(self, net: nn.Module, images: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """SGD over all parameters, and the scheduler that is stepped once per batch."""
+    def build(
+        self, net: nn.Module, images: int, **options: Any
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """SGD over all parameters, and the scheduler that is stepped once per batch; `options` go to torch's SGD."""
         optimizer = torch.optim.SGD(
-            net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov, **options
         )
         if self.milestones:
             per_epoch = self.steps(images) // self.epochs
@@ -85,23 +87,6 @@ def mode(net: nn.Module, train: bool) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
-
-
-def in_precision(net: Net, precision: str) -> Net:
-    """`net` run under bf16 autocast or in fp32; either way its logits are fp32, and so is every loss on them.
-
-    Raises:
-        UserError: the precision is neither.
-    """
-    choose("precision", precision, dict.fromkeys(PRECISIONS))
-    if precision == "fp32":
-        return net
-
-    def forward(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return net(x).float()
-
-    return forward
 
 
 @dataclass(frozen=True)
@@ -140,12 +125,18 @@ class Training:
         precision: str = "fp32",
         max_steps: int = 0,
         follow: Follow | None = None,
+        levers: Levers = STANDARD,
     ) -> None:
         self.around = around or Around()
         if method.needs_teacher and teacher is None:
             raise UserError(f"{method.title} needs a teacher")
         if method.trains_guide and self.around.guide is None:
             raise UserError(f"{method.title} trains a guide beside its target, and none was given")
+        if precision == "bf16_crafting":
+            precision, levers = "fp32", replace(levers, bf16=True)
+        self.engine = Engine(levers, precision)
+        for net in filter(None, (student, teacher, self.around.guide)):
+            self.engine.laid_out(net)
         self.nets = Nets(in_precision(student, precision))
         if teacher is not None:
             self.nets = replace(self.nets, teacher=in_precision(teacher.eval().requires_grad_(False), precision))
@@ -158,7 +149,7 @@ class Training:
         self.padding, self.flip, self.precision = padding, flip, precision
         self.generator = Generator(data.images.device).manual_seed(seed)
         trained = nn.ModuleList([student] if self.guide is None else [student, self.guide])
-        self.optimizer, self.scheduler = schedule.build(trained, len(data.labels))
+        self.optimizer, self.scheduler = schedule.build(trained, len(data.labels), **levers.optimizer)
         self.average = EMA(student, self.around.average) if self.around.average else None
         self.total = schedule.steps(len(data.labels))
         self.stop = min(self.total, max_steps) if max_steps else self.total
@@ -292,7 +283,7 @@ class Training:
             start = self.around.strategy.start(self, start)
         chosen: dict[str, Any] = {name: value for name, value in settings.items() if name in ATTACK_SETTINGS}
         with mode(self.student, self.method.attack_mode == "train"), self._guide_mode(), self._noise():
-            nets = self._attacked_nets()
+            nets = self._attacked_nets(x)
             label = y if self.method.attack_label is None else self.method.attack_label(nets, x, y)
             watch = self._watch(x, label, chosen.get("epsilon", self.epsilon))
             if watch is not None:
@@ -300,17 +291,16 @@ class Training:
             objective = self.method.objective(nets, x, label)
             if self.method.attack_mode == "train":
                 objective = partial(objective)  # batch statistics: no image may leave the batch
-            x_adv = self.attack(objective, x, start=start, generator=self.generator, **chosen)
+            x_adv = self.engine.attack(self.attack, objective, x, start=start, generator=self.generator, **chosen)
         return x_adv, settings | (watch.seen() if watch is not None else {})
 
-    def _attacked_nets(self) -> Nets:
-        """The networks as the attack sees them: those in eval mode folded."""
-        seen = self.student if self.student.training else folded(self.student)
-        nets = replace(self.nets, student=in_precision(seen, self.precision))
+    def _attacked_nets(self, x: Tensor) -> Nets:
+        """The networks as the attack sees them; a guide in train mode is asked for labels only, as it is."""
+        nets = replace(self.nets, student=self.engine.seen(self.student, x))
         if self.teacher is not None:
-            nets = replace(nets, teacher=in_precision(folded(self.teacher), self.precision))
+            nets = replace(nets, teacher=self.engine.seen(self.teacher, x))
         if self.guide is not None and not self.guide.training:
-            nets = replace(nets, guide=in_precision(folded(self.guide), self.precision))
+            nets = replace(nets, guide=self.engine.seen(self.guide, x))
         return nets
 
     def _watch(self, x: Tensor, y: Tensor, radius: float | Tensor) -> Watch | None:

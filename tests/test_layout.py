@@ -10,13 +10,13 @@ LAYERS = [
     {"errors", "papermill_default_output"},
     {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding"},
     {"attacks", "store"},
-    {"methods", "cw2", "jsma", "strategies", "trajectory"},
+    {"methods", "cw2", "jsma", "strategies", "trajectory", "engine"},
     {"train"},
     {"evaluate", "spec", "checks"},
     {"parameters", "runs"},
-    {"cost", "execute", "table", "render"},
-    {"experiment"},
-    {"report"},
+    {"cost", "execute", "table", "render", "plain"},
+    {"experiment", "benchmark"},
+    {"report", "speed"},
     {"figures"},
 ]
 """What stands higher may be imported by what stands lower in this list, never the other way round."""
@@ -32,6 +32,7 @@ TORCH_ONLY = {
     "watch",
     "weights",
     "folding",
+    "engine",
 }
 
 
