@@ -24,6 +24,7 @@ WARM_UP_SECONDS = 5.0  # a first step may take this long because it is the first
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # per image, at most
 STOPPING = (UntilWrong, UntilGap, UntilConverged)  # an untrained network would stop them at once
 LEARNING = ("learned", "learned_as_released", "learned_awp_as_released", "adv_hp", "ohl")
+CHECK_PASSES = 360  # of the sanity checks, Square's forwards among them, per image
 JSMA_PASSES = 150  # 76 steps of two backwards at 32x32, at most
 
 
@@ -47,6 +48,12 @@ def evaluation(model: str, data: DataSpec, place: Place, columns: tuple[Column, 
     net = fresh_network(model, data, place).eval()
     gradient = _per_image(lambda x, y: input_gradient(lambda z: cross_entropy(net(z), y), x), dataset.test, 128, flops)
     return gradient * sum(_passes(column) * (column.images or len(dataset.test.labels)) for column in columns)
+
+
+def checks(model: str, data: DataSpec, place: Place, images: int) -> Cost:
+    """The cost of a network's sanity checks on so many images."""
+    column = Column("the checks", "pgd", steps=CHECK_PASSES, images=images)
+    return evaluation(model, data, place, (column,), flops=False)
 
 
 def training(spec: RunSpec, place: Place, flops: bool) -> Cost:
@@ -154,4 +161,4 @@ def _passes(column: Column) -> float:
         return sum(AUTOATTACK_PASSES[stage] for stage in column.stages)
     if column.attack.startswith("jsma"):
         return JSMA_PASSES
-    return {"clean": 0.5, "fgsm": 1, "fgsm_random": 1}.get(column.attack, column.steps)
+    return column.restarts * {"clean": 0.5, "fgsm": 1, "fgsm_random": 1}.get(column.attack, column.steps)

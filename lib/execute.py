@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from lib import runs
+from lib.checked import Check
 from lib.errors import UserError
 from lib.evaluate import Column
 from lib.progress import Progress
@@ -43,8 +44,18 @@ class Job:
         teacher = self.network.teacher if isinstance(self.network, RunSpec) else None
         return {runs.network_digest(net, self.data) for net in (teacher, *self.surrogates) if net is not None}
 
+    def do(self, place: Place, notify: Callable[[float], None]) -> str:
+        """Train and measure what is not in the store; returns what to say of it."""
+        if isinstance(self.network, RunSpec):
+            runs.make(self.network, place, notify)
+        rows = runs.measure(self.network, self.data, place, self.columns, self.checkpoint, self.surrogates)
+        return self.label + ": " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in rows)
 
-def run_jobs(jobs: Sequence[Job], seconds: Sequence[float], place: Place, workers: int) -> None:
+
+Work = Job | Check
+
+
+def run_jobs(jobs: Sequence[Work], seconds: Sequence[float], place: Place, workers: int) -> None:
     """Do every job, `workers` at once; `seconds` is what each is expected to take and weighs it in the progress.
 
     Raises:
@@ -69,11 +80,11 @@ def cores() -> int:
 class Tally:
     """Progress in the plan's own seconds, so that a job of hours counts for more than one of minutes."""
 
-    def __init__(self, jobs: Sequence[Job], seconds: Sequence[float], progress: Progress) -> None:
+    def __init__(self, jobs: Sequence[Work], seconds: Sequence[float], progress: Progress) -> None:
         self.seconds = dict(zip(map(id, jobs), seconds, strict=True))
         self.progress, self.finished, self.done, self.said = progress, 0, 0.0, "starting"
 
-    def finish(self, job: Job, said: str) -> None:
+    def finish(self, job: Work, said: str) -> None:
         """One job is done."""
         self.finished, self.said = self.finished + 1, said
         self.done += self.seconds[id(job)]
@@ -85,21 +96,21 @@ class Tally:
         self.progress.show((self.done + running) / total if total else 1.0, self.finished, self.said)
 
 
-def _run_here(jobs: Sequence[Job], place: Place, tally: Tally) -> None:
+def _run_here(jobs: Sequence[Work], place: Place, tally: Tally) -> None:
     for job in jobs:
 
         def notify(share: float, key: int = id(job)) -> None:
             tally.show({key: 0.9 * share})
 
-        tally.finish(job, _work(job, place, notify))
+        tally.finish(job, job.do(place, notify))
         tally.show({})
 
 
-def _run_in_processes(jobs: Sequence[Job], place: Place, workers: int, tally: Tally) -> None:
+def _run_in_processes(jobs: Sequence[Work], place: Place, workers: int, tally: Tally) -> None:
     """Jobs in processes of one thread each, every job after its teacher's."""
     waiting = list(jobs)
     open_jobs = {job.digest for job in waiting}
-    running: dict[Future[str], Job] = {}
+    running: dict[Future[str], Work] = {}
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     with _one_thread_each(), ProcessPoolExecutor(workers, context, initializer=_init_worker) as pool:
@@ -126,27 +137,19 @@ def _run_in_processes(jobs: Sequence[Job], place: Place, workers: int, tally: Ta
             raise
 
 
-def _work(job: Job, place: Place, notify: Callable[[float], None]) -> str:
-    """Do one job; returns what to say of it."""
-    if isinstance(job.network, RunSpec):
-        runs.make(job.network, place, notify)
-    rows = runs.measure(job.network, job.data, place, job.columns, job.checkpoint, job.surrogates)
-    return job.label + ": " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in rows)
-
-
-def _work_in_process(job: Job, place: Place) -> str:
+def _work_in_process(job: Work, place: Place) -> str:
     note = _share_file(job, place)
     try:
-        return _work(job, place, lambda share: write_atomically(note, str(share)))
+        return job.do(place, lambda share: write_atomically(note, str(share)))
     finally:
         note.unlink(missing_ok=True)
 
 
-def _share_file(job: Job, place: Place) -> Path:
+def _share_file(job: Work, place: Place) -> Path:
     return place.store.partial / f"{job.digest}.share"
 
 
-def _share(job: Job, place: Place) -> float:
+def _share(job: Work, place: Place) -> float:
     try:
         return float(_share_file(job, place).read_text())
     except (OSError, ValueError):

@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from lib import cost, runs
-from lib.evaluate import Accuracy
+from lib.checked import Check
+from lib.evaluate import Accuracy, Finding
 from lib.execute import Job, cores, run_jobs
 from lib.parameters import Parameters, check
 from lib.progress import clock
@@ -19,12 +20,16 @@ __all__ = ["Parameters", "Plan", "Result", "check", "open_table", "plan", "run"]
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """What a table will cost before anything is trained: one line per job that is not complete in the store."""
+    """What a table will cost before anything is trained: one line per job that is not complete in the store.
+
+    `checks` are the sanity checks that are not there yet, with the seconds that they will take.
+    """
 
     table: Table
     jobs: tuple[Job, ...]
     todo: tuple[Job, ...]
     frame: pd.DataFrame
+    checks: tuple[tuple[Check, float], ...]
 
     @property
     def workers(self) -> int:
@@ -36,12 +41,13 @@ class Plan:
     def summary(self) -> str:
         """The plan in a sentence or two."""
         cached = f"{len(self.jobs) - len(self.todo)} of {len(self.jobs)} networks are trained and measured"
-        if not self.todo:
+        if not self.todo and not self.checks:
             return cached + "; nothing will be trained."
-        seconds = max(float(self.frame["seconds"].sum()) / min(self.workers, len(self.todo)), self._longest_wait())
-        text = (
-            f"{cached}; {len(self.todo)} will run, about {clock(seconds)} on this machine with {self.workers} workers"
-        )
+        work = float(self.frame["seconds"].sum()) + sum(seconds for _, seconds in self.checks)
+        seconds = max(work / min(self.workers, len(self.todo) + len(self.checks)), self._longest_wait())
+        will = [f"{len(self.todo)} will run"] if self.todo else []
+        will += [f"{len(self.checks)} will have their sanity checked"] if self.checks else []
+        text = f"{cached}; {', '.join(will)}, about {clock(seconds)} on this machine with {self.workers} workers"
         if "GPU-hours" in self.frame:
             text += (
                 f", or {self.frame['GPU-hours'].sum():,.1f} GPU-hours where "
@@ -52,7 +58,8 @@ class Plan:
     def _longest_wait(self) -> float:
         """Seconds of the longest job, with the one that it has to wait for."""
         own = dict(zip((job.digest for job in self.todo), self.frame["seconds"], strict=True))
-        return max(own[job.digest] + max((own.get(d, 0.0) for d in job.waits_for), default=0.0) for job in self.todo)
+        chains = (own[job.digest] + max((own.get(d, 0.0) for d in job.waits_for), default=0.0) for job in self.todo)
+        return max(chains, default=0.0)
 
     def _repr_markdown_(self) -> str:
         lines = [f"**Plan.** {self.summary()}"]
@@ -79,6 +86,7 @@ class Result:
     digest: str
     accuracies: tuple[Accuracy, ...]
     made: tuple[dict[str, Any], ...] = ()
+    findings: tuple[Finding, ...] = ()  # of the sanity checks, where these were made
 
 
 def plan(table: Table) -> Plan:
@@ -95,7 +103,17 @@ def plan(table: Table) -> Plan:
         if gpu_hours:
             record["GPU-hours"] = estimate.flops / (table.scale.sustained_tflops * 1e12) / 3600
         records.append(record)
-    return Plan(table, jobs, todo, pd.DataFrame(records, columns=None if records else ["network", "state", "seconds"]))
+    frame = pd.DataFrame(records, columns=None if records else ["network", "state", "seconds"])
+    missing = {check.digest: check for check in _checks(table) if check.stored(table.place) is None}
+    checks = tuple((check, _check_seconds(check, table, known)) for check in missing.values())
+    return Plan(table, jobs, todo, frame, checks)
+
+
+def _check_seconds(check: Check, table: Table, known: dict[tuple[object, ...], cost.Cost]) -> float:
+    kind = ("checks", check.network.model)
+    if kind not in known:
+        known[kind] = cost.checks(check.network.model, check.data, table.place, check.images)
+    return known[kind].seconds
 
 
 def _estimate(
@@ -121,11 +139,14 @@ def run(planned: Plan) -> list[Result]:
         UserError: a worker process died; what was finished is kept.
     """
     table = planned.table
-    if planned.todo:
-        run_jobs(planned.todo, planned.frame["seconds"].tolist(), table.place, planned.workers)
+    work: list[Job | Check] = [*planned.todo, *(check for check, _ in planned.checks)]
+    seconds = [*planned.frame["seconds"].tolist(), *(seconds for _, seconds in planned.checks)]
+    if work:
+        run_jobs(work, seconds, table.place, planned.workers)
+    found = [check.findings(table.place) for check in _checks(table)] or [()] * len(table.cells + table.controls)
     cells = [
-        _result((cell.student, cell.teacher, cell.row.row, cell.seed), _job(cell, ""), table.place)
-        for cell in table.cells + table.controls
+        replace(_result((cell.student, cell.teacher, cell.row.row, cell.seed), _job(cell, ""), table.place), findings=f)
+        for cell, f in zip(table.cells + table.controls, found, strict=True)
     ]
     return cells + [_result((job.label, "", "teacher", 0), job, table.place) for job in _teacher_jobs(table)]
 
@@ -155,6 +176,19 @@ def _job(cell: Cell, seed: str) -> Job:
     surrogates = (cell.surrogate,) if cell.surrogate else ()
     label = f"{cell.row.row}, {cell.student}{taught}{seed}"
     return Job(label, cell.network, cell.data, cell.columns, cell.row.checkpoint, surrogates)
+
+
+def _checks(table: Table) -> list[Check]:
+    """The sanity checks, one for each cell and control; transfers come from the first other network on its data."""
+    cells, images = table.cells + table.controls, table.scale.sanity_images
+    made = [(cell.data, cell.network) for cell in cells if isinstance(cell.network, RunSpec)]
+    found = []
+    for cell in cells if images else ():
+        unrelated = next((spec for data, spec in made if data == cell.data and spec != cell.network), None)
+        count = min(images, len(table.place.dataset(cell.data).test.labels))
+        radius, checkpoint = table.scale.epsilon / 255, cell.row.checkpoint
+        found.append(Check(_job(cell, "").label, cell.network, cell.data, count, radius, checkpoint, unrelated))
+    return found
 
 
 def _complete(job: Job, place: Place) -> bool:

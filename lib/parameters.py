@@ -4,7 +4,7 @@ import ast
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,13 @@ import yaml
 
 from lib import ROOT
 from lib.errors import UserError, choose
-from lib.evaluate import Column
+from lib.evaluate import PRESETS, PROTOCOLS, Column, at_radius
 from lib.methods import METHODS
 from lib.models import MODELS
 from lib.spec import check_type, typed
 from lib.train import PRECISIONS, Schedule
 
 PARAMS = ROOT / "params"
-_BALL = ("epsilon", "step_size")
-RADII = {  # what an attack heeds
-    "fgsm": ("epsilon",),
-    "fgsm_random": ("epsilon",),
-    **dict.fromkeys(("pgd", "pgd_frozen", "cw", "cw_frozen"), _BALL),
-    "autoattack": ("epsilon",),
-}
 
 
 @dataclass(frozen=True)
@@ -45,6 +38,7 @@ class Parameters:
     device: str = "auto"
     workers: int = 0
     outputs: str = "outputs"
+    protocol: str = ""  # whose attacks the networks are measured under as well
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -59,7 +53,8 @@ class Scale:
     step_size: float
     attack_steps: int
     schedules: dict[str, dict[str, Any]]  # "default", and any method that has its own
-    columns: dict[str, dict[str, Any]]  # a table's column -> its attack
+    columns: dict[str, dict[str, Any]]  # a preset of lib/evaluate/presets.py -> what this scale changes in it
+    sanity_images: int  # how many the sanity checks look at; 0: no checks
     selection: str = "test"
     held_out: int = 0
     train_images: int = 0
@@ -74,15 +69,25 @@ class Scale:
         return typed(Schedule, choose("schedule", name, self.schedules), f"schedule {name}")
 
     def column(self, name: str) -> Column:
-        """The attack behind a table's column, radius and step size filled in from the scale."""
-        given = dict(choose("column", name, self.columns))
-        wanted = RADII.get(str(given.get("attack")), ())
-        for key in wanted:
-            check_type(given.setdefault(key, getattr(self, key)), float, f"column {name}: {key}")
-            given[key] /= 255
+        """The preset of this name at the scale's radius, with what the scale changes in it.
+
+        A name that no preset has is a column of the settings' own and says which `attack` it is.
+        """
+        given = dict(self.columns.get(name, {}))
+        for key in ("epsilon", "step_size"):
+            if key in given:
+                check_type(given[key], float, f"column {name}: {key}")
+                given[key] /= 255
+        radius = {"epsilon": self.epsilon / 255, "step_size": self.step_size / 255}
+        if name in PRESETS:
+            base = asdict(at_radius(PRESETS[name], **radius)) | {"stages": list(PRESETS[name].stages)}
+        elif "attack" in given:
+            base = {"name": name, "preset": name} | radius
+        else:
+            choose("column", name, PRESETS)
         if self.test_images:
             given["images"] = min(given.get("images") or self.test_images, self.test_images)
-        return typed(Column, {"name": name, **given}, f"column {name}")
+        return typed(Column, base | given, f"column {name}")
 
 
 def check(namespace: Mapping[str, Any]) -> Parameters:
@@ -104,6 +109,8 @@ def check(namespace: Mapping[str, Any]) -> Parameters:
         check_type(value, declared[name], f"parameter {name}")
     if not all(0 <= seed < 2**63 for seed in values.get("seeds", [])):
         raise UserError(f"parameter seeds wants numbers from 0 to 2**63 - 1, got {values['seeds']}")
+    if values.get("protocol"):
+        choose("protocol", values["protocol"], PROTOCOLS)
     if values.get("workers", 0) < 0:
         raise UserError(f"parameter workers wants 0 or more, got {values['workers']}")
     return Parameters(**values)
@@ -131,7 +138,16 @@ def load_scale(parameters: Parameters) -> Scale:
 
 
 def _check_scale(scale: Scale) -> None:
-    for name in ("epsilon", "step_size", "attack_steps", "train_images", "test_images", "held_out", "max_steps"):
+    for name in (
+        "epsilon",
+        "step_size",
+        "attack_steps",
+        "train_images",
+        "test_images",
+        "held_out",
+        "max_steps",
+        "sanity_images",
+    ):
         if not 0 <= getattr(scale, name) < math.inf:
             raise UserError(f"settings: {name} must be >= 0, got {getattr(scale, name)}")
     for name in ("epsilon", "step_size"):

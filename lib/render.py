@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from lib.evaluate import Finding, WorstCase, strip, summary, wilson
 from lib.store import said_plainly, write_atomically
 
 KINDS = ("reported", "measured", "difference")
@@ -18,8 +19,9 @@ KINDS = ("reported", "measured", "difference")
 class Comparison:
     """A table's numbers, one line per student, teacher, row and column, and the caption they are shown under.
 
-    `frame` has: student, teacher, row, column, reported, quoted, measured, k, n, low, high, sd, seeds, difference and
-    the marks (best, second or empty) of the reported and the measured number within their student, teacher and column.
+    The flags are one string per seed, a character per image. `frame` has: student, teacher, row, column, reported,
+    quoted, measured, k, n, low, high, sd, seeds, difference and the marks (best, second or empty) of the reported and
+    the measured number within their student, teacher and column.
     """
 
     name: str
@@ -27,6 +29,10 @@ class Comparison:
     headings: dict[str, str]
     caption: str
     provenance: dict[str, Any]
+    flags: dict[tuple[str, str, str, str], list[str]] = field(default_factory=dict)  # by student, teacher, row, column
+    worst: dict[tuple[str, str, str], list[WorstCase]] = field(default_factory=dict)  # by student, teacher, row
+    findings: dict[str, tuple[Finding, ...]] = field(default_factory=dict)  # what the sanity checks found, by network
+    contradictions: dict[str, list[str]] = field(default_factory=dict)  # what cannot be, by network
 
     def __repr__(self) -> str:
         return (
@@ -37,10 +43,12 @@ class Comparison:
             )
             .round(1)
             .to_string()
+            + "\n"
+            + " ".join(summary(self.findings, self.contradictions))
         )
 
     def _repr_html_(self) -> str:
-        return styled(self).to_html()
+        return styled(self).to_html() + strip(self.findings, self.contradictions)
 
 
 def styled(comparison: Comparison) -> Styler:
@@ -67,15 +75,20 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
         UserError: the disk is full or the folder cannot be written.
     """
     plain, latex = _wide(comparison, _markdown), _wide(comparison, _latex)
+    said = summary(comparison.findings, comparison.contradictions)
     texts = {
         "csv": comparison.frame.to_csv(index=False),
-        "md": comparison.caption + "\n\n" + _flat(plain).to_markdown(index=False, disable_numparse=True) + "\n",
+        "md": "\n\n".join((comparison.caption, _flat(plain).to_markdown(index=False, disable_numparse=True), *said))
+        + "\n",
         "tex": _flat(latex).style.hide(axis="index").to_latex(caption=_tex(comparison.caption), hrules=True),
-        "html": styled(comparison).to_html(),
+        "html": comparison._repr_html_(),
         "json": json.dumps(
             {
                 "caption": comparison.caption,
                 "provenance": comparison.provenance,
+                "sanity": {name: [asdict(one) for one in found] for name, found in comparison.findings.items()},
+                "contradictions": comparison.contradictions,
+                "worst": [[*key, [one._asdict() for one in found]] for key, found in comparison.worst.items()],
                 "cells": json.loads(comparison.frame.to_json(orient="records")),
             },
             indent=1,
@@ -97,9 +110,20 @@ def _wide(comparison: Comparison, text: Callable[[dict[str, Any], str], str]) ->
         line = lines.setdefault((record["student"], record["teacher"], record["row"]), {})
         heading = comparison.headings[record["column"]]
         line |= {(heading, kind): text(record, kind) for kind in KINDS}
+    for key, cells in lines.items() if comparison.worst else ():
+        cells["Worst case", "measured"] = text(_as_record(comparison.worst.get(key, [])), "measured")
     index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "method"])
     wide = pd.DataFrame(list(lines.values()), index=index)
     return wide.set_axis(pd.MultiIndex.from_tuples(wide.columns), axis=1)
+
+
+def _as_record(worst: list[WorstCase]) -> dict[str, Any]:
+    """The seeds' worst cases as a cell: their mean, its interval on images that the seeds share, their spread."""
+    if not worst:
+        return {"measured": None}
+    percents = pd.Series([one.percent for one in worst])
+    low, high = wilson(round(sum(one.k for one in worst) / len(worst)), worst[0].n)
+    return {"measured": percents.mean(), "low": low, "high": high, "sd": percents.std(), "seeds": len(worst)}
 
 
 def _text(record: dict[str, Any], kind: str) -> str:

@@ -288,7 +288,7 @@ def _follow(training: Training, selection: data.Split, column: Column) -> dict[s
 
 
 def _key(column: Column, checkpoint: str) -> str:
-    return digest_of([asdict(replace(column, name="")), checkpoint, VERSION])
+    return digest_of([asdict(column.what), checkpoint, VERSION])
 
 
 def _publish(spec: RunSpec, training: Training, place: Place, seconds: float, resumed: bool) -> None:

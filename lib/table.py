@@ -11,7 +11,7 @@ import torch
 from lib import ROOT
 from lib.checkpoints import file_digest
 from lib.errors import UserError, choose
-from lib.evaluate import Column, check_fits
+from lib.evaluate import PROTOCOLS, Column, check_fits
 from lib.methods import METHODS
 from lib.parameters import PARAMS, Parameters, Scale, device_of, load_scale, paper_schedules, read_yaml
 from lib.runs import Network, Place, describe_data, network
@@ -93,7 +93,11 @@ class TableFile:
     surrogates: list[Any] = field(default_factory=list)
     student_model: str = ""
     dataset: str = "CIFAR10"
-    same_as: dict[str, str] = field(default_factory=dict)  # a column's name here -> its name in the scale
+    protocol: str = ""  # whose names the columns have; empty: the paper's
+    also: str = ""  # under whose protocol the networks are measured as well, where the parameters say no other
+    same_as: dict[str, str] = field(
+        default_factory=dict
+    )  # a column's name here -> its preset, where not the protocol's
     more_rows: list[Any] = field(default_factory=list)
     controls: list[Any] = field(default_factory=list)
     control_columns: list[str] = field(default_factory=list)
@@ -134,6 +138,7 @@ class Table:
     cells: tuple[Cell, ...]
     controls: tuple[Cell, ...]
     columns: tuple[Column, ...]
+    protocol: str  # which the cells are measured under as well, its columns' names followed by it in brackets; or ""
     replaced: dict[str, Any]  # the settings that the parameters put in place of the scale's
 
     @property
@@ -195,9 +200,10 @@ def open_table(name: str, parameters: Parameters) -> Table:
         teachers=builder.teachers,
         surrogates=builder.surrogates,
         rows=builder.rows,
-        cells=tuple(builder.cells(builder.rows, tuple(dict.fromkeys(builder.columns + builder.control_columns)))),
+        cells=tuple(builder.cells(builder.rows, builder.all_columns)),
         controls=tuple(builder.cells(controls, builder.control_columns)),
         columns=builder.columns,
+        protocol=builder.protocol,
         replaced=parameters.settings,
     )
     _check_fits(table)
@@ -288,12 +294,17 @@ class _Builder:
         self.surrogates = {name: self.surrogate(surrogates[name]) for name in self.students if name in surrogates}
         if not any(set(row.only_students or self.students) & set(self.students) for row in self.rows):
             raise UserError(f"no row of {', '.join(names)} is for the students {', '.join(self.students)}")
-        self.columns = self.named(file.columns)
-        self.control_columns = self.named(file.control_columns)
+        own = choose("protocol", file.protocol or file.paper, PROTOCOLS) | file.same_as
+        self.columns = self.named({name: own.get(name, name) for name in file.columns})
+        self.control_columns = self.named({name: own.get(name, name) for name in file.control_columns})
+        self.protocol = parameters.protocol or file.also
+        other = choose("protocol", self.protocol, PROTOCOLS) if self.protocol else {}
+        also = self.named({f"{name} ({self.protocol})": preset for name, preset in other.items()})
+        self.all_columns = tuple(dict.fromkeys(self.columns + self.control_columns + also))
 
-    def named(self, names: list[str]) -> tuple[Column, ...]:
-        """The columns of these names, under the names the table gives them."""
-        return tuple(replace(self.scale.column(self.file.same_as.get(name, name)), name=name) for name in names)
+    def named(self, presets: Mapping[str, str]) -> tuple[Column, ...]:
+        """The presets at this scale, under the names that the table gives them."""
+        return tuple(replace(self.scale.column(preset), name=name) for name, preset in presets.items())
 
     def data(self, name: str) -> DataSpec:
         """The data that stands for the paper's `name` at this scale."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lib.evaluate import PRESETS, STEPPED
 from lib.parameters import Parameters
 
 SETTINGS: dict[str, Any] = {
@@ -10,27 +11,18 @@ SETTINGS: dict[str, Any] = {
     "held_out": 12,
     "attack_steps": 2,
     "schedules": {"default": {"epochs": 2, "batch_size": 16}},
+    "sanity_images": 8,
     "columns": {
-        "Clean": {"attack": "clean"},
-        "FGSM": {"attack": "fgsm"},
-        "PGD": {"attack": "pgd", "steps": 2},
-        "PGD-20": {"attack": "pgd", "steps": 3},
-        "CW2": {"attack": "cw2", "steps": 5, "images": 10},
-        "JSMA-published": {"attack": "jsma_as_published", "gamma": 0.1, "images": 10},
-        "JSMA-wrong": {"attack": "jsma", "gamma": 0.1, "images": 10},
-        "PGD-10-LAS": {"attack": "pgd_frozen", "steps": 2},
-        "PGD-20-LAS": {"attack": "pgd_frozen", "steps": 3},
-        "PGD-50-LAS": {"attack": "pgd_frozen", "steps": 4},
-        "CW-LAS": {"attack": "cw_frozen", "steps": 2},
-        "FGSM-FAT": {"attack": "fgsm_random"},
-        "PGD-20-FAT": {"attack": "pgd", "steps": 3},
-        "CW-FAT": {"attack": "cw", "steps": 2},
-        "AA": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
-        "CW": {"attack": "cw", "steps": 2},
-        "AA-DYNAT": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
-        "AA-D2R": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
-        "APGD-DYNAT": {"attack": "autoattack", "images": 3, "stages": ["apgd-ce"]},
-        "PGD-100-DYNAT": {"attack": "pgd_frozen", "steps": 4},
+        **{name: {"steps": min(preset.steps, 2)} for name, preset in PRESETS.items() if preset.attack in STEPPED},
+        "PGD-20": {"steps": 3},
+        "PGD-20-frozen": {"steps": 3},
+        "PGD-50-frozen": {"steps": 4},
+        "PGD-50": {"steps": 4},
+        "CW2": {"steps": 5, "images": 10},
+        "JSMA-as-published": {"gamma": 0.1, "images": 10},
+        "JSMA": {"gamma": 0.1, "images": 10},
+        **{name: {"images": 3, "stages": ["apgd-ce"]} for name in ("AA", "AA-0.031", "AA-0.031-1000")},
+        "APGD-CE-0.031-1000": {"images": 3},
     },
 }
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lib import checks, data
+from lib import data
 from lib.attacks import pgd
-from lib.checks import CHECKS, Evidence, Finding, sanity
+from lib.evaluate import checks
+from lib.evaluate.checks import CHECKS, Evidence, Finding, sanity
 from lib.methods import METHODS
 from lib.models import build
 from lib.train import Schedule, Training

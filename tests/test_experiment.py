@@ -80,7 +80,7 @@ def test_a_plan_at_a_scale_with_a_gpu_rate_gives_gpu_hours_that_grow_with_the_te
 
 def test_an_added_column_is_measured_without_training(finished, monkeypatch):
     monkeypatch.setattr(runs, "start", lambda *_: pytest.fail("trained again"))
-    columns = finished.scale.columns | {"PGD": {"attack": "pgd", "steps": 4}}
+    columns = finished.scale.columns | {"PGD-10": {"steps": 4}}
     changed = small(finished.place.outputs, settings={"columns": columns})
     monkeypatch.setattr(experiment.cost, "training", lambda *_: pytest.fail("probed"))
     planned = plan(changed)

@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from lib.errors import UserError
+from lib.evaluate import PRESETS, Column
 from lib.methods import METHODS
 from lib.models import MODELS
 from lib.parameters import PARAMS, Parameters, check, device_of, injected_names, load_scale
@@ -55,14 +56,15 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, said):
         ({"schedules": {"dgda": {"epochs": 3}}}, "unknown method 'dgda'"),
         ({"schedules": {"default": {"epochs": 0}}}, "wants epochs and batch_size >= 1"),
         ({"schedules": {"default": {"lr": -0.1}}}, "a positive lr"),
-        ({"columns": {"PGD": {"steps": 0}}}, "column PGD: the attack pgd wants steps"),
-        ({"columns": {"PGD": {"images": -1}}}, "column PGD wants numbers >= 0"),
-        ({"columns": {"PGD": {"epsilon": -8.0}}}, "column PGD wants numbers >= 0"),
-        ({"columns": {"PGD": {"epsilon": "8"}}}, "column PGD: epsilon wants float"),
-        ({"columns": {"PGD": {"batch_size": 0}}}, "batch_size >= 1"),
+        ({"columns": {"PGD-10": {"steps": 0}}}, "column PGD-10: the attack pgd wants steps"),
+        ({"columns": {"PGD-10": {"images": -1}}}, "column PGD-10 wants numbers >= 0"),
+        ({"columns": {"PGD-10": {"epsilon": -8.0}}}, "column PGD-10 wants numbers >= 0"),
+        ({"columns": {"PGD-10": {"epsilon": "8"}}}, "column PGD-10: epsilon wants float"),
+        ({"columns": {"PGD-10": {"batch_size": 0}}}, "batch_size and restarts >= 1"),
         ({"schedules": {"default": {"epochs": 3, "lr": "1e-1"}}}, "write 0.001"),
-        ({"columns": {"PGD": {"attack": "pgd", "stepz": 3}}}, "column PGD has no 'stepz'"),
-        ({"columns": {"PGD": {"attack": "pdg"}}}, "unknown attack 'pdg'; choose one of: clean, fgsm"),
+        ({"columns": {"PGD-10": {"stepz": 3}}}, "column PGD-10 has no 'stepz'"),
+        ({"columns": {"PGD": {"steps": 3}}}, "unknown column 'PGD'; choose one of: Clean, FGSM"),
+        ({"columns": {"mine": {"attack": "pdg"}}}, "unknown attack 'pdg'; choose one of: clean, fgsm"),
         ({"columns": {"AA": {"attack": "autoattack", "stages": ["fab"]}}}, "unknown AutoAttack stage 'fab'"),
         ({"precision": "fp8"}, "unknown precision 'fp8'; choose one of: fp32, bf16"),
         ({"models": {"ResNet18": "ResNet19"}}, "unknown model 'ResNet19'; choose one of: ResNet18"),
@@ -128,15 +130,28 @@ def test_one_entry_of_a_mapping_is_replaced_without_the_others():
 
 def test_a_column_carries_only_the_radii_its_attack_heeds():
     scale = load_scale(Parameters(scale="paper"))
-    assert (scale.column("PGD").epsilon, scale.column("PGD").step_size) == (8 / 255, 2 / 255)
+    assert (scale.column("PGD-10").epsilon, scale.column("PGD-10").step_size) == (8 / 255, 2 / 255)
     assert (scale.column("AA").epsilon, scale.column("AA").step_size) == (8 / 255, 0.0)
     assert (scale.column("CW2").epsilon, scale.column("Clean").epsilon) == (0.0, 0.0)
+
+
+def test_a_column_of_ones_own_says_its_attack_and_has_the_scales_radius():
+    scale = load_scale(Parameters(scale="paper", settings={"columns": {"mine": {"attack": "cw", "steps": 7}}}))
+    assert scale.column("mine") == Column("mine", "cw", 8 / 255, 2 / 255, 7, preset="mine")
+
+
+@pytest.mark.parametrize("scale", ["quick", "gpu", "paper"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_fits_every_scale_in_proportion_to_its_radius(scale, name):
+    scale = load_scale(Parameters(scale=scale))
+    share = scale.column(name).epsilon / (scale.epsilon / 255)
+    assert share == pytest.approx(PRESETS[name].epsilon / (8 / 255))
 
 
 def test_fewer_test_images_bound_every_column():
     plain = load_scale(Parameters())
     scale = load_scale(Parameters(settings={"test_images": 100}))
-    for name in scale.columns:
+    for name in PRESETS:
         assert scale.column(name).images == min(plain.column(name).images or 100, 100)
 
 

@@ -9,7 +9,8 @@ from small import parameters
 from lib import figures, report
 from lib.evaluate import Accuracy, Column, wilson
 from lib.experiment import Result, open_table
-from lib.report import _marks, compare, gains, reported_table, save
+from lib.report import compare, gains, reported_table, save
+from lib.report.compare import _marks_of_measured, _marks_of_reported
 from lib.spec import GivenWeights
 from lib.strategies import STRATEGIES
 from lib.table import Table
@@ -22,8 +23,13 @@ def table(tmp_path) -> Table:
     return open_table("table4_dgad", parameters(tmp_path))
 
 
+def right(hits: int) -> str:
+    """Flags of twenty images, the first ones right."""
+    return "1" * hits + "0" * (20 - hits)
+
+
 def result(row: str, hits: int, teacher: str = "", seed: int = 0) -> Result:
-    accuracies = tuple(Accuracy(Column(name, "clean"), hits, 20, "") for name in COLUMNS)
+    accuracies = tuple(Accuracy(Column(name, "clean"), hits, 20, right(hits)) for name in COLUMNS)
     return Result("ResNet18", teacher, row, seed, f"{row}{seed}", accuracies)
 
 
@@ -55,10 +61,16 @@ def test_several_seeds_give_their_mean_and_spread_and_the_interval_of_one_test_s
     assert cell.sd == pytest.approx(100 * 0.1 / 2**0.5)
 
 
-def test_a_mark_is_shared_by_what_lies_inside_the_leaders_interval():
-    values = pd.Series([70.0, 69.0, 60.0, 59.5, 40.0, None])
-    lows = pd.Series([68.0, 67.0, 59.0, 58.0, 38.0, None])
-    assert _marks(values, lows).tolist() == ["best", "best", "second", "second", "", ""]
+def test_a_reported_mark_is_shared_by_what_lies_inside_the_leaders_interval():
+    values = [70.0, 69.0, 60.0, 59.5, 40.0, None]
+    block = pd.DataFrame({"reported": values, "reported_low": [68.0, 67.0, 59.0, 58.0, 38.0, None]})
+    assert _marks_of_reported(block).tolist() == ["best", "best", "second", "second", "", ""]
+
+
+def test_a_measured_mark_is_shared_by_what_a_paired_test_cannot_tell_from_the_leader():
+    flags = [[right(18)], [right(17)], [right(9)], []]
+    block = pd.DataFrame({"measured": [90.0, 85.0, 45.0, None], "flags": flags})
+    assert _marks_of_measured(block).tolist() == ["best", "best", "second", ""]
 
 
 def test_the_caption_names_the_scale_the_data_and_the_stand_ins(table, results):
@@ -173,7 +185,7 @@ def test_a_lead_is_read_off_for_any_pair_of_rows_and_left_out_where_one_is_missi
 
 def test_a_difference_that_vanishes_in_its_errors_is_shown_with_them(table):
     gained = report.versus(compare(table, [result("PGD-AT", 18), result("DGAD", 12)]), [("DGAD", "PGD-AT")])
-    assert gained.loc[("ResNet18", "DGAD over PGD-AT", "measured"), "PGD"] == "-30.00 ± 25.2"
+    assert gained.loc[("ResNet18", "DGAD over PGD-AT", "measured"), "PGD"] == "-30.00 ± 20.1"
 
 
 def test_numbers_are_found_where_the_papers_columns_are_the_rows_and_where_its_rows_are_a_list(tmp_path):
@@ -268,7 +280,7 @@ def test_a_sweep_draws_rows_without_a_number_as_levels(tmp_path):
     ):
         table = open_table("table1_las_at", parameters(tmp_path, rows=rows, students=[], teachers=[]))
         measured = [
-            replace(result(row, 9 + i), accuracies=tuple(Accuracy(c, 9 + i, 20, "") for c in table.columns))
+            replace(result(row, 9 + i), accuracies=tuple(Accuracy(c, 9 + i, 20, right(9 + i)) for c in table.columns))
             for i, row in enumerate(rows)
         ]
         figure = figures.sweep(compare(table, measured), line="PGD-AT", axis="k", label="LAS-AT")
@@ -307,7 +319,10 @@ def test_provenance_is_that_of_the_results_and_not_of_the_reader(table, results)
 
 def test_the_caption_names_what_was_replaced_and_who_trained_the_teachers(table, results):
     caption = compare(table, results).caption
-    assert "Settings replaced: attack_steps, columns, held_out, schedules, test_images, train_images." in caption
+    assert (
+        "Settings replaced: attack_steps, columns, held_out, sanity_images, schedules, test_images, train_images."
+        in caption
+    )
     assert "Teachers trained here by PGD-AT: WideResNet-34-10." in caption
 
 
@@ -321,7 +336,7 @@ def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
     columns = [Column("Clean", "clean"), Column("PGD-20", "pgd", steps=20)]
 
     def row(name: str, digest: str, *hits: int) -> Result:
-        accuracies = tuple(Accuracy(c, k, 20, "") for c, k in zip(columns, hits, strict=True))
+        accuracies = tuple(Accuracy(c, k, 20, right(k)) for c, k in zip(columns, hits, strict=True))
         return Result("ResNet18", "", name, 0, digest, accuracies)
 
     mine = [row("PGD-AT", table.cells[0].network.digest, 19, 15), row("DGAD", table.cells[1].network.digest, 18, 14)]

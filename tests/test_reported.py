@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from lib import ROOT
+from lib.evaluate import PROTOCOLS
 from lib.methods import METHODS
 from lib.parameters import PARAMS, Parameters, load_scale
 from lib.report import reported_table, row_key
@@ -255,9 +256,9 @@ def test_dynats_and_d2rs_rows_have_the_schedules_of_their_code_at_the_papers_sca
 def test_autoattack_is_measured_as_its_authors_did_and_under_the_common_protocol(tmp_path, name, column, images):
     given = Parameters(scale="paper", outputs=str(tmp_path), device="cpu")
     scale, table = load_scale(given), yaml.safe_load((PARAMS / "tables" / f"{name}.yaml").read_text())
-    own = scale.column(table["same_as"][column])
+    own = scale.column((PROTOCOLS[table["paper"]] | table.get("same_as", {}))[column])
     assert (255 * own.epsilon, own.images) == (pytest.approx(7.905), images)
-    common = [scale.column(table["same_as"][column]) for column in table["control_columns"]]
+    common = [scale.column(preset) for preset in PROTOCOLS[table["also"]].values() if preset != "Clean"]
     assert {(c.epsilon, c.images) for c in common} == {(8 / 255, 0)}
     assert not any("frozen" in c.attack for c in common)
 

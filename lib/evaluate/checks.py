@@ -11,13 +11,16 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor, nn
 
-from lib.attacks import PerImage, at_image, input_gradient, pgd
+from lib.attacks import PerImage, Rule, at_image, input_gradient, pgd
+from lib.evaluate.inputs import are_probabilities
 from lib.losses import cross_entropy, margin
+from lib.watch import Watch
 
 Net = Callable[[Tensor], Tensor]
 
 SLACK_IMAGES = 3  # a difference of fewer images is noise on a small set
 SQUARE_QUERIES = 500
+HALF = 20  # the steps of PGD-20
 NOISE_DRAWS = 100
 
 
@@ -62,14 +65,33 @@ class Evidence:
         return 100 / self.logits.shape[1]
 
     @cached_property
+    def path(self) -> tuple[Tensor, float, float]:
+        """One PGD-40: who was wrong on the way to step 20 (N,), and the accuracies in percent after 20 and 40 steps."""
+        wrong_on_path = torch.zeros_like(self.y, dtype=torch.bool)
+        watch = Watch(self.x, self.y, self.epsilon)
+        steps, halfway = 0, self.x
+
+        def look(x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+            nonlocal steps, halfway, wrong_on_path
+            if steps < HALF:
+                wrong_on_path = wrong_on_path | (watch.logits.argmax(1) != self.y)
+            elif steps == HALF:
+                halfway = x_adv
+            steps += 1
+            return watch(x_adv, gradient, index)
+
+        at_end = self.attacked(2 * HALF, net=watch.listen(self.net), rule=look)
+        return wrong_on_path & self.right(halfway), self.accuracy(halfway), self.accuracy(at_end)
+
+    @cached_property
     def pgd_20(self) -> float:
         """Accuracy in percent under PGD-20, as are the others."""
-        return self.accuracy(self.attacked(20))
+        return self.path[1]
 
     @cached_property
     def pgd_40(self) -> float:
         """Twice the steps."""
-        return self.accuracy(self.attacked(40))
+        return self.path[2]
 
     @cached_property
     def fgsm(self) -> float:
@@ -96,18 +118,23 @@ class Evidence:
         epsilon: float | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         net: Net | None = None,
+        rule: Rule | None = None,
     ) -> Tensor:
         """x' of PGD with a quarter of the radius a step, from the evidence's own seed."""
         radius = self.epsilon if epsilon is None else epsilon
         generator = Generator(self.x.device).manual_seed(self.seed)
         step = radius / 4
         objective = self.objective(loss, net)
-        return pgd(objective, self.x, epsilon=radius, step_size=step, steps=steps, generator=generator)
+        return pgd(objective, self.x, epsilon=radius, step_size=step, steps=steps, generator=generator, rule=rule)
+
+    def right(self, x: Tensor) -> Tensor:
+        """Which images the network has right at x, (N,) bool."""
+        with torch.no_grad():
+            return self.net(x).argmax(1) == self.y
 
     def accuracy(self, x: Tensor) -> float:
         """Percent of the images right at x."""
-        with torch.no_grad():
-            return 100 * float((self.net(x).argmax(1) == self.y).float().mean())
+        return 100 * float(self.right(x).float().mean())
 
 
 def sanity(
@@ -190,26 +217,13 @@ def random_forward(e: Evidence) -> Finding:
 
 def silent_success(e: Evidence) -> Finding:
     """The share of images that are wrong somewhere on PGD-20's path and right at its end."""
-    wrong_on_path = torch.zeros_like(e.y, dtype=torch.bool)
-
-    def watch(x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        with torch.no_grad():
-            wrong_on_path[index] |= e.net(x_adv).argmax(1) != e.y[index]
-        return torch.ones_like(index, dtype=torch.bool)
-
-    generator = Generator(e.x.device).manual_seed(e.seed)
-    objective, step = e.objective(cross_entropy), e.epsilon / 4
-    x_adv = pgd(objective, e.x, epsilon=e.epsilon, step_size=step, steps=20, generator=generator, rule=watch)
-    with torch.no_grad():
-        right = e.net(x_adv).argmax(1) == e.y
-    share = 100 * float((wrong_on_path & right).float().mean())
+    share = 100 * float(e.path[0].float().mean())
     return Finding("silent success", share, max(1.0, e.slack), "% of images broken on the way and right at the end")
 
 
 def outputs_are_probabilities(e: Evidence) -> Finding:
     """Whether the outputs are non-negative and sum to 1: losses of logits are then taken of something else."""
-    sums_to_one = (e.logits.sum(1) - 1).abs().amax() < 1e-4
-    found = float(bool(sums_to_one) and bool((e.logits >= 0).all()))
+    found = float(are_probabilities(e.logits))
     return Finding("outputs are probabilities", found, 0.5, "1 where they are")
 
 

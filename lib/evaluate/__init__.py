@@ -1,0 +1,50 @@
+"""Robust accuracy that a sceptical reader can trust: presets, measurements, paired comparisons, sanity checks.
+
+    print(report(model, images, labels, protocol="common"))
+
+`report` is for any classifier; the tables call `evaluate`, which keeps every image's flag.
+"""
+
+from lib.evaluate.attacks import ATTACKS, STAGES, STEPPED, EvaluationAttack
+from lib.evaluate.checks import CHECKS, Finding, sanity
+from lib.evaluate.columns import Accuracy, Column, wilson
+from lib.evaluate.measure import VERSION, accuracy, check_fits, check_perturbation, evaluate, frozen, together
+from lib.evaluate.own import Report, columns_of, report
+from lib.evaluate.paired import Paired, WorstCase, contradictions, mcnemar, paired, worst_case
+from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius
+from lib.evaluate.strip import strip, summary
+
+__all__ = [
+    "ATTACKS",
+    "CHECKS",
+    "PRESETS",
+    "PROTOCOLS",
+    "RADIUS",
+    "STAGES",
+    "STEPPED",
+    "VERSION",
+    "Accuracy",
+    "Column",
+    "EvaluationAttack",
+    "Finding",
+    "Paired",
+    "Report",
+    "WorstCase",
+    "accuracy",
+    "at_radius",
+    "check_fits",
+    "check_perturbation",
+    "columns_of",
+    "contradictions",
+    "evaluate",
+    "frozen",
+    "mcnemar",
+    "paired",
+    "report",
+    "sanity",
+    "strip",
+    "summary",
+    "together",
+    "wilson",
+    "worst_case",
+]

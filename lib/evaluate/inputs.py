@@ -1,0 +1,67 @@
+"""What an evaluation refuses: numbers that would mean nothing, each with the reason in a sentence."""
+
+import torch
+from torch import Tensor
+
+from lib.errors import UserError
+
+
+def check_images(x: Tensor) -> None:
+    """That x is (N, C, H, W), N >= 1, of floats in [0, 1].
+
+    Raises:
+        UserError: it is not.
+    """
+    if x.dim() != 4 or not len(x):
+        raise UserError(f"images want the shape (N, C, H, W) with N >= 1, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise UserError(f"images want floats in [0, 1], got {x.dtype}; bytes are divided by 255 first")
+    if not bool(torch.isfinite(x).all()):
+        raise UserError("images hold values that are not finite")
+    low, high = float(x.min()), float(x.max())
+    if low < 0 or high > 1:
+        raise UserError(
+            f"images want values in [0, 1], got {low:.4g} to {high:.4g}; a normalisation belongs into the network"
+        )
+
+
+def check_labels(y: Tensor, images: int) -> None:
+    """That y is (N,), whole numbers from 0.
+
+    Raises:
+        UserError: it is not.
+    """
+    if y.shape != (images,) or y.is_floating_point() or y.dtype == torch.bool:
+        raise UserError(f"labels want one whole number per image ({images}), got {tuple(y.shape)} of {y.dtype}")
+    if int(y.min()) < 0:
+        raise UserError(f"labels want numbers from 0, got {int(y.min())}")
+
+
+def check_logits(logits: Tensor, y: Tensor) -> None:
+    """That the outputs are finite, (N, C), with a class for every label.
+
+    Raises:
+        UserError: they are not.
+    """
+    if logits.dim() != 2 or len(logits) != len(y):
+        raise UserError(f"the network's outputs want the shape ({len(y)}, classes), got {tuple(logits.shape)}")
+    if not bool(torch.isfinite(logits).all()):
+        wrong = int((~torch.isfinite(logits)).any(1).sum())
+        raise UserError(f"the network's outputs are not finite (NaN or infinite) on {wrong} of {len(y)} images")
+    if logits.shape[1] < 2 or int(y.max()) >= logits.shape[1]:
+        raise UserError(f"the network has {logits.shape[1]} outputs, the labels go up to {int(y.max())}")
+
+
+def check_classes(outputs: int, classes: int) -> None:
+    """That the network has as many outputs as there are classes.
+
+    Raises:
+        UserError: it has not.
+    """
+    if outputs != classes:
+        raise UserError(f"the network has {outputs} outputs, the data {classes} classes")
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether every row is non-negative and sums to 1, to 1e-4."""
+    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all())

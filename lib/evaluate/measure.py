@@ -1,0 +1,151 @@
+"""The accuracy of a network under each attack of a protocol, every attack's result checked."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lib.data import Split, to_float
+from lib.errors import UserError
+from lib.evaluate.attacks import ATTACKS, STEPPED
+from lib.evaluate.columns import Accuracy, Column
+from lib.evaluate.inputs import check_logits
+from lib.folding import folded
+from lib.train import in_precision, mode
+from lib.trajectory import snapshots
+
+TOLERANCE = 1e-6  # how far float rounding may carry a pixel out of the ball
+VERSION = 3  # raised when an attack's code changes what an equal column measures
+
+
+def evaluate(
+    net: nn.Module, test: Split, columns: tuple[Column, ...], surrogate: nn.Module | None = None
+) -> list[Accuracy]:
+    """The accuracy of `net`, in eval mode, under every column's attack; its mode is restored afterwards.
+
+    With a `surrogate` the images are made on it and scored on `net`: a transfer attack.
+
+    Raises:
+        UserError: an unknown attack, or more images than there are.
+        RuntimeError: an attack left its ball or [0, 1], or gave a value that is not finite.
+    """
+    source = surrogate or net
+    with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
+        found = [one for group in together(columns) for one in _measured(net, test, group, source)]
+    return [next(accuracy for accuracy in found if accuracy.column == column) for column in columns]
+
+
+def together(columns: tuple[Column, ...]) -> list[tuple[Column, ...]]:
+    """The columns in groups that are measured at once: those that are one PGD after different numbers of steps."""
+    groups: dict[Column, tuple[Column, ...]] = {}
+    for column in columns:
+        key = replace(column.what, steps=1) if column.attack in STEPPED else column
+        groups[key] = (*groups.get(key, ()), column)
+    return list(groups.values())
+
+
+def _measured(net: nn.Module, test: Split, group: tuple[Column, ...], source: nn.Module) -> list[Accuracy]:
+    return [accuracy(net, test, group[0], source)] if len(group) == 1 else prefixes(net, test, group, source)
+
+
+def prefixes(net: nn.Module, test: Split, columns: tuple[Column, ...], source: nn.Module) -> list[Accuracy]:
+    """What `accuracy` finds for columns that differ in their steps alone, from one run of the longest."""
+    first = columns[0]
+    loss, freeze = STEPPED[first.attack]
+    part = test.take(slice(0, first.images or len(test.labels)))
+    x = to_float(part.images)
+    generator = Generator(x.device).manual_seed(first.seed)
+    right = {column: torch.ones_like(part.labels, dtype=torch.bool) for column in columns}
+    for _ in range(first.restarts):
+        found = snapshots(
+            in_precision(folded(source), first.crafting),
+            x,
+            part.labels,
+            loss,
+            epsilon=first.epsilon,
+            step_size=first.step_size,
+            at=[column.steps for column in columns],
+            freeze=freeze,
+            batch_size=first.batch_size,
+            generator=generator,
+        )
+        for column in columns:
+            right[column] &= judged(net, x, found[column.steps], part.labels, column)
+    return [_accuracy(column, flags) for column, flags in right.items()]
+
+
+def accuracy(net: nn.Module, test: Split, column: Column, source: nn.Module | None = None) -> Accuracy:
+    """The accuracy of `net` as it stands under one column's attack on `source` (itself); raises as `evaluate` does."""
+    attack = ATTACKS[column.attack]
+    with torch.no_grad():
+        check_fits(column, len(test.labels), net(to_float(test.images[:1])).shape[1])
+    part = test.take(slice(0, column.images or len(test.labels)))
+    generator = Generator(test.images.device).manual_seed(column.seed)
+    crafting = in_precision(folded(source or net), column.crafting)  # the judging is on the network itself, in fp32
+    size = len(part.labels) if attack.whole else column.batch_size
+    right = torch.ones_like(part.labels, dtype=torch.bool)
+    for _ in range(column.restarts):
+        parts = part.batches(size)
+        right &= torch.cat([judged(net, x, attack.run(crafting, x, y, column, generator), y, column) for x, y in parts])
+    return _accuracy(column, right)
+
+
+def judged(net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, column: Column) -> Tensor:
+    """Which images the network itself, not its folded form, has right at x', (N,) bool; x' is checked first.
+
+    Raises:
+        UserError: its outputs are no logits for these labels.
+        RuntimeError: x' is not what the column allows.
+    """
+    check_perturbation(x, x_adv, column.epsilon if ATTACKS[column.attack].bounded else math.inf, column.name)
+    with torch.no_grad():
+        logits = torch.cat([net(images) for images in x_adv.split(column.batch_size)])
+    check_logits(logits, y)
+    return logits.argmax(1) == y
+
+
+def _accuracy(column: Column, right: Tensor) -> Accuracy:
+    return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()))
+
+
+def check_fits(column: Column, images: int, classes: int) -> None:
+    """That a test split of so many images and classes can be measured under the column.
+
+    Raises:
+        UserError: it wants more images, or APGD-T more classes, whose loss needs four.
+    """
+    if column.images > images:
+        raise UserError(
+            f"column {column.name} wants {column.images} images, the test split has {images}; "
+            f"settings: {{columns: {{{column.preset or column.name}: {{images: ...}}}}}} says how many"
+        )
+    if column.attack == "autoattack" and "apgd-t" in column.stages and classes < 4:
+        raise UserError(f"column {column.name}: AutoAttack's APGD-T wants at least 4 classes, there are {classes}")
+
+
+def check_perturbation(x: Tensor, x_adv: Tensor, epsilon: float, name: str) -> None:
+    """max|x_adv - x| <= epsilon and every pixel in [0, 1], to 1e-6.
+
+    Raises:
+        RuntimeError: not so; the attack is wrong, and a number from it would be too.
+    """
+    if not bool(torch.isfinite(x_adv).all()):
+        raise RuntimeError(f"{name} made pixels that are not finite")
+    distance, low, high = float((x_adv - x).abs().max()), float(x_adv.min()), float(x_adv.max())
+    if distance > epsilon + TOLERANCE or low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise RuntimeError(f"{name} left its bounds: max|x'-x| {distance}, epsilon {epsilon}, pixels {low} to {high}")
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """No parameter of `net` requires a gradient inside the block."""
+    before = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)

@@ -1,0 +1,170 @@
+"""The evaluation of any classifier: a protocol's attacks, the worst case over them, and the sanity checks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lib.data import Split
+from lib.errors import UserError, choose
+from lib.evaluate.checks import Finding, sanity
+from lib.evaluate.columns import Accuracy, Column
+from lib.evaluate.inputs import are_probabilities, check_classes, check_images, check_labels, check_logits
+from lib.evaluate.measure import check_fits, evaluate, frozen
+from lib.evaluate.paired import WorstCase, contradictions, worst_case
+from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius
+from lib.evaluate.strip import strip, summary
+from lib.train import mode
+
+CHECKED = 256  # images that the sanity checks look at, at most
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """A network's accuracies under a protocol, its worst case, what the sanity checks found, and remarks."""
+
+    protocol: str
+    accuracies: tuple[Accuracy, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def worst(self) -> WorstCase | None:
+        """What is right under every attack with a radius: the headline."""
+        return worst_case(self.accuracies)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One line per attack: accuracy in %, its Wilson 95 % interval, k of n, and all settings of the attack."""
+        records = []
+        for a in self.accuracies:
+            low, high = a.interval
+            number = {"accuracy": round(a.percent, 2), "95 %": f"[{low:.1f}, {high:.1f}]", "right": f"{a.k}/{a.n}"}
+            records.append({"column": a.column.name} | number | a.column.settings())
+        return pd.DataFrame(records).set_index("column")
+
+    def flags(self) -> dict[str, str]:
+        """Which images are right, one character each, per column: what two networks are compared by (`mcnemar`)."""
+        return {a.column.name: a.flags for a in self.accuracies}
+
+    def __repr__(self) -> str:
+        return "\n".join([self._headline(), self.frame.to_string(), *self._said()])
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{note}</p>" for note in self.notes)
+        found = {"this network": self.findings} if self.findings else {}
+        said = {"this network": contradictions(self.accuracies)}
+        return f"<p><b>{self._headline()}</b></p>{self.frame.to_html()}{notes}{strip(found, said)}"
+
+    def _headline(self) -> str:
+        worst = "no attack with a radius" if self.worst is None else f"worst case over the attacks, in %: {self.worst}"
+        return f"Protocol {self.protocol}; {worst}."
+
+    def _said(self) -> list[str]:
+        found = {"this network": self.findings} if self.findings else {}
+        return [*self.notes, *summary(found, {"this network": contradictions(self.accuracies)})]
+
+
+def columns_of(
+    protocol: str,
+    epsilon: float = RADIUS,
+    step_size: float | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[Column, ...]:
+    """A protocol's columns at a radius in [0, 1], steps of a quarter of it where no step_size is given.
+
+    `changes` are settings for columns by name, such as {"AA": {"images": 100}}.
+
+    Raises:
+        UserError: an unknown protocol or column, or a setting that makes no sense.
+    """
+    named = choose("protocol", protocol, PROTOCOLS)
+    for name, settings in (changes or {}).items():
+        choose("column of this protocol", name, named)
+        for key in settings:
+            choose("setting of a column", key, {key: None for key in Column.__dataclass_fields__ if key != "name"})
+    size = epsilon / 4 if step_size is None else step_size
+    columns = {name: at_radius(PRESETS[preset], epsilon, size) for name, preset in named.items()}
+    return tuple(replace(column, name=name, **(changes or {}).get(name, {})) for name, column in columns.items())
+
+
+def report(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    protocol: str = "common",
+    *,
+    epsilon: float = RADIUS,
+    step_size: float | None = None,
+    classes: int = 0,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    unrelated: nn.Module | None = None,
+    seed: int = 0,
+) -> Report:
+    """The accuracy of any classifier under a protocol's attacks, each checked, with the sanity checks' findings.
+
+    Shapes: images (N, C, H, W) floats in [0, 1], labels (N,) whole numbers; the model's outputs are logits (N, K), its
+    normalisation its own first layer. Where a column wants more images than there are, all are taken, and the report
+    says so. `classes` is K where it is known. `unrelated` is a network trained apart, for the transfer check. The model
+    is evaluated in eval mode, and left as it was.
+
+    Raises:
+        UserError: what would make the numbers meaningless, in a sentence; or an unknown protocol, column or setting.
+    """
+    check_images(images)
+    check_labels(labels, len(images))
+    if not (0 < epsilon <= 1):
+        raise UserError(f"the radius lies in (0, 1], got {epsilon}; 8/255 is {8 / 255:.5f}")
+    notes = _notes(model)
+    with mode(model, train=False), frozen(model):
+        logits = _outputs(model, images[:CHECKED])
+        check_logits(logits, labels[:CHECKED])
+        check_classes(logits.shape[1], classes or logits.shape[1])
+        if int(labels.max()) >= logits.shape[1]:
+            raise UserError(f"the network has {logits.shape[1]} outputs, the labels go up to {int(labels.max())}")
+        if are_probabilities(logits):
+            notes.append(
+                "The outputs are probabilities, not logits: losses are then taken of something else, and every number "
+                "here is suspect. Take the softmax off."
+            )
+        columns, fewer = _that_fit(columns_of(protocol, epsilon, step_size, changes), len(images), seed)
+        for column in columns:
+            check_fits(column, len(images), logits.shape[1])
+        found = evaluate(model, Split(images, labels), columns)
+        checked = images[:CHECKED], labels[:CHECKED]
+        findings = _checked(model, *checked, epsilon, unrelated, seed)
+    return Report(protocol, tuple(found), tuple(findings), (*notes, *fewer))
+
+
+def _checked(
+    model: nn.Module, x: Tensor, y: Tensor, epsilon: float, unrelated: nn.Module | None, seed: int
+) -> list[Finding]:
+    if unrelated is None:
+        return sanity(model, x, y, epsilon=epsilon, seed=seed)
+    with mode(unrelated, train=False), frozen(unrelated):
+        return sanity(model, x, y, epsilon=epsilon, unrelated=unrelated, seed=seed)
+
+
+def _notes(model: nn.Module) -> list[str]:
+    training = [name or "the whole" for name, module in model.named_modules() if module.training]
+    if not training:
+        return []
+    return [f"The model was in train mode ({training[0]}); it was evaluated in eval mode and put back."]
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        outputs = model(images)
+    if not isinstance(outputs, Tensor):
+        raise UserError(f"the model returns {type(outputs).__name__}, not a tensor of logits")
+    return outputs
+
+
+def _that_fit(columns: tuple[Column, ...], images: int, seed: int) -> tuple[tuple[Column, ...], list[str]]:
+    """The columns on no more images than there are, and a sentence where that changed one."""
+    fewer = [column.name for column in columns if column.images > images]
+    said = [f"{', '.join(fewer)}: on all {images} images, which is fewer than the protocol wants."] if fewer else []
+    return tuple(replace(column, images=min(column.images, images), seed=seed) for column in columns), said

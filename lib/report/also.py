@@ -1,0 +1,109 @@
+"""What stands beside the paper's table: controls, teachers, other columns, another protocol."""
+
+import pandas as pd
+from IPython.display import Markdown
+
+from lib.evaluate import PROTOCOLS, Accuracy
+from lib.experiment import Result
+from lib.methods import METHODS
+from lib.spec import GivenWeights
+from lib.table import Table
+
+
+def floor(table: Table, results: list[Result]) -> pd.DataFrame:
+    """What the controls show: per student and attack, the undefended network beside the weakest of the table's rows."""
+    records = []
+    for control in (r for r in results if r.row in {cell.row.row for cell in table.controls}):
+        for own in control.accuracies:
+            rivals = {
+                f"{r.row} ← {r.teacher}" if r.teacher else r.row: a.percent
+                for r in results
+                if r.student == control.student and r.row in {row.row for row in table.rows}
+                for a in r.accuracies
+                if a.column == own.column
+            }
+            weakest = min(rivals, key=lambda name: rivals[name])
+            records.append(
+                {
+                    "student": control.student,
+                    "attack": own.column.name,
+                    control.row: own.percent,
+                    "weakest row": weakest,
+                    "its accuracy": rivals[weakest],
+                }
+            )
+    return pd.DataFrame(records)
+
+
+def also_measured(table: Table, results: list[Result]) -> pd.DataFrame:
+    """The columns that the table's networks were measured under beside the paper's, with the published ones again."""
+    records = [
+        {"student": r.student, "teacher": r.teacher, "row": r.row, "seed": r.seed}
+        | {a.column.name: round(a.percent, 1) for a in r.accuracies}
+        for r in results
+        if r.row in {row.row for row in table.rows}
+    ]
+    return pd.DataFrame(records)
+
+
+def protocols(table: Table) -> pd.DataFrame:
+    """What is behind every attack column: as the paper's authors measured it, and under the other protocol."""
+    images = len(table.place.dataset(table.data).test.labels)
+    columns = dict.fromkeys(column for cell in table.cells for column in cell.columns if column.attack != "clean")
+    records = [
+        {
+            "column": column.name.removesuffix(_ending(table)),
+            "protocol": table.protocol if table.protocol and column.name.endswith(_ending(table)) else "the paper's",
+        }
+        | column.settings()
+        | {"images": column.images or images}
+        for column in columns
+    ]
+    return pd.DataFrame(records)
+
+
+def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
+    """The accuracies under the other protocol with their intervals, each beside the paper's own column of that name.
+
+    Where the parameters name no protocol, a sentence that says how to.
+    """
+    if not table.protocol:
+        return Markdown(
+            "Under the paper's protocol alone. `-p protocol NAME` measures the same networks under another as well, "
+            f"without training: {', '.join(PROTOCOLS)}."
+        )
+    images = len(table.place.dataset(table.data).test.labels)
+    lines = {}
+    for result in (r for r in results if r.row in {row.row for row in table.rows}):
+        measured = {a.column.name: a for a in result.accuracies}
+        line: dict[tuple[str, str], str] = {}
+        for base in PROTOCOLS[table.protocol]:
+            for protocol, column in (("the paper's", base), (table.protocol, base + _ending(table))):
+                if column in measured and (base in table.file.columns or protocol == table.protocol):
+                    reduced = measured[column].column.heading(images).removeprefix(column)
+                    line[base, protocol + reduced] = _with_interval(measured[column])
+        lines[result.student, result.teacher, result.row, result.seed] = line
+    index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "row", "seed"])
+    frame = pd.DataFrame(list(lines.values()), index=index)
+    return frame.set_axis(pd.MultiIndex.from_tuples(frame.columns), axis=1)
+
+
+def _ending(table: Table) -> str:
+    """What ends the names of the other protocol's columns."""
+    return f" ({table.protocol})"
+
+
+def _with_interval(accuracy: Accuracy) -> str:
+    low, high = accuracy.interval
+    return f"{accuracy.percent:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
+    """The teachers' own accuracies, and where each came from."""
+    records = []
+    for result in (r for r in results if r.row == "teacher"):
+        net = table.teachers[result.student]
+        origin = "a given file" if isinstance(net, GivenWeights) else f"trained here by {METHODS[net.method].title}"
+        values = {table.headings()[a.column.name]: round(a.percent, 1) for a in result.accuracies}
+        records.append({"teacher": result.student, "weights": origin, **values})
+    return pd.DataFrame(records)

@@ -1,0 +1,214 @@
+"""Reported beside measured, cell by cell, with what a reader has to know of the numbers."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from lib.evaluate import WorstCase, contradictions, paired, wilson, worst_case
+from lib.experiment import Result
+from lib.methods import METHODS
+from lib.render import Comparison
+from lib.report.numbers import reported, stands
+from lib.runs import network_digest
+from lib.spec import GivenWeights, RunSpec
+from lib.table import Row, Table
+
+TEST_IMAGES = 10_000  # what the papers' numbers were measured on
+ITERATED = ("pgd", "pgd_frozen")
+INFERRED = " (inferred)"  # ends the name of a source in a row's `quoted` that no one names
+MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "threads", "tf32")
+
+
+def compare(table: Table, results: list[Result]) -> Comparison:
+    """Reported, measured and their difference for every cell of the table; a mark is shared inside the noise."""
+    records = [
+        _record(table, results, student, teacher, row, column)
+        for student in table.students
+        for teacher in table.teacher_names
+        for row in table.rows
+        if stands(row, student)
+        for column in table.file.columns
+    ]
+    frame = pd.DataFrame(records)
+    block = frame.groupby(["student", "teacher", "column"], sort=False)
+    marks = {"reported": _marks_of_reported, "measured": _marks_of_measured}
+    for kind, marked in marks.items():
+        frame[f"{kind}_mark"] = pd.concat([marked(part) for _, part in block]).reindex(frame.index)
+    flags = {(r["student"], r["teacher"], r["row"], r["column"]): r["flags"] for r in records}
+    return Comparison(
+        table.name,
+        frame.drop(columns="flags"),
+        table.headings(),
+        _caption(table, results, frame),
+        _provenance(table, results),
+        flags=flags,
+        worst=_worst(table, results),
+        findings={_name(result): result.findings for result in _rows(table, results) if result.findings},
+        contradictions={_name(r): said for r in _rows(table, results) if (said := contradictions(r.accuracies))},
+    )
+
+
+def _rows(table: Table, results: list[Result]) -> list[Result]:
+    return [result for result in results if result.row in {row.row for row in table.rows}]
+
+
+def _name(result: Result) -> str:
+    taught = f" ← {result.teacher}" if result.teacher else ""
+    return f"{result.row}, {result.student}{taught}" + (f", seed {result.seed}" if result.seed else "")
+
+
+def _worst(table: Table, results: list[Result]) -> dict[tuple[str, str, str], list[WorstCase]]:
+    """Per line the worst case of every seed, over the paper's columns; none where there are fewer than two attacks."""
+    found: dict[tuple[str, str, str], list[WorstCase]] = {}
+    names = {column.name for column in table.columns}
+    for result in _rows(table, results):
+        worst = worst_case([a for a in result.accuracies if a.column.name in names])
+        if worst is not None and len(worst.of) > 2:  # clean is one of them
+            for teacher in [result.teacher] if result.teacher else table.teacher_names:
+                found.setdefault((result.student, teacher, result.row), []).append(worst)
+    return found
+
+
+def _record(table: Table, results: list[Result], student: str, teacher: str, row: Row, column: str) -> dict[str, Any]:
+    printed = reported(table, student, teacher, row, column)
+    images = TEST_IMAGES if student in row.quoted else table.file.own_images.get(column, TEST_IMAGES)
+    mine = [r for r in results if r.student == student and r.row == row.row and r.teacher in ("", teacher)]
+    accuracies = [a for r in mine for a in r.accuracies if a.column.name == column]
+    percents = [a.percent for a in accuracies]
+    n = accuracies[0].n if accuracies else 0  # the seeds share their test images, so these count once
+    k = round(sum(a.k for a in accuracies) / len(accuracies)) if accuracies else 0
+    low, high = wilson(k, n) if n else (None, None)
+    measured = sum(percents) / len(percents) if percents else None
+    spread = pd.Series(percents).std() if len(percents) > 1 else None
+    return {
+        "student": student,
+        "teacher": teacher,
+        "row": row.row,
+        "column": column,
+        "reported": printed,
+        "reported_n": images,
+        "reported_low": None if printed is None else wilson(round(printed * images / 100), images)[0],
+        "quoted": row.quoted.get(student, ""),
+        "measured": measured,
+        "k": k,
+        "n": n,
+        "low": low,
+        "high": high,
+        "sd": spread,
+        "seeds": len(accuracies),
+        "flags": [a.flags for a in accuracies],
+        "difference": None if printed is None or measured is None else measured - printed,
+    }
+
+
+def _marks_of_reported(block: pd.DataFrame) -> pd.Series:
+    """best, second or "" for each number of a column; one inside the leader's 95 % interval shares its mark."""
+    lows = block["reported_low"]
+    return _marks(block["reported"], lambda value, leader: block.loc[value, "reported"] >= lows[leader])
+
+
+def _marks_of_measured(block: pd.DataFrame) -> pd.Series:
+    """The same, shared by those that a paired test on the same images cannot tell from the leader."""
+    flags = block["flags"]
+    return _marks(block["measured"], lambda value, leader: not paired(flags[leader], flags[value]).told_apart)
+
+
+def _marks(values: pd.Series, shares: Callable[[Any, Any], bool]) -> pd.Series:
+    values = values.astype(float)
+    marks = pd.Series("", index=values.index)
+    for mark in ("best", "second"):
+        rest = values[marks == ""].dropna()
+        if rest.empty:
+            break
+        leader = rest.idxmax()
+        marks[[value for value in rest.index if value == leader or shares(value, leader)]] = mark
+    return marks
+
+
+def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
+    used = {*table.students, *table.teacher_names, table.file.student_model}
+    used |= {name for cell in table.cells for name in (cell.row.model, cell.row.guide)}
+    specs = [cell.network for cell in table.cells if isinstance(cell.network, RunSpec)]
+    used |= {"ResNet18"} if any(spec.strategy and spec.strategy.model for spec in specs) else set()
+    attacks = [column for column in table.columns if column.attack != "clean"]
+    data = dict.fromkeys(cell.data.name for cell in table.cells)
+    stand_ins = [f"{own} for {paper}" for paper, own in table.scale.models.items() if own != paper and paper in used]
+    trained: dict[str, list[str]] = {}
+    for name, net in table.teachers.items():
+        if not isinstance(net, GivenWeights):
+            trained.setdefault(METHODS[net.method].title, []).append(name)
+    quoted = sorted(set(frame["quoted"]) - {""})
+    inferred = [name.removesuffix(INFERRED) for name in quoted if name.endswith(INFERRED)]
+    sources = [name for name in quoted if not name.endswith(INFERRED)]
+    teachers = [f"by {how}: {', '.join(names)}" for how, names in trained.items()]
+    told, paper = bool(frame["reported"].notna().any()), table.file.paper.upper().replace("_", "-")
+    parts = [
+        f"{table.file.title} ({paper}, {table.file.item.rpartition('.')[2]}), accuracy in %.",
+        f"Reported: {_said_of(table)}." if told else "",
+        f"Measured at scale '{table.scale_name}': {table.scale.title}; data: {', '.join(data)}.",
+        f"Settings replaced: {', '.join(sorted(table.replaced))}." if table.replaced else "",
+        f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
+        f"Teachers trained here {'; '.join(teachers)}." if teachers else "",
+        f"† equal to {', '.join(sources)}'s table to the digit, or said to be from it: quoted." if sources else "",
+        f"† also rows that protocol and digits suggest are quoted from {', '.join(inferred)}." if inferred else "",
+        "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
+        "by all that a test paired by image (McNemar, 5 %) cannot tell from the leader, and among reported numbers by "
+        "all inside the leader's interval: much bold means that little can be told apart.",
+        f"Attacks: {'; '.join(map(str, attacks))}." if attacks else "",
+        _worst_case_said(table, results),
+        _first_images(table, results),
+    ]
+    if told and (stand_ins or table.replaced):
+        parts.append("The difference compares different conditions, so it says nothing about the paper.")
+    return " ".join(part for part in parts if part)
+
+
+def _worst_case_said(table: Table, results: list[Result]) -> str:
+    worst = next(iter(_worst(table, results).values()), None)
+    if worst is None:
+        return ""
+    return f"Worst case: right under all of {', '.join(worst[0].of)}, per image, on the first {worst[0].n}."
+
+
+def _first_images(table: Table, results: list[Result]) -> str:
+    """What PGD, on as many images as it has here, leaves of the first n that other columns have; "" without such."""
+    names, rows = [column.name for column in table.columns], {row.row for row in table.rows}
+    stored = [a for r in results if r.row in rows for a in r.accuracies if a.column.name in names]
+    iterated = [a for a in stored if a.column.attack in ITERATED and len(a.flags) == a.n]
+    if not iterated:
+        return ""
+    widest = max(iterated, key=lambda a: a.n)
+    flags = [a.flags for a in iterated if a.column.name == widest.column.name and a.n == widest.n]
+    fewer = sorted({a.n for a in stored if a.n < widest.n})
+    told = ", ".join(f"{_range_right([f[:n] for f in flags])} of the first {n}" for n in fewer)
+    whole = f"{_range_right(flags)} of all {widest.n}"
+    if not fewer:
+        return ""
+    return f"A column on fewer images may have easier ones: {widest.column.name} leaves {told} right, and {whole}."
+
+
+def _range_right(flags: list[str]) -> str:
+    shares = sorted(100 * one.count("1") / len(one) for one in flags)
+    return " to ".join(dict.fromkeys(f"{share:.1f}" for share in (shares[0], shares[-1]))) + " %"
+
+
+def _said_of(table: Table) -> str:
+    """What the reported numbers were measured on."""
+    entry = table.reported
+    what = entry.get("title") or ", ".join(str(entry[key]) for key in ("dataset", "target") if key in entry)
+    fewer = ", ".join(f"{name} {count:,}" for name, count in table.file.own_images.items())
+    return f"{what}, {TEST_IMAGES:,} test images".strip(", ") + (f"; the paper's own rows: {fewer}" if fewer else "")
+
+
+def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
+    made = [facts for result in results for facts in result.made]
+    shared = {key: sorted({str(facts[key]) for facts in made}) for key in MADE_WITH}
+    return shared | {
+        "scale": table.scale_name,
+        "settings": asdict(table.scale),
+        "data_sha256": table.data.sha256,
+        "teachers": {name: network_digest(net, table.data) for name, net in table.teachers.items()},
+        "runs": sorted({result.digest for result in results}),
+    }
