@@ -4,7 +4,7 @@ The plain path is `Levers()`, every switch off. What changes more than rounding 
 bf16 says so in its spec.
 """
 
-from lib.engine.calibrate import Tried, calibrate
+from lib.engine.calibration import Tried, calibrate
 from lib.engine.capture import Captured, on_cuda
 from lib.engine.core import PRECISIONS, Engine, in_precision
 from lib.engine.levers import PLAIN, STANDARD, Levers

@@ -44,8 +44,12 @@ class Engine:
     One engine serves one set of networks and one objective: recordings are kept by shapes and settings alone.
     """
 
-    def __init__(self, levers: Levers = STANDARD, precision: str = "fp32", record: Recorder = on_cuda) -> None:
-        self.levers, self.precision, self.record = levers, precision, record
+    record: Recorder = staticmethod(on_cuda)
+
+    def __init__(self, levers: Levers = STANDARD, precision: str = "fp32", record: Recorder | None = None) -> None:
+        self.levers, self.precision = levers, precision
+        if record is not None:
+            self.record = record
         self.said: dict[str, str] = {}
         self._compiled: WeakKeyDictionary[nn.Module, Net] = WeakKeyDictionary()
         self._captured: dict[tuple[Any, ...], Captured] = {}
