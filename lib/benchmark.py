@@ -3,10 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import WeakSet, finalize
 
 import pandas as pd
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lib.cost import counted
 
@@ -59,7 +63,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def peak_memory(work: Work, device: str | torch.device = "cpu") -> int:
-    """Bytes that one call held at most beyond what was held before it, as torch's allocator counts them."""
+    """Bytes that one call held at most beyond what was held before it: a GPU's allocator's count, a CPU's `Held`."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -67,19 +71,39 @@ def peak_memory(work: Work, device: str | torch.device = "cpu") -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    return _peak_of_allocations(work)
-
-
-def _peak_of_allocations(work: Work) -> int:
-    """The same on the CPU: the highest running total of the profiler's allocations and releases."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
+    with Held() as held:
         work()
-    changes = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = highest = 0
-    for change in sorted(changes, key=lambda event: event.start_ns()):
-        held += change.nbytes()
-        highest = max(highest, held)
-    return highest
+    return held.most
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside and still held: now, and at most.
+
+    What an operation allocates and frees again inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.storages: WeakSet[UntypedStorage] = WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage()) not in given:
+                self._hold(storage)
+        return result
+
+    def _hold(self, storage: UntypedStorage) -> None:
+        if storage not in self.storages:
+            self.storages.add(storage)
+            self._change(storage.nbytes())
+            finalize(storage, self._change, -storage.nbytes())
+
+    def _change(self, size: int) -> None:
+        self.now += size
+        self.most = max(self.most, self.now)
 
 
 def matmul_peak(device: str | torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> float:

@@ -22,6 +22,12 @@ from lib.store import said_plainly
 from lib.table import Table
 
 WIDTH = 7.0  # inches: a text column
+AXES = {
+    "batch": "images in the batch",
+    "steps": "attack steps",
+    "width": "network's width",
+    "side": "image side, pixels",
+}
 
 
 def use_style() -> None:
@@ -329,6 +335,30 @@ def history(path: Path) -> Figure:
         ax=terms, lw=1, xlabel="epoch", ylabel="mean of the term"
     )
     frame["score"].plot(ax=score, lw=1, color="C3", xlabel="epoch", ylabel="PGD-10 accuracy, %")
+    figure.tight_layout()
+    sns.despine(figure)
+    return figure
+
+
+def cost_curves(curves: pd.DataFrame) -> Figure:
+    """Seconds of one attack as its batch, steps, width and image side grow, a curve per form; both axes logarithmic.
+
+    `curves` is what `speed.curves` returns. The dotted line is proportional growth from our first point.
+    """
+    use_style()
+    names = list(dict.fromkeys(curves["axis"]))
+    figure, axes = plt.subplots(1, len(names), figsize=(1.25 * WIDTH, 2.4), squeeze=False)
+    for name, axis in zip(names, axes[0], strict=True):
+        for form, line in curves[curves["axis"] == name].groupby("form", sort=False):
+            axis.plot(line.value, line.seconds, "o-", ms=3, lw=1, label=form)
+        own = curves[(curves["axis"] == name) & (curves.form == "ours")]
+        axis.plot(
+            own.value, own.seconds.iloc[0] * own.value / own.value.iloc[0], ":", color="grey", label="proportional"
+        )
+        axis.set(xscale="log", yscale="log", xlabel=AXES[name], xticks=own.value)
+        axis.set_xticks([], minor=True), axis.set_xticklabels(own.value)
+    axes[0][0].set_ylabel("seconds")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
     figure.tight_layout()
     sns.despine(figure)
     return figure

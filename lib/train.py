@@ -213,6 +213,7 @@ class Training:
 
     def train_step(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """One optimisation step on the batch x (b, C, H, W) in [0, 1], y (b,); returns the terms' means, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
         if self.padding or self.flip:
             x = crop_and_flip(x, padding=self.padding, flip=self.flip, generator=self.generator)
         settings: Settings = {}
@@ -226,7 +227,6 @@ class Training:
         with self._perturbed(self.student, x, x_adv, y, settings):
             per_image = self._terms(self._heard(y), self.student, x, x_adv, y, settings)
             terms = {name: term.mean() for name, term in per_image.items()}
-            self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
             self.optimizer.step()
         self.scheduler.step()

@@ -10,8 +10,9 @@ from torch import nn
 
 from lib.attacks import PerImage, at_image, pgd
 from lib.data import Split
-from lib.engine import PLAIN, STANDARD, Captured, Engine, Levers, Tried, calibrate, lowered
+from lib.engine import PLAIN, STANDARD, Captured, Engine, Levers, Tried, calibrate
 from lib.engine.calibration import ORDER, Probe
+from lib.folding import lowered
 from lib.losses import cross_entropy
 from lib.methods import METHODS
 from lib.train import Schedule, Training

@@ -8,7 +8,6 @@ from lib.engine.calibration import Tried, calibrate
 from lib.engine.capture import Captured, on_cuda
 from lib.engine.core import PRECISIONS, Engine, in_precision
 from lib.engine.levers import PLAIN, STANDARD, Levers
-from lib.engine.lowered import lowered
 
 __all__ = [
     "PLAIN",
@@ -20,6 +19,5 @@ __all__ = [
     "Tried",
     "calibrate",
     "in_precision",
-    "lowered",
     "on_cuda",
 ]

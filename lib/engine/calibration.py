@@ -62,7 +62,7 @@ class Probe:
         def work(**chosen: Any) -> Tensor:
             seen = engine.seen(net, self.x)
             objective = PerImage(lambda z, y: cross_entropy(seen(z), y), (self.y,))
-            return engine.attack(run, objective, self.x, start=at_image, **chosen)
+            return engine.attack(run, objective, self.x, **{"start": at_image, **chosen})
 
         return work
 

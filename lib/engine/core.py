@@ -11,9 +11,8 @@ from torch import Generator, Tensor, nn
 from lib.attacks import Objective, PerImage, Start, ascend, per_image, project
 from lib.engine.capture import Captured, Recorder, on_cuda
 from lib.engine.levers import STANDARD, Levers
-from lib.engine.lowered import lowered
 from lib.errors import choose
-from lib.folding import folded
+from lib.folding import folded, lowered
 
 Net = Callable[[Tensor], Tensor]
 Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound
@@ -62,12 +61,10 @@ class Engine:
         """`net` in its present mode as an attack sees it, with the weights it has now; x (N, C, H, W) is what comes."""
         if net.training:
             return in_precision(net, "bf16" if self.levers.bf16 else self.precision)
-        seen = folded(net) if self.levers.folding else net
-        precision = self.precision
-        if self.levers.bf16:
-            low = lowered(seen, x[:1])
-            seen, precision = (low, "fp32") if low is not None else (seen, "bf16")
-        return in_precision(self._compile(seen) if self.levers.compile else seen, precision)
+        if self.levers.bf16 and (low := lowered(net, x[:1])) is not None:
+            return self._compiled_if_wanted(low)
+        seen = self._compiled_if_wanted(folded(net) if self.levers.folding else net)
+        return in_precision(seen, "bf16" if self.levers.bf16 else self.precision)
 
     def attack(
         self,
@@ -110,7 +107,9 @@ class Engine:
             return None
         return self._captured[key]
 
-    def _compile(self, net: nn.Module) -> Net:
+    def _compiled_if_wanted(self, net: nn.Module) -> Net:
+        if not self.levers.compile:
+            return net
         if net not in self._compiled:
             self._compiled[net] = self._or_plain(torch.compile(net, dynamic=False), net)
         return self._compiled[net]

@@ -14,7 +14,7 @@ class Levers:
 
     folding: bool = False  # convolution and batch-norm as one, where the network is in eval mode
     channels_last: bool = False  # networks laid out NHWC; False: as they were given
-    bf16: bool = False  # the attack in bf16, whatever the training's precision
+    bf16: bool = False  # the attack in bf16, whatever the training's precision; its convolutions are folded as well
     compile: bool = False  # torch.compile of the networks that the attack sees
     cuda_graph: bool = False  # the attack recorded once and replayed, the last batch padded
     leave: bool = False  # images that are finished leave the batch

@@ -1,4 +1,4 @@
-"""What the speed benchmark sets side by side: the library's attack and training steps, and their plain forms."""
+"""One training step on one batch: the library's, and its released form, from the same networks and images."""
 
 from collections.abc import Callable
 from copy import deepcopy

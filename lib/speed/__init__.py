@@ -1,0 +1,41 @@
+"""The speed benchmark: what is timed, and the tables that come of it."""
+
+from lib.speed.agreement import agreement, digits_net, each_alone
+from lib.speed.bars import BARS, MEMORY, PEAK, PGD, STEP, bars, share_of_peak
+from lib.speed.cases import LAS, TITLES, Case, Given, ReleasedStep, case, training
+from lib.speed.forms import attack_of, habits, our_step, pgd_forms, step_forms
+from lib.speed.found import RADIUS, curves, growth, held, noise, paired
+from lib.speed.settings import Settings, check
+
+__all__ = [
+    "BARS",
+    "LAS",
+    "MEMORY",
+    "PEAK",
+    "PGD",
+    "RADIUS",
+    "STEP",
+    "TITLES",
+    "Case",
+    "Given",
+    "ReleasedStep",
+    "Settings",
+    "agreement",
+    "attack_of",
+    "bars",
+    "case",
+    "check",
+    "curves",
+    "digits_net",
+    "each_alone",
+    "growth",
+    "habits",
+    "held",
+    "noise",
+    "our_step",
+    "paired",
+    "pgd_forms",
+    "share_of_peak",
+    "step_forms",
+    "training",
+]
