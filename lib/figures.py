@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from lib.experiment import Result
+from lib.meter import KEYS
 from lib.render import Comparison
 from lib.report import told_picks
 from lib.store import said_plainly
@@ -331,7 +332,7 @@ def history(path: Path) -> Figure:
     use_style()
     frame = pd.read_json(path).set_index("epoch")
     figure, (terms, score) = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
-    frame.drop(columns=["step", "score", "strategy", "followed"], errors="ignore").plot(
+    frame.drop(columns=["step", "score", "strategy", "followed", *KEYS], errors="ignore").plot(
         ax=terms, lw=1, xlabel="epoch", ylabel="mean of the term"
     )
     frame["score"].plot(ax=score, lw=1, color="C3", xlabel="epoch", ylabel="PGD-10 accuracy, %")

@@ -294,10 +294,11 @@ def _key(column: Column, checkpoint: str) -> str:
 def _publish(spec: RunSpec, training: Training, place: Place, seconds: float, resumed: bool) -> None:
     facts = provenance(place) | {"seconds": round(seconds, 2), "resumed": resumed, "steps": training.step}
     facts["best_epoch"], facts["best_score"] = training.best["epoch"], training.best["score"]
+    history = [row | cost for row, cost in zip(training.history, training.costs, strict=True)]
     with place.store.publishing(spec.digest) as folder:
         save_weights(training.best["weights"], folder / "best.safetensors")
         save_weights(training.kept.state_dict(), folder / "last.safetensors")
         if training.guide is not None:
             save_weights(training.guide.state_dict(), folder / "guide.safetensors")
-        for name, value in (("spec", asdict(spec)), ("history", training.history), ("provenance", facts)):
+        for name, value in (("spec", asdict(spec)), ("history", history), ("provenance", facts)):
             (folder / f"{name}.json").write_text(json.dumps(value, indent=1))

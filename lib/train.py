@@ -20,6 +20,7 @@ from torch.func import functional_call
 from lib.data import Split, crop_and_flip, to_float
 from lib.engine import PRECISIONS, STANDARD, Engine, Levers, in_precision
 from lib.errors import UserError
+from lib.meter import Meter
 from lib.methods import Method, Net, Nets, Weight, weight_at
 from lib.strategies import ATTACK_SETTINGS, Settings, Strategy
 from lib.watch import Watch
@@ -155,6 +156,7 @@ class Training:
         self.stop = min(self.total, max_steps) if max_steps else self.total
         self.step = 0
         self.history: list[dict[str, Any]] = []
+        self.costs: list[dict[str, float]] = []  # of every epoch, its scoring included; no part of the result
         self.labels_right: list[Tensor] = []  # per batch of the epoch: the share of images that the guide had right
         self.best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": {}}
 
@@ -176,6 +178,7 @@ class Training:
     def run(self, after_epoch: Callable[["Training"], None] = lambda training: None) -> None:
         """Train to the end, calling `after_epoch` after each epoch, when the state can be saved."""
         while self.step < self.stop:
+            meter = Meter(self.data.images.device)
             terms = self.epoch()
             score = self.score(self.kept)
             row: dict[str, Any] = {"epoch": len(self.history) + 1, "step": self.step, "score": score, **terms}
@@ -185,6 +188,7 @@ class Training:
             if self.follow is not None:
                 row["followed"] = self.follow(self)
             self.history.append(row)
+            self.costs.append(meter.read())
             if score > self.best["score"]:
                 weights = {name: tensor.clone() for name, tensor in self.kept.state_dict().items()}
                 self.best = {"score": score, "epoch": len(self.history), "weights": weights}
@@ -380,6 +384,7 @@ class Training:
             "generator": self.generator.get_state(),
             "step": self.step,
             "history": self.history,
+            "costs": self.costs,
             "best": self.best,
         }
         if self.guide is not None:
@@ -397,6 +402,7 @@ class Training:
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"].cpu())
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
+        self.costs = state.get("costs") or [{} for _ in self.history]  # a checkpoint from before they were kept
         if self.guide is not None:
             self.guide.load_state_dict(state["guide"])
         if self.around.strategy is not None:

@@ -8,7 +8,7 @@ from lib import ROOT
 FILES = sorted((ROOT / "lib").rglob("*.py"))
 LAYERS = [
     {"errors", "papermill_default_output"},
-    {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding"},
+    {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding", "meter"},
     {"attacks", "store"},
     {"methods", "cw2", "jsma", "strategies", "trajectory", "engine"},
     {"train"},
@@ -34,6 +34,7 @@ TORCH_ONLY = {
     "weights",
     "folding",
     "engine",
+    "meter",
 }
 
 
