@@ -17,6 +17,7 @@ from torch import nn
 from lib import ROOT, data, strategies
 from lib.attacks import pgd
 from lib.checkpoints import file_digest, load_weights, save_weights
+from lib.engine import STANDARD, Levers
 from lib.errors import UserError, choose
 from lib.evaluate import VERSION, Accuracy, Column, accuracy, evaluate, together
 from lib.methods import METHODS
@@ -40,6 +41,7 @@ class Place:
     download: bool = False
     device: str = "cpu"
     weights_files: dict[str, Path] = field(default_factory=dict)  # SHA-256 of a given file -> where it lies
+    levers: Levers = STANDARD  # of them bf16 is the run's to decide, by its precision
 
     @property
     def store(self) -> Store:
@@ -181,6 +183,7 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
         precision=spec.precision,
         max_steps=spec.max_steps,
         follow=partial(_follow, selection=selection, column=longer) if guided else None,
+        levers=replace(place.levers, bf16=False),
     )
 
 

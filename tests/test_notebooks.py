@@ -2,6 +2,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import partial
 
 import nbformat
 import pytest
@@ -15,7 +16,10 @@ from lib.parameters import PARAMS, Parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = [path for path in NOTEBOOKS if (PARAMS / "tables" / f"{path.stem}.yaml").exists()]
-DECLARED = {"benchmark_speed": speed.Settings}  # notebooks that are not about a table
+DECLARED = {  # notebooks that are not about a table
+    "benchmark_speed": speed.Settings,
+    "speedrun_robust": partial(Parameters, seeds=[0, 1, 2]),
+}
 PAPERMILL = (sys.executable, "-m", "papermill", "--no-progress-bar")
 
 

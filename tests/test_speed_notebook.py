@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from small import SETTINGS
 from test_notebooks import NOTEBOOKS, code_cells, execute
 
 from lib import speed
@@ -41,6 +42,20 @@ def test_the_speed_notebook_runs_and_leaves_its_tables_and_says_that_there_is_no
     }
     agreement = pd.read_csv(tmp_path / "tables" / "benchmark_speed_agreement.csv", index_col=0)
     assert agreement.loc["all of them", "judged otherwise"] <= 0.01 * agreement.loc["all of them", "of"]
+
+
+def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_goal(tmp_path):
+    path = PATH.with_name("speedrun_robust.ipynb")
+    done, copy = execute(path, tmp_path, seeds=[0, 1], settings=SETTINGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [out for cell in code_cells(copy) for out in cell.outputs]
+    assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
+    found = pd.read_csv(tmp_path / "tables" / "speedrun_robust.csv", index_col="run")
+    assert list(found.index) == ["seed 0", "seed 1"]
+    assert (found["training, s"] > 0).all()
+    summary = pd.read_csv(tmp_path / "tables" / "speedrun_robust_summary.csv", index_col=0)
+    assert summary.loc["mean of the seeds", "training, s"] == pytest.approx(found["training, s"].mean())
+    assert summary.loc["the goal, on one H200", "AA, %"] == 50.5
 
 
 @pytest.mark.parametrize(
