@@ -77,8 +77,9 @@ def training(spec: RunSpec, place: Place, flops: bool) -> Cost:
     step = (short + attack_step * (mean - 1) + learning) * size
     begun = start(spec, place, fresh_teacher=True)
     selection = Column("PGD-10", "pgd", steps=10, images=spec.data.held_out or spec.selection_images)
+    told = (replace(selection, steps=20), *[replace(selection, attack="clean")] * 4) if begun.follow else ()
     epochs = -(-begun.stop // max(1, begun.total // spec.schedule.epochs))
-    return step * begun.stop + evaluation(spec.model, spec.data, place, (selection,), flops) * epochs
+    return step * begun.stop + evaluation(spec.model, spec.data, place, (selection, *told), flops) * epochs
 
 
 def logged(spec: RunSpec, place: Place) -> float | None:

@@ -1,21 +1,17 @@
 """Jobs done here or in several processes, each after the job that makes its teacher, with their progress shown."""
 
-import multiprocessing
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from lib import runs
 from lib.checked import Check
 from lib.errors import UserError
 from lib.evaluate import Column
+from lib.processes import pool
 from lib.progress import Progress
 from lib.runs import Network, Place
 from lib.spec import DataSpec, RunSpec
@@ -111,30 +107,23 @@ def _run_in_processes(jobs: Sequence[Work], place: Place, workers: int, tally: T
     waiting = list(jobs)
     open_jobs = {job.digest for job in waiting}
     running: dict[Future[str], Work] = {}
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), ProcessPoolExecutor(workers, context, initializer=_init_worker) as pool:
-        try:
+    try:
+        with pool(workers) as executor:
             while waiting or running:
                 ready = [job for job in waiting if not job.waits_for & open_jobs]
                 for job in ready[: workers - len(running)]:
                     waiting.remove(job)
-                    running[pool.submit(_work_in_process, job, place)] = job
+                    running[executor.submit(_work_in_process, job, place)] = job
                 finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     job = running.pop(future)
                     tally.finish(job, future.result())
                     open_jobs.discard(job.digest)
                 tally.show({id(job): 0.9 * _share(job, place) for job in running.values()})
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process died (out of memory?); what was finished is kept: call again, with fewer workers"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            raise
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died (out of memory?); what was finished is kept: call again, with fewer workers"
+        ) from error
 
 
 def _work_in_process(job: Work, place: Place) -> str:
@@ -154,28 +143,3 @@ def _share(job: Work, place: Place) -> float:
         return float(_share_file(job, place).read_text())
     except (OSError, ValueError):
         return 0.0
-
-
-def _init_worker() -> None:
-    """One thread, and an end when the parent ends."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def leave_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started inside the block get one OpenMP thread each."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
-        os.environ |= {"OMP_NUM_THREADS": before} if before else {}

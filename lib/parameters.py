@@ -161,6 +161,7 @@ def _check_scale(scale: Scale) -> None:
         choose("model", model, MODELS)
     tables = [read_yaml(path) for path in (PARAMS / "tables").glob("*.yaml")]
     rows = [row for table in tables for part in table.values() if isinstance(part, list) for row in part]
+    rows += [block for table in tables for block in table.get("blocks", {}).values()]
     named = {row["schedule"]: None for row in rows if isinstance(row, dict) and "schedule" in row}
     for name in scale.schedules:
         choose("method", name, {"default": None, **METHODS, **named})

@@ -131,7 +131,7 @@ def _text(record: dict[str, Any], kind: str) -> str:
     if value is None or pd.isna(value):
         return "–"
     if kind == "reported":
-        return f"{value:.2f}" + ("†" if record["quoted"] else "")
+        return f"{value:.2f}" + record.get("source_mark", "")
     if kind == "difference":
         return f"{value:+.1f}"
     spread = f" ± {record['sd']:.1f}" if record["seeds"] > 1 else ""
@@ -161,6 +161,9 @@ def _tex(text: str) -> str:
     for plain, command in (
         ("%", r"\%"),
         ("†", r"$^\dagger$"),
+        ("‡", r"$^\ddagger$"),
+        ("§", r"\S{}"),
+        ("¶", r"\P{}"),
         ("±", r"$\pm$"),
         ("–", "--"),
         ("&", r"\&"),

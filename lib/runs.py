@@ -160,11 +160,12 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
             strategy_net = _built(spec.strategy.model, sum(spec.strategy.sizes), dataset, place)
     column = Column("PGD-10", "pgd", spec.epsilon, spec.epsilon / 4, 10, seed=spec.seed)
     longer = replace(column, name="PGD-20", steps=20)
-    guided = spec.guide or (isinstance(spec.teacher, RunSpec) and spec.teacher.method == "natural")
+    method = choose("method", spec.method, METHODS)
+    judge = CLEAN if method.objective is None else column  # under PGD an undefended network's epochs differ by chance
     return Training(
         student,
         teacher,
-        choose("method", spec.method, METHODS),
+        method,
         attack=partial(pgd, epsilon=spec.epsilon, step_size=spec.step_size, steps=spec.attack_steps),
         data=train,
         schedule=spec.schedule,
@@ -175,14 +176,14 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
             choose("method", spec.awp.method, METHODS) if spec.awp and spec.awp.method else None,
             spec.average,
         ),
-        score=lambda net: _score(net, selection, column),
+        score=lambda net: _score(net, selection, judge),
         weights=dict(spec.weights),
         padding=dataset.padding,
         flip=dataset.flip,
         seed=spec.seed,
         precision=spec.precision,
         max_steps=spec.max_steps,
-        follow=partial(_follow, selection=selection, column=longer) if guided else None,
+        follow=partial(follow, selection=selection, column=longer) if method.trains_guide or method.guided else None,
         levers=replace(place.levers, bf16=False),
     )
 
@@ -268,7 +269,7 @@ def _score(net: nn.Module, selection: data.Split, column: Column) -> float:
     return accuracy(net, selection, column).percent
 
 
-def _follow(training: Training, selection: data.Split, column: Column) -> dict[str, Any]:
+def follow(training: Training, selection: data.Split, column: Column) -> dict[str, Any]:
     """What an epoch made of a target and its guide, in %: clean accuracies, the target's under `column`, right labels.
 
     Clean is on the unseen images and on as many training images, `column` on the first thousand unseen ones; the labels

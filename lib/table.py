@@ -12,7 +12,7 @@ from lib import ROOT
 from lib.checkpoints import file_digest
 from lib.errors import UserError, choose
 from lib.evaluate import PROTOCOLS, Column, check_fits
-from lib.methods import METHODS
+from lib.methods import METHODS, Piecewise
 from lib.parameters import PARAMS, Parameters, Scale, device_of, load_scale, paper_schedules, read_yaml
 from lib.runs import Network, Place, describe_data, network
 from lib.spec import DataSpec, GivenWeights, RunSpec, check_type, typed
@@ -60,6 +60,7 @@ class Block:
     dataset: str = ""
     model: str = ""
     guide: str = ""  # for the rows that train one
+    schedule: str = ""  # for the same rows
     item: str = ""
 
 
@@ -103,6 +104,7 @@ class TableFile:
     control_columns: list[str] = field(default_factory=list)
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
     own_images: dict[str, int] = field(default_factory=dict)  # column -> images behind the paper's own rows, if not all
+    quoted_images: dict[str, dict[str, int]] = field(default_factory=dict)  # the same per source of quoted rows
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,14 @@ def _row(given: Any) -> Row:
     return row
 
 
+def _burn_in(row: Row, share: Any) -> Piecewise:
+    """The weight `active`: 0 for a share of the training, then 1."""
+    check_type(share, float, f"row {row.row}: burn_in")
+    if not 0 <= share <= 1:
+        raise UserError(f"row {row.row}: burn_in is a share of the training in [0, 1], got {share}")
+    return Piecewise((share,), (0.0, 1.0))
+
+
 def _in_unit(options: Any, where: str) -> dict[str, tuple[float, ...]]:
     """A row's options with radii and step sizes divided by 255."""
     check_type(options, dict[str, list[float]], f"{where}: options")
@@ -282,6 +292,8 @@ class _Builder:
         self.rows = tuple(known[name] for name in names)
         self.students = _picked("student", parameters.students, dict.fromkeys(file.students))
         self.blocks = {name: typed(Block, block, f"block {name}") for name, block in file.blocks.items()}
+        for block in self.blocks.values():
+            choose("schedule", block.schedule, {"": None, **paper_schedules()})
         teachers = {trained.name: trained for trained in map(_trained, file.teachers)}
         self.teacher_names = _picked("teacher", parameters.teachers, teachers) or ("",)
         for name in digests:
@@ -340,8 +352,9 @@ class _Builder:
     def in_block(self, row: Row, student: str) -> Row:
         """The row as its block has it."""
         block = self.blocks.get(student, Block())
-        guide = block.guide if METHODS[row.method].trains_guide else ""
-        given = {"dataset": block.dataset, "model": block.model, "guide": guide}
+        given = {"dataset": block.dataset, "model": block.model}
+        if METHODS[row.method].trains_guide:
+            given |= {"guide": block.guide, "schedule": block.schedule}
         return replace(row, **{name: value for name, value in given.items() if value})
 
     def cell(
@@ -364,7 +377,9 @@ class _Builder:
         """The run of one cell."""
         known = METHODS[row.method].all_weights
         per_student = any(isinstance(value, dict) for value in row.weights.values())
-        chosen = row.weights.get(student, {}) if per_student else row.weights
+        chosen = dict(row.weights.get(student, {}) if per_student else row.weights)
+        if "active" in known and "burn_in" in chosen:
+            known = known | {"active": _burn_in(row, chosen.pop("burn_in"))}
         for key, value in chosen.items():
             choose(f"weight of method {row.method}", key, known)
             check_type(value, float, f"row {row.row}: weight {key}")

@@ -35,7 +35,7 @@ __all__ = ["PRECISIONS", "Around", "Attack", "Schedule", "Training", "in_precisi
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD's settings: lr falls by 10 at the milestones (epochs); without any it is one cycle, up to lr and to 0.
+    """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0.
 
     Raises:
         UserError: a number that makes no sense, or Nesterov's momentum without momentum.
@@ -48,18 +48,27 @@ class Schedule:
     weight_decay: float = 5e-4
     milestones: tuple[int, ...] = ()
     nesterov: bool = False
+    first_lr: float = 0.0  # the first epoch's, where it has one of its own
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
             raise UserError(f"a schedule wants a momentum in [0, 1) and a weight_decay >= 0, got {self}")
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf or min(self.milestones, default=0) < 0:
             raise UserError(f"a schedule wants epochs and batch_size >= 1 and a positive lr, got {self}")
+        if not 0 <= self.first_lr < math.inf or (self.first_lr and not self.milestones):
+            raise UserError(f"a first_lr is >= 0 and goes with milestones, got {self}")
         if self.nesterov and not self.momentum > 0:
             raise UserError(f"Nesterov's momentum wants a momentum > 0, got {self}")
 
     def steps(self, images: int) -> int:
         """Optimisation steps over `images` images; the last batch of an epoch may be partial."""
         return self.epochs * -(-images // self.batch_size)
+
+    def factor(self, epoch: int) -> float:
+        """What lr is multiplied by in an epoch, counted from 0, where there are milestones."""
+        if epoch == 0 and self.first_lr:
+            return self.first_lr / self.lr
+        return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
     def build(
         self, net: nn.Module, images: int, **options: Any
@@ -70,8 +79,7 @@ class Schedule:
         )
         if self.milestones:
             per_epoch = self.steps(images) // self.epochs
-            drops = [epoch * per_epoch for epoch in self.milestones]
-            return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
+            return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step // per_epoch))
         one_cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.lr, total_steps=max(2, self.steps(images)), cycle_momentum=False
         )
@@ -228,7 +236,7 @@ class Training:
         if self.around.strategy is not None:
             x_adv = self.around.strategy.trained_on(self, x, x_adv)
         self.student.train()
-        with self._perturbed(self.student, x, x_adv, y, settings):
+        with self._perturbed(self.student, x, x_adv, y, settings), self._guide_forwards():
             per_image = self._terms(self._heard(y), self.student, x, x_adv, y, settings)
             terms = {name: term.mean() for name, term in per_image.items()}
             torch.stack(list(terms.values())).sum().backward()
@@ -326,6 +334,10 @@ class Training:
         times = self.attack.keywords["steps"] if self.method.guide_mode == "train_at_every_step" else 1
         with mode(self.guide, self.method.guide_mode != "eval"), as_if_forwarded(self.guide, times):
             yield
+
+    def _guide_forwards(self) -> AbstractContextManager[None]:
+        """The guide's one answer to the loss as the recipe's several."""
+        return nullcontext() if self.guide is None else as_if_forwarded(self.guide, self.method.guide_forwards)
 
     def _heard(self, y: Tensor) -> Nets:
         """The networks; how often the guide tells the loss y is noted."""

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
         "CW2": {"steps": 5, "images": 10},
         "JSMA-as-published": {"gamma": 0.1, "images": 10},
         "JSMA": {"gamma": 0.1, "images": 10},
-        **{name: {"images": 3, "stages": ["apgd-ce"]} for name in ("AA", "AA-0.031", "AA-0.031-1000")},
+        **{name: {"images": 3, "stages": ["apgd-ce"]} for name in ("AA", "AA-whole", "AA-0.031", "AA-0.031-1000")},
         "APGD-CE-0.031-1000": {"images": 3},
     },
 }

@@ -7,6 +7,8 @@ import torch
 from torch import Generator, nn
 
 from lib.attacks import at_image, pgd
+from lib.autoattack import driver
+from lib.autoattack.batches import Setting
 from lib.cw2 import cw2
 from lib.data import Split
 from lib.errors import UserError
@@ -273,22 +275,13 @@ def test_the_autoattack_column_equals_the_authors_code_called_directly(net, spli
 
 @pytest.mark.parametrize("stages", [("apgd-ce", "apgd-t", "fab-t", "square"), CHEAP])
 def test_autoattack_runs_its_columns_stages_with_the_standard_versions_settings(net, split, monkeypatch, stages):
-    runs = []
-
-    def run(self, x, y, *, batch_size):
-        runs.append(self)
-        return x, y
-
-    monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", run)
+    seen = []
+    for name in driver.OWN:
+        stage = lambda net, batch, setting, name=name: seen.append((name, setting)) or batch.x  # noqa: E731
+        monkeypatch.setitem(driver.OWN, name, stage)
     accuracy(net, split, Column("AA", "autoattack", epsilon=EPSILON, seed=4, stages=stages))
-    (attack,) = runs
-    assert attack.attacks_to_run == list(stages)
-    assert (attack.norm, attack.epsilon, attack.seed, attack.version) == ("Linf", EPSILON, 4, "standard")
-    assert [part.n_iter for part in (attack.apgd, attack.apgd_targeted, attack.fab)] == [100] * 3
-    assert [part.n_restarts for part in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)] == [1] * 4
-    assert (attack.apgd_targeted.n_target_classes, attack.fab.n_target_classes) == (9, 9)
-    assert attack.square.n_queries == 5000
-    assert [part.eps for part in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)] == [EPSILON] * 4
+    standard = Setting(EPSILON, seed=4, targets=9, width=200, steps=100, queries=5000)
+    assert seen == [(name, standard) for name in stages]
 
 
 @pytest.mark.parametrize("attack", ["pgd", "pgd_frozen", "cw", "cw_frozen"])

@@ -61,7 +61,9 @@ FORWARDS = {
     "sat": "a",
     "dart": "a",
     "gairat": "a",
+    "gairat_smoothed": "a",
     "mail_at": "a",
+    "mail_at_smoothed": "a",
     "mail_trades": "xa",
     "rat_trades": "ax",
     "lbgat": "axg",
@@ -69,12 +71,14 @@ FORWARDS = {
     "mail_mse": "axg",
     "dynat": "axg",
     "dynat_inner": "axg",
+    "dynat_awp": "axg",
+    "dynat_inner_awp": "axg",
     "dynat_inner_gairat": "axg",
     "dynat_mail_at": "axg",
     "dynat_mail_inner": "axg",
     "d2r": "axg",
     "d2r_as_released": "axg",
-    "d2r_as_printed": "axg",
+    "d2r_summed": "axg",
     "d2r_one_sided": "axg",
     "d2r_no_cag": "axg",
     "d2r_no_cag_as_released": "axg",
@@ -118,7 +122,9 @@ ATTACKED = {
     "sat": (fool_label, uniform_in_image),
     "dart": (fool_label, uniform),
     "gairat": (fool_label, uniform_in_image),
+    "gairat_smoothed": (fool_label, uniform_in_image),
     "mail_at": (fool_label, gaussian),
+    "mail_at_smoothed": (fool_label, gaussian),
     "mail_trades": (leave_clean, gaussian),
     "rat_trades": (leave_clean, gaussian),
     "lbgat": (leave_clean, gaussian),
@@ -126,12 +132,14 @@ ATTACKED = {
     "mail_mse": (fool_label, gaussian),
     "dynat": (leave_clean, gaussian),
     "dynat_inner": (fool_label, gaussian),
+    "dynat_awp": (leave_clean, gaussian),
+    "dynat_inner_awp": (fool_label, gaussian),
     "dynat_inner_gairat": (fool_label, uniform_in_image),
     "dynat_mail_at": (fool_label, gaussian),
     "dynat_mail_inner": (fool_label, gaussian),
     "d2r": (leave_guide_as_printed, gaussian),
     "d2r_as_released": (leave_guide, gaussian),
-    "d2r_as_printed": (leave_guide_as_printed, gaussian),
+    "d2r_summed": (leave_guide_as_printed, gaussian),
     "d2r_one_sided": (leave_guide_as_printed, gaussian),
     "d2r_no_cag": (leave_clean, gaussian),
     "d2r_no_cag_as_released": (leave_clean, gaussian),
@@ -163,16 +171,24 @@ WATCHES = {
     "sat": UntilGap,
     "dart": UntilConverged,
     "gairat": CountIterates,
+    "gairat_smoothed": CountIterates,
     "dynat_inner_gairat": CountIterates,
 }
-INNER = {"dynat_inner", "dynat_inner_gairat", "dynat_mail_inner"}  # the guide, in train mode, labels for the attack
+INNER = {
+    "dynat_inner",
+    "dynat_inner_awp",
+    "dynat_inner_gairat",
+    "dynat_mail_inner",
+}  # the guide, in train mode, labels for the attack
 CAG = {
     "d2r",
     "d2r_as_released",
-    "d2r_as_printed",
+    "d2r_summed",
     "d2r_one_sided",
 }  # the guide, in eval mode, is what the attack leaves
-WITH_GUIDE = {"lbgat", "mail_mse", "dynat", "dynat_mail_at", "d2r_no_cag", "d2r_no_cag_as_released"} | INNER | CAG
+WITH_GUIDE = (
+    {"lbgat", "mail_mse", "dynat", "dynat_awp", "dynat_mail_at", "d2r_no_cag", "d2r_no_cag_as_released"} | INNER | CAG
+)
 
 DGAD = [name for name in METHODS if name.startswith("dgad")]
 
@@ -184,14 +200,17 @@ def trades(c):
     return label_loss(c.s, c.y) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
 
 
+def smoothed_loss(logits, y, share):
+    target = torch.full((len(y), C), (1 - share) / (C - 1)).scatter(1, y[:, None], share)
+    return -(target * logits.softmax(1).log()).sum(1)
+
+
 def pgd_at_smoothed(c):
-    target = torch.full((len(c.y), C), 0.3 / (C - 1)).scatter(1, c.y[:, None], 0.7)
-    return -(target * c.s_adv.softmax(1).log()).sum(1)
+    return smoothed_loss(c.s_adv, c.y, 0.7)
 
 
 def trades_smoothed(c):
-    target = torch.full((len(c.y), C), 0.1 / (C - 1)).scatter(1, c.y[:, None], 0.9)
-    return -(target * c.s.softmax(1).log()).sum(1) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+    return smoothed_loss(c.s, c.y, 0.9) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
 
 
 def mart(c):
@@ -248,8 +267,7 @@ def dynat(c, weight=1):
 
 
 def dynat_inner_gairat(c):
-    target = torch.full((len(c.y), C), 0.2 / (C - 1)).scatter(1, c.g.argmax(1)[:, None], 0.8)
-    return label_loss(c.g, c.y) - gair_weight(c.kappa) * (target * c.s_adv.softmax(1).log()).sum(1)
+    return label_loss(c.g, c.y) + gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.g.argmax(1), 0.8)
 
 
 def d2r(c, of=lambda p, q: divergence(p, q).mean() / C, reverse=False, held=lambda s, g: (s, g)):
@@ -371,7 +389,9 @@ FORMULAS = {
     "sat": lambda c: label_loss(c.s_adv, c.y),
     "dart": lambda c: label_loss(c.s_adv, c.y),
     "gairat": gairat,
+    "gairat_smoothed": lambda c: gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.y, 0.8),
     "mail_at": lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * label_loss(c.s_adv, c.y),
+    "mail_at_smoothed": lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * smoothed_loss(c.s_adv, c.y, 0.8),
     "mail_trades": mail_trades,
     "rat_trades": rat_trades,
     "lbgat": lbgat,
@@ -379,12 +399,14 @@ FORMULAS = {
     "mail_mse": mail_mse,
     "dynat": dynat,
     "dynat_inner": dynat,
+    "dynat_awp": dynat,
+    "dynat_inner_awp": dynat,
     "dynat_inner_gairat": dynat_inner_gairat,
     "dynat_mail_at": lambda c: dynat(c, mail_weight(c.s_adv, c.y, -0.5, 10)),
     "dynat_mail_inner": lambda c: dynat(c, mail_weight(c.s_adv, c.g.argmax(1), -0.5, 10)),
     "d2r": d2r,
     "d2r_as_released": d2r_code,
-    "d2r_as_printed": lambda c: d2r(c, of=lambda p, q: divergence(p, q).mean()),
+    "d2r_summed": lambda c: d2r(c, of=lambda p, q: divergence(p, q).mean()),
     "d2r_one_sided": d2r_one_sided,
     "d2r_no_cag": d2r,
     "d2r_no_cag_as_released": d2r_code,

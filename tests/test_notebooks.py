@@ -44,7 +44,7 @@ def test_a_notebook_is_stripped_and_its_cells_are_short_plain_statements(path):
     for cell in code_cells(path):
         assert cell.execution_count is None
         assert not cell.outputs
-        assert len(cell.source.splitlines()) <= 12, cell.source
+        assert len(cell.source.splitlines()) <= 12 or "parameters" in cell.metadata.get("tags", []), cell.source
         nodes = list(ast.walk(ast.parse(cell.source)))
         assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.While) for node in nodes), cell.source
 
@@ -123,7 +123,7 @@ def test_what_las_ats_notebooks_advertise_runs(tmp_path, name, given):
         ("table1_dynat", {"rows": ["DYNAT", "DYNAT-Inner", "DYNAT-Inner-AWP (alpha=1)"]}),
         ("table2_dynat", {"rows": ["DYNAT-AWP (alpha=1)", "DYNAT-AWP (beta=1)"]}),
         ("table4_dynat", {"rows": ["MAIL", "MAIL-TRADES", "LBGAT", "MAIL (MSE)"]}),
-        ("table1_d2r", {"rows": ["D2R-CAG", "D2R-CAG (code; 0.031, 0.007)"]}),
+        ("table1_d2r", {"rows": ["D2R-CAG", "D2R-CAG (as printed)"]}),
         ("table2_d2r", {"rows": ["D2R (alpha=30, beta=20)", "D2R (alpha=30, beta=0)", "D2R-CAG (sums over classes)"]}),
         ("fig2_d2r", {"rows": ["LBGAT", "LBGAT (guide frozen)"], "seeds": [0, 1]}),
         ("fig3_dynat", {"seeds": [0, 1]}),

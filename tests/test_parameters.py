@@ -95,6 +95,7 @@ def test_every_scale_file_names_known_networks_methods_and_attacks(name):
     assert set(scale.models.values()) <= set(MODELS)
     tables = [yaml.safe_load(path.read_text()) for path in sorted((PARAMS / "tables").glob("*.yaml"))]
     rows = [row for table in tables for row in table["rows"] + table.get("more_rows", [])]
+    rows += [block for table in tables for block in table.get("blocks", {}).values()]
     assert set(scale.schedules) - {"default"} <= set(METHODS) | {row.get("schedule") for row in rows}
 
 

@@ -1,105 +1,49 @@
-"""The plain forms, which the speed benchmark measures against, compute what the library computes."""
-
 import pytest
 import torch
-from torch import nn
 
-from lib import plain, speed
-from lib.attacks import at_image, pgd
+from lib import plain
 from lib.data import Split
-from lib.losses import cross_entropy
-from lib.plain import Ball
+from lib.errors import UserError
+from lib.evaluate import Column, evaluate
 
-BALL = Ball(0.1, 0.03, 4)
-
-
-def small_net():
-    """As in conftest, with images large enough to be attacked in many ways."""
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 10)
-    )
-
-
-def case_of(name, batch):
-    x, y = batch
-    made = speed.case(name, small_net, x, y, 0.1, 4)
-    made.nets.student.eval()
-    for module in (made.nets.student[1], *([made.nets.other[1]] if len(list(made.nets.other.children())) else [])):
-        module.running_mean += 0.1 * torch.randn(6)
-    with torch.no_grad():
-        for parameter in made.nets.other.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return made
+BALL = {"epsilon": 0.04, "step_size": 0.02, "steps": 6, "batch_size": 7}
+COLUMNS = (
+    Column("clean", "clean"),
+    Column("FGSM", "fgsm", 0.04),
+    *(Column(f"PGD-{steps}", "pgd_frozen", **{**BALL, "steps": steps}) for steps in (2, 6)),
+    Column("PGD", "pgd", **BALL),
+    Column("CW", "cw_frozen", **BALL, seed=2),
+    Column("AA", "autoattack", 0.04, batch_size=7, seed=3, stages=("apgd-ce",)),
+)
 
 
-def test_torchattacks_pgd_and_the_backward_loop_and_ours_make_the_same_images(make_net, batch):
-    net, (x, y) = make_net().eval(), batch
-    state = torch.get_rng_state()
-    begun = plain.torchattacks_start(x, BALL.epsilon)
-    torch.set_rng_state(state)
-    theirs = plain.pgd_by_torchattacks(net, x, y, BALL)
-    looped = plain.pgd_with_backward(net, x, y, begun, BALL)
-    ours = pgd(lambda z: cross_entropy(net(z), y), x, **vars(BALL), start=lambda *_: begun)
-    torch.testing.assert_close(theirs, ours)
-    assert torch.equal(looped, ours)
-    assert not torch.equal(ours, begun)
+@pytest.fixture
+def case(make_net):
+    net, x = make_net().eval(), torch.rand(17, 3, 4, 4)
+    y = net(x).argmax(1)
+    y[::5] = (y[::5] + 1) % 10
+    return net, Split(x, y)
 
 
-def test_the_backward_loop_leaves_gradients_on_every_weight_and_ours_leaves_none(make_net, batch):
-    net, (x, y) = make_net().eval(), batch
-    pgd(lambda z: cross_entropy(net(z), y), x, **vars(BALL), start=at_image)
+def test_the_plain_path_has_the_evaluations_flags_column_by_column(case):
+    assert plain.evaluate(*case, COLUMNS) == evaluate(*case, COLUMNS)
+
+
+def test_the_plain_path_is_no_test_of_nothing(case):
+    found = [accuracy.k for accuracy in plain.evaluate(*case, COLUMNS)]
+    assert found[0] == 13
+    assert all(0 < k < 13 for k in found[1:])
+
+
+def test_parameters_want_gradients_on_the_plain_path_and_none_is_left_behind(case, monkeypatch):
+    net, test = case
+    seen = []
+    net[0].register_forward_hook(lambda module, given, out: seen.append(module.weight.requires_grad))
+    plain.evaluate(net, test, COLUMNS[2:3])
+    assert all(seen)
     assert all(parameter.grad is None for parameter in net.parameters())
-    plain.pgd_with_backward(net, x, y, x, BALL)
-    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("name", plain.RELEASED)
-def test_a_released_training_step_makes_our_images_our_loss_and_our_weights(name, batch):
-    case = case_of(name, batch)
-    ours, theirs = speed.training(case), speed.ReleasedStep(case)
-    x_adv, loss = theirs()
-    crafted, _ = speed.training(case).attacked(case.x, case.y, settings_of(ours))
-    torch.testing.assert_close(crafted, x_adv)
-    terms = ours.train_step(case.x, case.y)
-    assert float(sum(terms.values())) == pytest.approx(float(loss), rel=1e-5)
-    for own, other in zip(ours.student.parameters(), theirs.nets.student.parameters(), strict=True):
-        torch.testing.assert_close(own, other)
-    assert not torch.equal(ours.student[0].weight, case.nets.student[0].weight)
-
-
-def counting(net, log):
-    return lambda z: log.append(len(z)) or net(z)
-
-
-def settings_of(training):
-    strategy = training.around.strategy
-    return {} if strategy is None else strategy.settings(training, training.data.images)
-
-
-def test_images_of_las_at_that_are_finished_wait_in_the_released_form_only(batch):
-    case = case_of(speed.LAS, batch)
-    assert len(case.ball.steps.unique()) > 1
-    seen = {"ours": 0, "released": 0}
-    ours, nets = speed.training(case), plain.PlainNets(case.nets.student)
-
-    def count(name):
-        return lambda module, given, out: seen.update({name: seen[name] + len(out)})
-
-    nets.student.register_forward_hook(count("released"))
-    plain.attack(lambda z: nets.student(z).sum(), plain.by_grad, case.x, case.start, case.ball)
-    assert seen["released"] == len(case.x) * int(case.ball.steps.max())
-    ours.student.register_forward_hook(count("ours"))
-    watched = []
-    real = ours.engine.seen
-    ours.engine.seen = lambda net, x: counting(real(net, x), watched)
-    ours.attacked(case.x, case.y, settings_of(ours))
-    assert sum(watched) == int(case.ball.steps.sum())
-
-
-def test_the_loader_and_the_device_give_every_image_once_per_epoch():
-    split = Split(torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8), torch.arange(10))
-    batches = list(plain.loader(split, 4))
-    assert sorted(torch.cat([y for _, y in batches]).tolist()) == list(range(10))
-    assert [x.shape for x, _ in batches] == [(4, 3, 8, 8), (4, 3, 8, 8), (2, 3, 8, 8)]
-    assert all(float(x.min()) >= 0 and float(x.max()) <= 1 for x, _ in batches)
+def test_an_attack_that_no_helper_has_is_refused(case):
+    with pytest.raises(UserError, match="plain path 'cw2'"):
+        plain.evaluate(*case, (Column("CW2", "cw2", steps=2),))

@@ -38,7 +38,7 @@ def test_a_transfer_table_trains_its_surrogates_first_and_keys_its_columns_by_th
     assert jobs["PGD-AT, ResNet34"].waits_for == {surrogate.digest}
     (result,) = run(planned)
     assert {a.column.surrogate for a in result.accuracies} == {surrogate.digest}
-    assert {a.column.name for a in result.accuracies} == {"FGSM", "PGD", "JSMA", "Clean"}
+    assert {a.column.name for a in result.accuracies} == {"FGSM", "PGD", "JSMA", "Clean", "JSMA (wrong class)"}
 
 
 def test_the_two_surrogates_of_table_7_are_measured_apart(tmp_path):

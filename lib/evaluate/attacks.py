@@ -7,6 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from lib.attacks import PerImage, at_image, pgd
+from lib.autoattack import STAGES as STAGES
+from lib.autoattack import standard
 from lib.cw2 import cw2
 from lib.jsma import jsma, published_target, wrong_target
 from lib.losses import cross_entropy, margin
@@ -16,7 +18,6 @@ from lib.watch import UntilWrong
 if TYPE_CHECKING:
     from lib.evaluate.columns import Column
 
-STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack standard
 CONFIDENCE = 50.0  # FAT's, MAIL's and RAT's kappa
 
 
@@ -26,20 +27,21 @@ def up_to_confidence(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def autoattack(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:
-    """AutoAttack standard (Croce & Hein 2020), or some of its stages, by the authors' code as pyautoattack has it.
+    """AutoAttack standard (Croce & Hein 2020), or some of its stages; its flags are those of the authors' code.
 
     Always the standard version's settings: 100 iterations, 9 targets (all wrong classes where there are fewer), 5,000
     queries, one restart. x is the whole set: between stages the images left over are packed into full batches again.
     """
-    from pyautoattack import AutoAttack
-
-    with torch.no_grad():
-        classes = net(x[:1]).shape[1]
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):  # it re-seeds the global one
-        attack = AutoAttack(net, norm="Linf", eps=column.epsilon, version="standard", device=x.device, seed=column.seed)
-        attack.attacks_to_run = list(column.stages)
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
-        return attack.run_standard_evaluation(x, y, batch_size=column.batch_size)[0].detach()
+    found = standard(
+        net,
+        x,
+        y,
+        epsilon=column.epsilon,
+        seed=column.seed,
+        batch_size=column.batch_size,
+        stages=column.stages,
+    )
+    return found.x_adv
 
 
 def _clean(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:

@@ -148,7 +148,18 @@ METHODS: dict[str, Method] = {
         watch_weights={"bound": Ramp(0.0, 100 / 120, 0.5, 0.0)},
     ),
     "gairat": Method("GAIRAT", fool_label, gair(pgd_at), _GAIR, start=attacks.uniform_in_image, watch=CountIterates),
+    "gairat_smoothed": Method(
+        "GAIRAT (smoothed labels)",
+        fool_label,
+        gair(pgd_at_smoothed),
+        {"true_share": 0.8, **_GAIR},
+        start=attacks.uniform_in_image,
+        watch=CountIterates,
+    ),
     "mail_at": Method("MAIL-AT", fool_label, mail(pgd_at), _MAIL_AT),
+    "mail_at_smoothed": Method(
+        "MAIL-AT (smoothed labels)", fool_label, mail(pgd_at_smoothed), {"true_share": 0.8, **_MAIL_AT}
+    ),
     "mail_trades": Method(
         "MAIL-TRADES", leave_clean, mail(trades), {"trade_off": 5.0, "bias": 0.0, "slope": 2.0, **_MAIL}
     ),
@@ -156,10 +167,12 @@ METHODS: dict[str, Method] = {
         "RAT (TRADES)", leave_clean, rat_trades, {"trade_off": 6.0, "label_share": 0.2}, attack_noise=1e-4
     ),
     "lbgat": _beside("LBGAT", leave_clean, lbgat, {"trade_off": 0.0}),
-    "lbgat_frozen": _distil("LBGAT (guide frozen)", leave_clean, lbgat_frozen),
+    "lbgat_frozen": _distil("LBGAT (guide frozen)", leave_clean, lbgat_frozen, guided=True),
     "mail_mse": _beside("MAIL (MSE)", fool_label, mail(lbgat, "mse"), {"trade_off": 0.0, **_MAIL_AT}),
     "dynat": _beside("DYNAT", leave_clean, dynat, _DYNAT),
     "dynat_inner": _inner("DYNAT-Inner", fool_label, dynat, _DYNAT),
+    "dynat_awp": _beside("DYNAT (AWP's code)", leave_clean, dynat, _DYNAT, guide_forwards=2),
+    "dynat_inner_awp": _inner("DYNAT-Inner (AWP's code)", fool_label, dynat, _DYNAT, guide_forwards=2),
     "dynat_inner_gairat": _inner(
         "DYNAT-Inner-GAIRAT",
         fool_label,
@@ -174,7 +187,7 @@ METHODS: dict[str, Method] = {
     ),
     "d2r": _cag("D2R-CAG", leave_guide_as_printed, d2r, _D2R),
     "d2r_as_released": _cag("D2R-CAG (code)", leave_guide, d2r_as_released, _D2R),
-    "d2r_as_printed": _cag("D2R-CAG (sums over classes)", leave_guide_as_printed, partial(d2r, divergence=kl), _D2R),
+    "d2r_summed": _cag("D2R-CAG (sums over classes)", leave_guide_as_printed, partial(d2r, divergence=kl), _D2R),
     "d2r_one_sided": _cag("D2R-CAG (one side per batch)", leave_guide_as_printed, d2r_one_sided, _D2R),
     "d2r_no_cag": _beside("D2R", leave_clean, d2r, _D2R),
     "d2r_no_cag_as_released": _beside("D2R (code)", leave_clean, d2r_as_released, _D2R),

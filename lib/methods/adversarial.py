@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lib.losses import boosted_cross_entropy, cross_entropy, kl, kl_floored, logit_mse, margin, smoothed_cross_entropy
-from lib.methods.core import Net, Nets, Terms
+from lib.methods.core import Net, Nets, Terms, counts
 from lib.watch import CountRight
 
 Loss = Callable[..., Terms]
@@ -50,7 +50,10 @@ def lbgat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) 
     The square is of logits, and nothing is detached: the guide is pulled to the student too. x is forwarded by the
     student also where lambda is 0, which moves its batch-norm statistics as in the authors' code.
     """
-    student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
+    student_adv = nets.student(x_adv)
+    with torch.set_grad_enabled(counts(trade_off)):
+        student = nets.student(x)
+    guide = nets.guide(x)
     return {
         "guide": cross_entropy(guide, y),
         "mse": logit_mse(student_adv, guide),

@@ -57,6 +57,11 @@ class NominalBatch:
 Weight = float | Piecewise | Ramp | NominalBatch
 
 
+def counts(weight: float | Tensor) -> bool:
+    """Whether a weight, or any image's, may be other than 0: else a term's forward needs no gradient."""
+    return isinstance(weight, Tensor) or weight != 0
+
+
 def weight_at(weight: Weight, progress: float, batch_size: int) -> float:
     """The number that a weight is at `progress` in [0, 1] of a training with this batch size."""
     if isinstance(weight, Piecewise):
@@ -90,6 +95,8 @@ class Method:
     needs_teacher: bool = False
     trains_guide: bool = False
     guide_mode: Literal["eval", "train", "train_at_every_step"] = "train"
+    guide_forwards: int = 1  # how often the recipe's loss asks the guide: its batch-norm statistics move as often
+    guided: bool = False  # whether the teacher is a guide, to be followed epoch by epoch
     attack_label: Callable[[Nets, Tensor, Tensor], Tensor] | None = None
     watch: Callable[..., Watch] | None = None
     watch_weights: Mapping[str, Weight] = field(default_factory=dict)

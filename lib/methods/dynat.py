@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lib.losses import cross_entropy, kl, smoothed_cross_entropy
-from lib.methods.core import Nets, Terms
+from lib.methods.core import Nets, Terms, counts
 
 
 def guides_answer(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
@@ -22,7 +22,10 @@ def dynat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, target_weight: flo
     beta is `target_weight`, alpha `trade_off`. No gradient crosses between the networks: the label is an argmax. x is
     forwarded by the student also where alpha is 0, which moves its batch-norm statistics as in the authors' code.
     """
-    student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
+    student_adv = nets.student(x_adv)
+    with torch.set_grad_enabled(counts(trade_off)):
+        student = nets.student(x)
+    guide = nets.guide(x)
     return {
         "guide": cross_entropy(guide, y),
         "adv": target_weight * cross_entropy(student_adv, guide.argmax(1)),

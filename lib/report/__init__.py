@@ -6,7 +6,7 @@ from lib.report.compare import compare
 from lib.report.guides import followed, rescued
 from lib.report.las_at import HERE, las_at_cost, las_at_passes, picked, strategy_steps, times, told_picks
 from lib.report.leads import gains, versus
-from lib.report.numbers import choices, paper, printed, reported_table, row_key
+from lib.report.numbers import choices, paper, printed, reported_table, reported_with_sources, row_key
 from lib.report.shown import histories, provenance_table, source
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "protocols",
     "provenance_table",
     "reported_table",
+    "reported_with_sources",
     "rescued",
     "row_key",
     "save",

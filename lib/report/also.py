@@ -3,7 +3,7 @@
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.evaluate import PROTOCOLS, Accuracy
+from lib.evaluate import PROTOCOLS, Accuracy, Column
 from lib.experiment import Result
 from lib.methods import METHODS
 from lib.spec import GivenWeights
@@ -48,16 +48,19 @@ def also_measured(table: Table, results: list[Result]) -> pd.DataFrame:
 
 def protocols(table: Table) -> pd.DataFrame:
     """What is behind every attack column: as the paper's authors measured it, and under the other protocol."""
-    images = len(table.place.dataset(table.data).test.labels)
-    columns = dict.fromkeys(column for cell in table.cells for column in cell.columns if column.attack != "clean")
+    behind: dict[Column, list[int]] = {}
+    for cell in table.cells:
+        images = len(table.place.dataset(cell.data).test.labels)
+        for column in (column for column in cell.columns if column.attack != "clean"):
+            behind.setdefault(column, []).append(column.images or images)
     records = [
         {
             "column": column.name.removesuffix(_ending(table)),
             "protocol": table.protocol if table.protocol and column.name.endswith(_ending(table)) else "the paper's",
         }
         | column.settings()
-        | {"images": column.images or images}
-        for column in columns
+        | {"images": ", ".join(map(str, dict.fromkeys(counts)))}
+        for column, counts in behind.items()
     ]
     return pd.DataFrame(records)
 
@@ -72,10 +75,10 @@ def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
             "Under the paper's protocol alone. `-p protocol NAME` measures the same networks under another as well, "
             f"without training: {', '.join(PROTOCOLS)}."
         )
-    images = len(table.place.dataset(table.data).test.labels)
     lines = {}
     for result in (r for r in results if r.row in {row.row for row in table.rows}):
         measured = {a.column.name: a for a in result.accuracies}
+        images = max(a.n for a in result.accuracies)
         line: dict[tuple[str, str], str] = {}
         for base in PROTOCOLS[table.protocol]:
             for protocol, column in (("the paper's", base), (table.protocol, base + _ending(table))):

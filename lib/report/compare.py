@@ -32,9 +32,11 @@ def compare(table: Table, results: list[Result]) -> Comparison:
         for column in table.file.columns
     ]
     frame = pd.DataFrame(records)
+    marks = _source_marks(frame)
+    frame["source_mark"] = [marks.get(source, "") for source in frame["quoted"]]
     block = frame.groupby(["student", "teacher", "column"], sort=False)
-    marks = {"reported": _marks_of_reported, "measured": _marks_of_measured}
-    for kind, marked in marks.items():
+    markers = {"reported": _marks_of_reported, "measured": _marks_of_measured}
+    for kind, marked in markers.items():
         frame[f"{kind}_mark"] = pd.concat([marked(part) for _, part in block]).reindex(frame.index)
     flags = {(r["student"], r["teacher"], r["row"], r["column"]): r["flags"] for r in records}
     return Comparison(
@@ -48,6 +50,17 @@ def compare(table: Table, results: list[Result]) -> Comparison:
         findings={_name(result): result.findings for result in _rows(table, results) if result.findings},
         contradictions={_name(r): said for r in _rows(table, results) if (said := contradictions(r.accuracies))},
     )
+
+
+def _source_marks(frame: pd.DataFrame) -> dict[str, str]:
+    """A mark for each source that rows are quoted from."""
+    return dict(zip(sorted(set(frame["quoted"]) - {""}), "†‡§¶", strict=False))
+
+
+def _said_of_source(source: str) -> str:
+    if source.endswith(INFERRED):
+        return f"protocol and digits suggest that it is quoted from {source.removesuffix(INFERRED)}"
+    return f"equal to {source}'s table to the digit, or said to be from it: quoted"
 
 
 def _rows(table: Table, results: list[Result]) -> list[Result]:
@@ -73,7 +86,9 @@ def _worst(table: Table, results: list[Result]) -> dict[tuple[str, str, str], li
 
 def _record(table: Table, results: list[Result], student: str, teacher: str, row: Row, column: str) -> dict[str, Any]:
     printed = reported(table, student, teacher, row, column)
-    images = TEST_IMAGES if student in row.quoted else table.file.own_images.get(column, TEST_IMAGES)
+    source = row.quoted.get(student, "")
+    behind = table.file.quoted_images.get(source, {}) if source else table.file.own_images
+    images = behind.get(column, TEST_IMAGES)
     mine = [r for r in results if r.student == student and r.row == row.row and r.teacher in ("", teacher)]
     accuracies = [a for r in mine for a in r.accuracies if a.column.name == column]
     percents = [a.percent for a in accuracies]
@@ -90,7 +105,7 @@ def _record(table: Table, results: list[Result], student: str, teacher: str, row
         "reported": printed,
         "reported_n": images,
         "reported_low": None if printed is None else wilson(round(printed * images / 100), images)[0],
-        "quoted": row.quoted.get(student, ""),
+        "quoted": source,
         "measured": measured,
         "k": k,
         "n": n,
@@ -139,9 +154,7 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
     for name, net in table.teachers.items():
         if not isinstance(net, GivenWeights):
             trained.setdefault(METHODS[net.method].title, []).append(name)
-    quoted = sorted(set(frame["quoted"]) - {""})
-    inferred = [name.removesuffix(INFERRED) for name in quoted if name.endswith(INFERRED)]
-    sources = [name for name in quoted if not name.endswith(INFERRED)]
+    quoted = _source_marks(frame)
     teachers = [f"by {how}: {', '.join(names)}" for how, names in trained.items()]
     told, paper = bool(frame["reported"].notna().any()), table.file.paper.upper().replace("_", "-")
     parts = [
@@ -151,8 +164,7 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
         f"Settings replaced: {', '.join(sorted(table.replaced))}." if table.replaced else "",
         f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
         f"Teachers trained here {'; '.join(teachers)}." if teachers else "",
-        f"† equal to {', '.join(sources)}'s table to the digit, or said to be from it: quoted." if sources else "",
-        f"† also rows that protocol and digits suggest are quoted from {', '.join(inferred)}." if inferred else "",
+        *(f"{mark} {_said_of_source(source)}." for source, mark in quoted.items()),
         "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
         "by all that a test paired by image (McNemar, 5 %) cannot tell from the leader, and among reported numbers by "
         "all inside the leader's interval: much bold means that little can be told apart.",
@@ -199,7 +211,10 @@ def _said_of(table: Table) -> str:
     entry = table.reported
     what = entry.get("title") or ", ".join(str(entry[key]) for key in ("dataset", "target") if key in entry)
     fewer = ", ".join(f"{name} {count:,}" for name, count in table.file.own_images.items())
-    return f"{what}, {TEST_IMAGES:,} test images".strip(", ") + (f"; the paper's own rows: {fewer}" if fewer else "")
+    quoted = {source: [f"{name} {n:,}" for name, n in ns.items()] for source, ns in table.file.quoted_images.items()}
+    others = "".join(f"; rows from {source.removesuffix(INFERRED)}: {', '.join(ns)}" for source, ns in quoted.items())
+    said = f"{what}, {TEST_IMAGES:,} test images".strip(", ")
+    return said + (f"; the paper's own rows: {fewer}" if fewer else "") + others
 
 
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:

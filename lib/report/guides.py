@@ -27,16 +27,21 @@ def followed(histories: Mapping[str, Path]) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def rescued(answers: Mapping[str, Tensor], y: Tensor) -> tuple[int, pd.DataFrame]:
+def rescued(answers: Mapping[str, Tensor], y: Tensor, k: int = 3) -> tuple[list[int], pd.DataFrame]:
     """How often the first two of three networks are right and the third is wrong, beside all other cases; and where.
 
-    `answers` are name -> logits (N, C), y (N,) the true classes. The image is the one of that kind, or of all where
+    `answers` are name -> logits (N, C), y (N,) the true classes. The images are the k of that kind, or of all where
     there is none, that the second network believes most strongly over the third.
     """
-    right = pd.DataFrame({name: (logits.argmax(1) == y).tolist() for name, logits in answers.items()})
+    right = {name: logits.argmax(1) == y for name, logits in answers.items()}
     _, with_, without = (logits.softmax(1).gather(1, y[:, None]).squeeze(1) for logits in answers.values())
-    wanted = torch.tensor((right.iloc[:, 0] & right.iloc[:, 1] & ~right.iloc[:, 2]).to_numpy())
+    first, second, third = right.values()
+    wanted = first & second & ~third
     gap = with_ - without
-    index = int(gap.masked_fill(~wanted, -torch.inf).argmax() if wanted.any() else gap.argmax())
-    counts = right.value_counts().rename("images").reset_index()
-    return index, counts.replace({True: "right", False: "wrong"})
+    if wanted.any():
+        gap = gap.masked_fill(~wanted, -torch.inf)
+    count = min(k, int(wanted.sum()) or 1)
+    counts = pd.DataFrame({name: flags.tolist() for name, flags in right.items()}).value_counts()
+    return gap.topk(count).indices.tolist(), counts.rename("images").reset_index().replace(
+        {True: "right", False: "wrong"}
+    )

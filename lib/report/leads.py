@@ -43,6 +43,8 @@ def versus(comparison: Comparison, pairs: Iterable[tuple[str, str]]) -> pd.DataF
             label = f"{pair[0]} over {pair[1]}"
             lines[student, label, "reported"] = [_reported_lead(cells, *pair, column) for column in columns]
             lines[student, label, "measured"] = [_measured_lead(comparison, student, *pair, c) for c in columns]
+            if not {*pair} <= set(block["row"]):  # rows of another student's block
+                del lines[student, label, "reported"], lines[student, label, "measured"]
     names = ["student", "", ""]
     index = pd.MultiIndex.from_tuples(lines, names=names) if lines else pd.MultiIndex.from_arrays([[]] * 3, names=names)
     return pd.DataFrame(list(lines.values()), index=index, columns=columns)

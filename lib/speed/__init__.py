@@ -3,8 +3,9 @@
 from lib.speed.agreement import agreement, digits_net, each_alone
 from lib.speed.bars import BARS, MEMORY, PEAK, PGD, STEP, bars, share_of_peak
 from lib.speed.cases import LAS, TITLES, Case, Given, ReleasedStep, case, training
-from lib.speed.forms import attack_of, habits, our_step, pgd_forms, step_forms
-from lib.speed.found import RADIUS, curves, growth, held, noise, paired
+from lib.speed.forms import attack_of, habits, our_step, pgd_forms
+from lib.speed.found import RADIUS, curves, growth, held, noise, paired, steps
+from lib.speed.measure import Timer, in_turns, ratios
 from lib.speed.settings import Settings, check
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Given",
     "ReleasedStep",
     "Settings",
+    "Timer",
     "agreement",
     "attack_of",
     "bars",
@@ -31,11 +33,13 @@ __all__ = [
     "growth",
     "habits",
     "held",
+    "in_turns",
     "noise",
     "our_step",
     "paired",
     "pgd_forms",
+    "ratios",
     "share_of_peak",
-    "step_forms",
+    "steps",
     "training",
 ]

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 
-from lib.benchmark import achieved, matmul_peak
 from lib.engine import Levers
 from lib.speed.cases import TITLES, Case
 from lib.speed.forms import our_step
+from lib.speed.measure import Timer, achieved, matmul_peak
 
 PGD = "PGD-20 against torchattacks'"
 PEAK = "share of the matrix-product peak, PGD-AT"
@@ -53,10 +53,10 @@ def _met(name: str, bar: float | None, measured: Mapping[str, float]) -> str:
     return "met" if good else "not met"
 
 
-def share_of_peak(case: Case, levers: Levers, device: torch.device) -> dict[str, float]:
+def share_of_peak(case: Case, levers: Levers, timer: Timer) -> dict[str, float]:
     """TFLOP/s of matrix products alone and of our training step, and the second as a share of the first."""
     dtype = torch.bfloat16 if levers.bf16 else torch.float32
     step = our_step(case, levers)
     step()
-    peak, reached = matmul_peak(device, dtype), achieved(step, device)
+    peak, reached = matmul_peak(timer, dtype), achieved(step, timer)
     return {"matrix products, TFLOP/s": peak / 1e12, "training step, TFLOP/s": reached / 1e12, "share": reached / peak}

@@ -12,7 +12,7 @@ from lib.attacks import pgd
 from lib.data import Split
 from lib.engine import STANDARD, Levers
 from lib.methods import METHODS
-from lib.plain import Ball, PlainNets, train_step
+from lib.released import Ball, PlainNets, train_step
 from lib.strategies import ATTACK_SETTINGS, Settings, Strategy, StrategySpec
 from lib.strategies.core import Target
 from lib.train import Around, Schedule, Training

@@ -1,22 +1,22 @@
 """The pieces of work that the speed benchmark times: ours, torchattacks', and the plain forms, on the same images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 
-from lib import plain
+from lib import released
 from lib.attacks import pgd, uniform_in_image
-from lib.benchmark import Work
 from lib.data import Split, crop_and_flip, to_float
 from lib.engine import Levers
 from lib.engine.calibration import Probe
 from lib.losses import cross_entropy
 from lib.methods import Nets, leave_clean
-from lib.plain import Ball, PlainNets
-from lib.speed.cases import TITLES, Case, ReleasedStep, training
+from lib.released import Ball, PlainNets
+from lib.speed.cases import Case, training
+from lib.speed.measure import Work
 from lib.trajectory import snapshots
 
 
@@ -24,8 +24,8 @@ def pgd_forms(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int, l
     """PGD three ways: torchattacks', the loop around loss.backward(), and ours; none of them changes the network."""
     theirs, looped, ball = deepcopy(net).eval(), deepcopy(net).eval(), Ball(radius, radius / 4, steps)
     return {
-        "torchattacks": lambda: plain.pgd_by_torchattacks(theirs, x, y, ball),
-        "loss.backward()": lambda: plain.pgd_with_backward(looped, x, y, _start(x, radius), ball),
+        "torchattacks": lambda: released.pgd_by_torchattacks(theirs, x, y, ball),
+        "loss.backward()": lambda: released.pgd_with_backward(looped, x, y, _start(x, radius), ball),
         "ours": attack_of(net, x, y, radius, steps, levers),
     }
 
@@ -38,11 +38,6 @@ def attack_of(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int, l
 def _start(x: Tensor, radius: float) -> Tensor:
     generator = Generator(x.device).manual_seed(0)
     return uniform_in_image(x, x.new_tensor(radius), generator)
-
-
-def step_forms(cases: Mapping[str, Case], levers: Levers) -> dict[str, tuple[Work, Work]]:
-    """{method: (its released form, ours)}, one training step each; ours is in bf16 throughout where the levers are."""
-    return {TITLES[name]: (ReleasedStep(one), our_step(one, levers)) for name, one in cases.items()}
 
 
 def our_step(case: Case, levers: Levers) -> Work:
@@ -68,11 +63,11 @@ def habits(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> d
 
     return {
         "gradients for the input only": (
-            lambda: plain.pgd_with_backward(net, x, y, start, ball),
+            lambda: released.pgd_with_backward(net, x, y, start, ball),
             lambda: run(lambda z: cross_entropy(net(z), y), x, steps=steps),
         ),
         "constants computed once (TRADES)": (
-            lambda: plain.attack(_recomputed(net, x, y), plain.by_grad, x, start, ball),
+            lambda: released.attack(_recomputed(net, x, y), released.by_grad, x, start, ball),
             lambda: run(leave_clean(Nets(net), x, y), x, steps=steps),
         ),
         "one trajectory for PGD-n/2 and PGD-n": (separate, shared),
@@ -81,11 +76,11 @@ def habits(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> d
 
 
 def _recomputed(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda z: plain.RELEASED["trades"].inner(PlainNets(net), x, z, y)
+    return lambda z: released.RELEASED["trades"].inner(PlainNets(net), x, z, y)
 
 
 def _by_loader(split: Split, device: torch.device) -> None:
-    for x, y in plain.loader(split, len(split.labels)):
+    for x, y in released.loader(split, len(split.labels)):
         x.to(device), y.to(device)
 
 

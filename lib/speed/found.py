@@ -8,23 +8,30 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from lib.benchmark import Work, in_turns, peak_memory, ratios
 from lib.engine import Levers
 from lib.models.resnet import ResNet
 from lib.speed.cases import TITLES, Case, ReleasedStep
 from lib.speed.forms import our_step, pgd_forms
+from lib.speed.measure import Timer, Work, in_turns, peak_memory, ratios
 
 RADIUS = 8 / 255
 
 
-def paired(
-    pairs: Mapping[str, tuple[Work, Work]], repeats: int, device: torch.device, warm_up: int = 1
-) -> pd.DataFrame:
+def paired(pairs: Mapping[str, tuple[Work, Work]], repeats: int, timer: Timer, warm_up: int = 1) -> pd.DataFrame:
     """How many times as fast the second of each pair is, the two in turns; a line per pair, as `ratios` gives it."""
     lines = []
     for name, (before, after) in pairs.items():
-        taken = in_turns({"before": before, name: after}, repeats, device, warm_up)
-        lines.append(ratios(taken, "before").loc[[name]].assign(before=sorted(taken["before"])[repeats // 2]))
+        taken = in_turns({"before": before, name: after}, repeats, timer, warm_up)
+        lines.append(ratios(taken, "before").loc[[name]].assign(before=taken["before"].median))
+    return pd.concat(lines)
+
+
+def steps(cases: Mapping[str, Case], levers: Levers, repeats: int, timer: Timer, warm_up: int = 0) -> pd.DataFrame:
+    """How many times as fast our training step is as each method's released form, method by method, as `paired`."""
+    lines = []
+    for name, one in cases.items():
+        forms = {TITLES[name]: (ReleasedStep(one), our_step(one, levers))}
+        lines.append(paired(forms, repeats, timer, warm_up))
     return pd.concat(lines)
 
 
@@ -51,7 +58,7 @@ def _twice(make: Callable[[], Work]) -> None:
 
 
 def curves(
-    base: Mapping[str, int], along: Mapping[str, list[int]], levers: Levers, repeats: int, device: torch.device
+    base: Mapping[str, int], along: Mapping[str, list[int]], levers: Levers, repeats: int, timer: Timer
 ) -> pd.DataFrame:
     """Seconds of PGD by torchattacks and by us as one of batch, steps, width and side grows from `base`.
 
@@ -61,12 +68,12 @@ def curves(
     for axis, values in along.items():
         for value in values:
             size = {**base, axis: value}
-            x, y = noise(size["batch"], size["side"], device)
-            net = ResNet((1, 1, 1, 1), size["width"], classes=10).to(device)
+            x, y = noise(size["batch"], size["side"], timer.device)
+            net = ResNet((1, 1, 1, 1), size["width"], classes=10).to(timer.device)
             forms = pgd_forms(net, x, y, RADIUS, size["steps"], levers)
             forms.pop("loss.backward()")
-            for form, times in in_turns(forms, repeats, device).items():
-                lines.append({"axis": axis, "value": value, "form": form, "seconds": sorted(times)[repeats // 2]})
+            for form, timed in in_turns(forms, repeats, timer).items():
+                lines.append({"axis": axis, "value": value, "form": form, "seconds": timed.median})
     return pd.DataFrame(lines)
 
 

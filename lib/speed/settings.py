@@ -1,5 +1,6 @@
 """What the speed notebook can be told, checked by name and type before anything runs."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,7 +12,9 @@ from lib.models import MODELS
 from lib.parameters import Parameters, device_of, injected_names
 from lib.spec import check_type
 from lib.speed.cases import TITLES
+from lib.speed.measure import Timer
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SMALLEST = {"batch": 1, "steps": 2, "width": 1, "side": 8}
 
 
@@ -20,6 +23,7 @@ class Settings:
     """The parameters of benchmark_speed, with their defaults: minutes on two cores."""
 
     device: str = "auto"
+    clock: str = "wall"
     model: str = "ResNet18"
     methods: list[str] = field(default_factory=list)
     batch_size: int = 0
@@ -34,7 +38,7 @@ class Settings:
             "batch": [4, 8, 16, 32],
             "steps": [2, 4, 8],
             "width": [8, 16, 32],
-            "side": [16, 24, 32],
+            "side": [16, 32],
         }
     )
     epochs: int = 4
@@ -50,8 +54,8 @@ class Settings:
         return self.batch_size or (128 if device.type == "cuda" else 64)
 
 
-def check(namespace: Mapping[str, Any]) -> tuple[Settings, torch.device]:
-    """The notebook's parameters out of its globals, each of its declared type, and the device.
+def check(namespace: Mapping[str, Any]) -> tuple[Settings, Timer]:
+    """The notebook's parameters out of its globals, each of its declared type, and what times work on the device.
 
     Raises:
         UserError: an unknown name, a wrong type, a number that is too small, or no such model, method or device.
@@ -65,6 +69,7 @@ def check(namespace: Mapping[str, Any]) -> tuple[Settings, torch.device]:
         check_type(value, declared[name], f"parameter {name}")
     settings = Settings(**values)
     choose("model", settings.model, MODELS)
+    choose("clock", settings.clock, CLOCKS)
     for title in settings.methods:
         choose("method", title, dict.fromkeys(TITLES.values()))
     least = {"side": 8, "steps": 2, "attack_steps": 1, "repeats": 1, "small_batch": 1, "small_repeats": 1, "epochs": 1}
@@ -75,4 +80,7 @@ def check(namespace: Mapping[str, Any]) -> tuple[Settings, torch.device]:
         low = choose("axis of the curves", axis, SMALLEST)
         if len(points) < 2 or min(points) < low:
             raise UserError(f"parameter curve wants two points or more of {axis}, each at least {low}, got {points}")
-    return settings, device_of(Parameters(device=settings.device))
+    device = device_of(Parameters(device=settings.device))
+    if settings.clock == "cpu" and device.type != "cpu":
+        raise UserError(f"the clock cpu says nothing of work on {device}; choose wall")
+    return settings, Timer(device, CLOCKS[settings.clock])

@@ -1,0 +1,157 @@
+"""Any classifier's report: what it says, and what it refuses."""
+
+import pytest
+import torch
+from torch import nn
+
+from lib.data import Split
+from lib.errors import UserError
+from lib.evaluate import PROTOCOLS, Column, accuracy, columns_of, evaluate, report
+
+CHANGES = {
+    "PGD-20": {"steps": 2},
+    "PGD-50": {"steps": 3},
+    "C&W": {"steps": 2},
+    "AA": {"images": 5, "stages": ("apgd-ce",)},
+}
+
+
+@pytest.fixture
+def images(make_net):
+    net, x = make_net().eval(), torch.rand(12, 3, 4, 4)
+    return net, x, net(x).argmax(1)
+
+
+def made(net, x, y, **given):
+    return report(net, x, y, **({"epsilon": 0.05, "changes": CHANGES} | given))
+
+
+def test_a_report_has_the_protocols_columns_as_evaluate_finds_them(images):
+    net, x, y = images
+    columns = columns_of("common", 0.05, changes=CHANGES)
+    assert list(made(net, x, y).accuracies) == evaluate(net, Split(x, y), columns)
+    assert [a.column.name for a in made(net, x, y).accuracies] == list(PROTOCOLS["common"])
+
+
+def test_a_report_shows_every_setting_the_interval_the_worst_case_and_the_checks(images):
+    shown = made(*images)
+    assert {"accuracy", "95 %", "right", "attack", "radius", "step", "steps", "restarts", "seed", "crafted in"} <= {
+        *shown.frame.columns
+    }
+    assert "worst case over the attacks" in repr(shown)
+    assert "of 5 under Clean, FGSM, PGD-20, PGD-50, C&W, AA" in repr(shown)
+    assert len(shown.findings) == 10
+    assert "sanity checks" in shown._repr_html_()
+    assert len(shown.flags()["Clean"]) == 12
+
+
+def test_an_unrelated_network_adds_the_transfer_check(images, make_net):
+    assert "transfer beats white-box" in {finding.check for finding in made(*images, unrelated=make_net()).findings}
+
+
+def test_a_model_left_in_train_mode_is_evaluated_in_eval_mode_said_so_and_put_back(images):
+    net, x, y = images
+    expected = made(net, x, y).accuracies
+    shown = made(net.train(), x, y)
+    assert shown.accuracies == expected
+    assert net.training
+    assert "was in train mode" in repr(shown)
+
+
+def test_fewer_images_than_the_protocol_wants_are_all_taken_and_said(images):
+    net, x, y = images
+    shown = made(net, x, y, protocol="dynat", changes={"AA": {"stages": ("apgd-ce",)}})
+    assert "AA: on all 12 images" in repr(shown)
+
+
+def test_probabilities_are_flagged(images):
+    net, x, y = images
+    shown = made(nn.Sequential(net, nn.Softmax(1)), x, y)
+    assert "outputs are probabilities" in {finding.check for finding in shown.findings if finding.fired}
+    assert "Take the softmax off" in repr(shown)
+
+
+class Broken(nn.Module):
+    """Logits with something wrong."""
+
+    def __init__(self, net, harm):
+        super().__init__()
+        self.net, self.harm = net, harm
+
+    def forward(self, x):
+        return self.harm(self.net(x))
+
+
+def nan_for_one(z):
+    return z.index_fill(0, torch.tensor([len(z) - 1]), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda net, x, y: (net, 255 * x, y), r"values in \[0, 1\], got .* a normalisation belongs into the network"),
+        (lambda net, x, y: (net, x - 0.5, y), r"values in \[0, 1\]"),
+        (lambda net, x, y: (net, (255 * x).byte(), y), "bytes are divided by 255 first"),
+        (lambda net, x, y: (net, x.index_fill(0, torch.tensor([1]), float("nan")), y), "not finite"),
+        (lambda net, x, y: (net, x[0], y), r"the shape \(N, C, H, W\)"),
+        (lambda net, x, y: (net, x[:0], y[:0]), "N >= 1"),
+        (lambda net, x, y: (net, x, y[:5]), r"one whole number per image \(12\)"),
+        (lambda net, x, y: (net, x, y.float()), "one whole number per image"),
+        (lambda net, x, y: (net, x, y - 100), "labels want numbers from 0"),
+        (lambda net, x, y: (net, x, y.index_fill(0, torch.tensor([3]), 10)), "10 outputs, the labels go up to 10"),
+        (lambda net, x, y: (Broken(net, lambda z: z[:, :4]), x, y.fill_(4)), "4 outputs, the labels go up to 4"),
+        (lambda net, x, y: (Broken(net, lambda z: z[:, :1]), x, y.zero_()), "1 outputs"),
+        (lambda net, x, y: (Broken(net, nan_for_one), x, y), "not finite .* on 1 of 12 images"),
+        (lambda net, x, y: (Broken(net, lambda z: z.flatten()), x, y), r"the shape \(12, classes\)"),
+        (lambda net, x, y: (Broken(net, lambda z: (z, z)), x, y), "returns tuple, not a tensor"),
+    ],
+)
+def test_what_would_make_the_numbers_meaningless_is_refused_with_the_reason(images, change, said):
+    with pytest.raises(UserError, match=said):
+        made(*change(*images))
+
+
+def test_a_class_count_that_does_not_fit_is_refused(images):
+    with pytest.raises(UserError, match="10 outputs, the data 100 classes"):
+        made(*images, classes=100)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -0.1, 8.0])
+def test_a_radius_outside_of_the_images_range_is_refused(images, epsilon):
+    with pytest.raises(UserError, match=r"the radius lies in \(0, 1\]"):
+        made(*images, epsilon=epsilon)
+
+
+class Brittle(Broken):
+    """NaN in place of every answer that is not differentiated: those that are judged."""
+
+    def forward(self, x):
+        return self.net(x) if x.requires_grad else torch.full((len(x), 10), float("nan"))
+
+
+def test_a_network_that_answers_nan_when_judged_stops_the_evaluation(images):
+    net, x, y = images
+    with pytest.raises(UserError, match="not finite .* on 12 of 12 images"):
+        evaluate(Brittle(net, None), Split(x, y), (Column("FGSM", "fgsm", 0.3),))
+
+
+def test_restarts_leave_right_what_every_one_of_them_leaves_right(images):
+    net, x, y = images
+    column = Column("PGD", "pgd", 0.2, 0.05, 2, restarts=4)
+    flags = [accuracy(net, Split(x, y), Column("PGD", "pgd", 0.2, 0.05, 2, seed=seed)).k for seed in range(8)]
+    assert accuracy(net, Split(x, y), column).k <= max(flags)
+    longer = Column("PGD-5", "pgd", 0.2, 0.05, 5, restarts=4)
+    both = evaluate(net, Split(x, y), (column, longer))
+    assert both == [accuracy(net, Split(x, y), one) for one in (column, longer)]
+
+
+def test_x_is_crafted_in_bf16_where_the_column_says_so_and_judged_in_fp32(images):
+    net, x, y = images
+    seen = []
+    net[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    accuracy(net, Split(x, y), Column("PGD", "pgd", 0.2, 0.05, 3, crafting="bf16"))
+    assert seen[-1] == torch.float32
+    spied = nn.Sequential(net[0], nn.BatchNorm2d(4, affine=False, track_running_stats=False), *net[2:])
+    seen.clear()
+    accuracy(spied.eval(), Split(x, y), Column("PGD", "pgd", 0.2, 0.05, 3, crafting="bf16"))
+    assert seen[1:-1] == [torch.bfloat16] * 3

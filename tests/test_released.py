@@ -1,0 +1,105 @@
+"""The plain forms, which the speed benchmark measures against, compute what the library computes."""
+
+import pytest
+import torch
+from torch import nn
+
+from lib import released, speed
+from lib.attacks import at_image, pgd
+from lib.data import Split
+from lib.losses import cross_entropy
+from lib.released import Ball
+
+BALL = Ball(0.1, 0.03, 4)
+
+
+def small_net():
+    """As in conftest, with images large enough to be attacked in many ways."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 10)
+    )
+
+
+def case_of(name, batch):
+    x, y = batch
+    made = speed.case(name, small_net, x, y, 0.1, 4)
+    made.nets.student.eval()
+    for module in (made.nets.student[1], *([made.nets.other[1]] if len(list(made.nets.other.children())) else [])):
+        module.running_mean += 0.1 * torch.randn(6)
+    with torch.no_grad():
+        for parameter in made.nets.other.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return made
+
+
+def test_torchattacks_pgd_and_the_backward_loop_and_ours_make_the_same_images(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    state = torch.get_rng_state()
+    begun = released.torchattacks_start(x, BALL.epsilon)
+    torch.set_rng_state(state)
+    theirs = released.pgd_by_torchattacks(net, x, y, BALL)
+    looped = released.pgd_with_backward(net, x, y, begun, BALL)
+    ours = pgd(lambda z: cross_entropy(net(z), y), x, **vars(BALL), start=lambda *_: begun)
+    torch.testing.assert_close(theirs, ours)
+    assert torch.equal(looped, ours)
+    assert not torch.equal(ours, begun)
+
+
+def test_the_backward_loop_leaves_gradients_on_every_weight_and_ours_leaves_none(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    pgd(lambda z: cross_entropy(net(z), y), x, **vars(BALL), start=at_image)
+    assert all(parameter.grad is None for parameter in net.parameters())
+    released.pgd_with_backward(net, x, y, x, BALL)
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", released.RELEASED)
+def test_a_released_training_step_makes_our_images_our_loss_and_our_weights(name, batch):
+    case = case_of(name, batch)
+    ours, theirs = speed.training(case), speed.ReleasedStep(case)
+    x_adv, loss = theirs()
+    crafted, _ = speed.training(case).attacked(case.x, case.y, settings_of(ours))
+    torch.testing.assert_close(crafted, x_adv)
+    terms = ours.train_step(case.x, case.y)
+    assert float(sum(terms.values())) == pytest.approx(float(loss), rel=1e-5)
+    for own, other in zip(ours.student.parameters(), theirs.nets.student.parameters(), strict=True):
+        torch.testing.assert_close(own, other)
+    assert not torch.equal(ours.student[0].weight, case.nets.student[0].weight)
+
+
+def counting(net, log):
+    return lambda z: log.append(len(z)) or net(z)
+
+
+def settings_of(training):
+    strategy = training.around.strategy
+    return {} if strategy is None else strategy.settings(training, training.data.images)
+
+
+def test_images_of_las_at_that_are_finished_wait_in_the_released_form_only(batch):
+    case = case_of(speed.LAS, batch)
+    assert len(case.ball.steps.unique()) > 1
+    seen = {"ours": 0, "released": 0}
+    ours, nets = speed.training(case), released.PlainNets(case.nets.student)
+
+    def count(name):
+        return lambda module, given, out: seen.update({name: seen[name] + len(out)})
+
+    nets.student.register_forward_hook(count("released"))
+    released.attack(lambda z: nets.student(z).sum(), released.by_grad, case.x, case.start, case.ball)
+    assert seen["released"] == len(case.x) * int(case.ball.steps.max())
+    ours.student.register_forward_hook(count("ours"))
+    watched = []
+    real = ours.engine.seen
+    ours.engine.seen = lambda net, x: counting(real(net, x), watched)
+    ours.attacked(case.x, case.y, settings_of(ours))
+    assert sum(watched) == int(case.ball.steps.sum())
+
+
+def test_the_loader_and_the_device_give_every_image_once_per_epoch():
+    split = Split(torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8), torch.arange(10))
+    batches = list(released.loader(split, 4))
+    assert sorted(torch.cat([y for _, y in batches]).tolist()) == list(range(10))
+    assert [x.shape for x, _ in batches] == [(4, 3, 8, 8), (4, 3, 8, 8), (2, 3, 8, 8)]
+    assert all(float(x.min()) >= 0 and float(x.max()) <= 1 for x, _ in batches)
