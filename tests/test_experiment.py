@@ -91,7 +91,7 @@ def test_every_epoch_of_a_run_says_what_it_cost(finished):
 def test_a_plan_takes_the_seconds_that_runs_of_the_kind_logged_and_probes_for_others(finished, monkeypatch):
     monkeypatch.setattr(experiment.cost, "training", lambda *_: pytest.fail("probed"))
     table = small(finished.place.outputs, seeds=[1])
-    assert len(plan(table).todo) == len(finished.cells)
+    assert {"PGD-AT, ResNet18"} <= {job.label for job in plan(table).todo}
     for cell in table.cells:
         twice = replace(cell.network, schedule=replace(cell.network.schedule, epochs=4))
         once = cost.logged(cell.network, table.place)

@@ -228,12 +228,11 @@ def test_every_epoch_has_its_cost_also_across_a_continuation_and_from_a_checkpoi
     other.run()
     assert other.costs[:2] == whole.costs[:2]
     assert len(other.costs) == 3
-    del states[1]["costs"]
+    del states[0]["costs"]
     older = make_training(make_net(), epochs=3)
-    older.load_state_dict(states[1])
+    older.load_state_dict(states[0])
     older.run()
-    assert older.costs[:2] == [{}, {}]
-    assert older.costs[2].keys() == {"seconds", "peak_mb"}
+    assert [set(cost) for cost in older.costs] == [set(), {"seconds", "peak_mb"}, {"seconds", "peak_mb"}]
 
 
 def saved(training):

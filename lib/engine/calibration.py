@@ -22,7 +22,7 @@ GPU_ONLY = {
     "compile": "on a CPU it takes longer to build than it saves",
     "cuda_graph": "needs a CUDA device",
 }
-ORDER = ("channels_last", "folding", "bf16", "leave", "compile", "cuda_graph", "fused")
+ORDER = ("folding", "bf16", "channels_last", "leave", "compile", "cuda_graph", "fused")
 
 Work = Callable[[], object]
 
