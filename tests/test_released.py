@@ -1,13 +1,18 @@
 """The plain forms, which the speed benchmark measures against, compute what the library computes."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from lib import released, speed
 from lib.attacks import at_image, pgd
+from lib.cost import counted
 from lib.data import Split
+from lib.engine import PLAIN, STANDARD, Levers
 from lib.losses import cross_entropy
+from lib.models import build
 from lib.released import Ball
 
 BALL = Ball(0.1, 0.03, 4)
@@ -103,3 +108,53 @@ def test_the_loader_and_the_device_give_every_image_once_per_epoch():
     assert sorted(torch.cat([y for _, y in batches]).tolist()) == list(range(10))
     assert [x.shape for x, _ in batches] == [(4, 3, 8, 8), (4, 3, 8, 8), (2, 3, 8, 8)]
     assert all(float(x.min()) >= 0 and float(x.max()) <= 1 for x, _ in batches)
+
+
+# --- how much is saved, counted and not timed ---------------------------------------------------------------------
+
+SAVED = {  # operations of the released step over ours, ten attack steps: what the fp32 levers and habits must not lose
+    "pgd_at": 1.43,  # 33 passes to 23: no gradients of weights in the attack
+    "trades": 1.44,  # no clean forward at every attack step
+    "dynat_inner": 1.32,  # no guide's forward at every attack step, none kept for a term without weight
+    "d2r_as_released": 1.30,
+    "adaad": 1.04,  # no backward of the clean term, whose weight is 0
+    "dgad": 1.0,
+    speed.LAS: 2.4,  # and images that are finished leave
+}
+
+
+@pytest.mark.parametrize("name", released.RELEASED)
+def test_a_training_step_saves_the_share_of_operations_that_it_did(name):
+    torch.manual_seed(0)
+    x, y = speed.noise(8, 16, torch.device("cpu"))
+    case = speed.case(name, partial(build, "ResNet10-w8", classes=10), x, y, 0.03, 10)
+    theirs, ours = speed.ReleasedStep(case), speed.training(case)
+    assert counted(theirs) / counted(lambda: ours.train_step(x, y)) >= 0.99 * SAVED[name]
+
+
+def test_a_gradient_costs_a_forward_and_a_backward_for_the_input_and_a_backward_loop_half_as_much_again():
+    x, y = speed.noise(4, 16, torch.device("cpu"))
+    net = build("ResNet10-w8", classes=10).eval()
+    forward = counted(lambda: net(x))
+    ours = counted(speed.attack_of(net, x, y, 0.03, 4, STANDARD))
+    looped = counted(lambda: released.pgd_with_backward(net, x, y, x, Ball(0.03, 0.01, 4)))
+    assert ours / (4 * forward) == pytest.approx(2, rel=0.03)
+    assert looped / ours == pytest.approx(1.5, rel=0.03)
+
+
+def test_bf16_and_folding_do_the_same_operations():
+    x, y = speed.noise(4, 16, torch.device("cpu"))
+    net = build("ResNet10-w8", classes=10).eval()
+    done = []
+    for levers in (PLAIN, STANDARD, Levers(bf16=True)):
+        attack = speed.attack_of(net, x, y, 0.03, 2, levers)
+        attack()  # bf16 is tried on one image first, once
+        done.append(counted(attack))
+    assert done[1:] == pytest.approx(done[:-1], rel=0.01)
+
+
+def test_the_memory_of_a_step_in_bf16_is_well_below_the_released_forms():
+    x, y = speed.noise(32, 32, torch.device("cpu"))
+    cases = {"trades": speed.case("trades", partial(build, "ResNet10-w8", classes=10), x, y, 0.03, 1)}
+    held = speed.held(cases, Levers(folding=True, channels_last=True, bf16=True, leave=True), torch.device("cpu"))
+    assert held.share["TRADES"] < 0.6

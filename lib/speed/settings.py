@@ -31,7 +31,7 @@ class Settings:
     steps: int = 20
     attack_steps: int = 10
     repeats: int = 1
-    small_batch: int = 16
+    small_batch: int = 8
     small_repeats: int = 3
     curve: dict[str, list[int]] = field(
         default_factory=lambda: {
