@@ -49,8 +49,8 @@ class Folded:
             mean: Any = norm.running_mean
             var: Any = norm.running_var
             weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias)
-            both.weight.copy_(weight)
-            both.bias.copy_(bias)  # type: ignore[union-attr]
+            _take(both.weight, weight)
+            _take(both.bias, bias)
         return self.graph
 
 
@@ -77,8 +77,14 @@ class Lowered(Folded):
         """The network in bf16, with the present weights."""
         for conv, copy in self.alone:
             for own, new in zip(copy.parameters(), conv.parameters(), strict=True):
-                own.copy_(new)
+                _take(own, new)
         return super().refresh()
+
+    def release(self) -> None:
+        """Hold no weights until the next `refresh`."""
+        for copy in (*(both for *_, both in self.pairs), *(copy for _, copy in self.alone)):
+            for parameter in copy.parameters():
+                parameter.data = parameter.data.new_empty(0)
 
 
 class _Tracer(fx.Tracer):
@@ -106,6 +112,20 @@ def lowered(net: nn.Module, x: Tensor) -> nn.Module | None:
         _LOWERED[net] = made if made is not None and _answers(made.graph, x) else None
     found = _LOWERED[net]
     return None if found is None else found.refresh()
+
+
+def release(net: nn.Module) -> None:
+    """Free what `lowered` holds for `net`, until it is asked for again."""
+    if (found := _LOWERED.get(net)) is not None:
+        found.release()
+
+
+def _take(own: Any, new: Any) -> None:
+    """Write `new` where `own` lies, or anew where it was released."""
+    if own.numel():
+        own.copy_(new)
+    else:
+        own.data = torch.empty_like(new, dtype=own.dtype).copy_(new)
 
 
 def _try(kind: type[F], net: nn.Module) -> F | None:

@@ -160,6 +160,9 @@ class Training:
         trained = nn.ModuleList([student] if self.guide is None else [student, self.guide])
         self.optimizer, self.scheduler = schedule.build(trained, len(data.labels), **levers.optimizer)
         self.average = EMA(student, self.around.average) if self.around.average else None
+        if levers.in_backward:
+            for parameter in trained.parameters():
+                parameter.register_post_accumulate_grad_hook(partial(_step_alone, self.optimizer))
         self.total = schedule.steps(len(data.labels))
         self.stop = min(self.total, max_steps) if max_steps else self.total
         self.step = 0
@@ -304,6 +307,7 @@ class Training:
             if self.method.attack_mode == "train":
                 objective = partial(objective)  # batch statistics: no image may leave the batch
             x_adv = self.engine.attack(self.attack, objective, x, start=start, generator=self.generator, **chosen)
+        self.engine.rest(self.student, self.teacher, self.guide)
         return x_adv, settings | (watch.seen() if watch is not None else {})
 
     def _attacked_nets(self, x: Tensor) -> Nets:
@@ -422,3 +426,14 @@ class Training:
         if self.average is not None:
             self.average.net.load_state_dict(state["average"]["net"])
             self.average.steps = state["average"]["steps"]
+
+
+def _step_alone(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """The optimiser's step of one weight, whose gradient goes with it."""
+    (group,) = optimizer.param_groups
+    whole, group["params"] = group["params"], [parameter]
+    try:
+        optimizer.step()
+    finally:
+        group["params"] = whole
+    parameter.grad = None

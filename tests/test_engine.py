@@ -210,10 +210,30 @@ def both(one, other):
     return zip(one.student.parameters(), other.student.parameters(), strict=True)
 
 
+def test_between_attacks_no_bf16_weights_are_held_and_the_next_attack_has_them_again(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    engine = Engine(Levers(bf16=True, leave=True))
+    first, low = attacked(engine, net, x, y), lowered(net, x[:1])
+    engine.rest(net)
+    assert not sum(
+        weight.numel() for name, weight in low.named_parameters() if low.get_parameter(name).dtype != x.dtype
+    )
+    assert torch.equal(attacked(engine, net, x, y), first)
+
+
+def test_stepped_in_backward_no_gradient_outlives_its_weights_step_and_the_momentum_is_the_same(make_net):
+    net = make_net()
+    one, other = trained(deepcopy(net)), trained(deepcopy(net), levers=replace(STANDARD, in_backward=True))
+    assert all(parameter.grad is None for parameter in other.student.parameters())
+    for a, b in both(one, other):
+        assert torch.equal(a, b)
+        assert torch.equal(one.optimizer.state[a]["momentum_buffer"], other.optimizer.state[b]["momentum_buffer"])
+
+
 # --- a training under levers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lever", ["folding", "channels_last", "leave", "fused", "cuda_graph"])
+@pytest.mark.parametrize("lever", ["folding", "channels_last", "leave", "fused", "cuda_graph", "in_backward"])
 def test_a_training_under_an_fp32_lever_reaches_the_plain_trainings_weights(lever, make_net, monkeypatch):
     graph = FakeGraph()
     monkeypatch.setattr(Engine, "record", graph, raising=False)
@@ -246,7 +266,7 @@ class Timed:
 def test_calibration_keeps_what_pays_and_nothing_else(make_net, batch, monkeypatch):
     clocked(monkeypatch, lambda levers: 4 - 2 * levers.bf16 - levers.folding + levers.channels_last)
     levers, tried = calibrate(make_net(), *batch, epsilon=0.1)
-    assert levers == Levers(folding=True, bf16=True)
+    assert levers == Levers(folding=True, bf16=True, in_backward=True)
     assert [one.lever for one in tried] == list(ORDER)
     said = {one.lever: one for one in tried}
     assert said["folding"].row["times faster"] == pytest.approx(4 / 3)
@@ -257,7 +277,7 @@ def test_calibration_keeps_what_pays_and_nothing_else(make_net, batch, monkeypat
 def test_an_exact_calibration_does_not_try_bf16(make_net, batch, monkeypatch):
     clocked(monkeypatch, lambda levers: 4 - 2 * levers.bf16)
     levers, tried = calibrate(make_net(), *batch, epsilon=0.1, exact=True)
-    assert levers == PLAIN
+    assert levers == Levers(in_backward=True)
     assert next(one.why for one in tried if one.lever == "bf16") == "not tried: the result has to be exact"
 
 
@@ -265,7 +285,7 @@ def test_bf16_is_refused_where_it_changes_what_the_network_says(make_net, batch,
     clocked(monkeypatch, lambda levers: 4 - 2 * levers.bf16)
     monkeypatch.setattr(Probe, "flips", lambda self, levers: 2)
     levers, tried = calibrate(make_net(), *batch, epsilon=0.1)
-    assert levers == PLAIN
+    assert levers == Levers(in_backward=True)
     assert next(one.why for one in tried if one.lever == "bf16") == "refused: 2 of 6 images are judged otherwise"
 
 

@@ -62,7 +62,7 @@ def test_released_work_is_free_again():
 
 
 def test_what_work_reaches_is_its_operations_by_its_seconds(monkeypatch):
-    assert measure.matmul_peak(TIMER, torch.float32, size=64) > 0
+    assert measure.matmul_peak(TIMER, torch.float32, (64,), 1) > 0
     a = torch.ones(8, 8)
     monkeypatch.setattr(measure, "_seconds", lambda work, timer: 2.0)
     assert measure.achieved(lambda: a @ a, TIMER) == 2 * 8**3 / 2

@@ -98,8 +98,9 @@ def calibrate(
 
     bf16 changes more than rounding: it is kept only if at most 1 % of these images, or one, are judged otherwise, and
     not tried where the result has to be `exact`. What needs another device is not tried either, and says so.
+    `in_backward` saves memory and no time: it is always kept.
     """
-    probe, levers, tried = Probe(net, x, y, epsilon, steps), PLAIN, []
+    probe, levers, tried = Probe(net, x, y, epsilon, steps), replace(PLAIN, in_backward=True), []
     for name in ORDER:
         found = _try(probe, name, levers, repeats, "the result has to be exact" if exact and name == "bf16" else "")
         levers = replace(levers, **{name: True}) if found.kept else levers

@@ -12,7 +12,7 @@ from lib.attacks import Objective, PerImage, Start, ascend, per_image, project
 from lib.engine.capture import Captured, Recorder, on_cuda
 from lib.engine.levers import STANDARD, Levers
 from lib.errors import choose
-from lib.folding import folded, lowered
+from lib.folding import folded, lowered, release
 
 Net = Callable[[Tensor], Tensor]
 Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound
@@ -65,6 +65,12 @@ class Engine:
             return self._compiled_if_wanted(low)
         seen = self._compiled_if_wanted(folded(net) if self.levers.folding else net)
         return in_precision(seen, "bf16" if self.levers.bf16 else self.precision)
+
+    def rest(self, *nets: nn.Module | None) -> None:
+        """Free the bf16 weights of these until the next attack; what is recorded or compiled keeps its own in place."""
+        if not self.levers.cuda_graph and not self.levers.compile:
+            for net in filter(None, nets):
+                release(net)
 
     def attack(
         self,

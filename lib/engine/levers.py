@@ -19,6 +19,7 @@ class Levers:
     cuda_graph: bool = False  # the attack recorded once and replayed, the last batch padded
     leave: bool = False  # images that are finished leave the batch
     fused: bool = False  # the optimiser's step as one kernel
+    in_backward: bool = False  # a weight is stepped as soon as its gradient is there, which is then freed
 
     @property
     def optimizer(self) -> dict[str, Any]:
