@@ -30,7 +30,15 @@ def load_weights(net: nn.Module, path: Path) -> None:
     Raises:
         UserError: the file is missing, damaged, wants to run code, or does not fit; nothing was loaded.
     """
-    state = read_state(path)
+    load_state(net, read_state(path), path)
+
+
+def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load the tensors that were read from `path` into `net`, every tensor or none.
+
+    Raises:
+        UserError: they do not fit; nothing was loaded.
+    """
     own = net.state_dict()
     state = _without_prefix(state, set(own))
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())

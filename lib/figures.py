@@ -1,7 +1,7 @@
 """Plots in one style, saved as png and pdf that are byte-stable for equal results."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lib.store import said_plainly
 from lib.table import Table
 
 WIDTH = 7.0  # inches: a text column
+LINES = ("-", "--", ":", "-.")
 AXES = {
     "batch": "images in the batch",
     "steps": "attack steps",
@@ -63,8 +64,8 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
         _teacher_star(axes[0][i], results, teacher, robust)
         _reported_panel(axes[1][i], frame, robust, looks)
         axes[0][i].set_title(f"{student}\n← {teacher}" if teacher else student, fontsize=8)
-    axes[0][0].set_ylabel(f"measured {comparison.headings[robust]}, %")
-    axes[1][0].set_ylabel(f"reported {robust}, %")
+        axes[0][i].set_ylabel(f"measured {robust}, %" if i else f"measured {comparison.headings[robust]}, %")
+        axes[1][i].set_ylabel(f"reported {robust}, %")
     figure.supxlabel("clean accuracy, %", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -179,7 +180,7 @@ def bars(comparison: Comparison, kind: str = "measured") -> Figure:
         axis.bar(places, own[kind].astype(float), width, yerr=_error(own, kind), label=row, error_kw={"lw": 0.7})
     headings = [comparison.headings[column].replace(" (", "\n(") for column in columns]
     axis.set_xticks(range(len(columns)), headings if kind == "measured" else columns, fontsize=7)
-    axis.set_ylabel("accuracy, %" if kind == "measured" else f"{kind} accuracy, %")
+    axis.set(xlabel="column of the table", ylabel=f"{kind} accuracy, %")
     axis.legend(frameon=False, fontsize=7, loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
     sns.despine(figure)
@@ -203,7 +204,7 @@ def ranked(comparison: Comparison, column: str) -> Figure:
             look = {"alpha": 1.0 if kind == "measured" else 0.4, "color": "C0"}
             axis.barh(frame.row, frame[kind].astype(float), xerr=_error(frame, kind), error_kw={"lw": 0.7}, **look)
             axis.invert_yaxis()
-            axis.set_xlabel(f"{kind} {column}, %")
+            axis.set(xlabel=f"{kind} {column}, %", ylabel="row")
             axis.tick_params(axis="y", labelsize=7)
         pair[0].set_title(block)
     figure.tight_layout()
@@ -215,18 +216,20 @@ def followed(curves: pd.DataFrame, groups: Mapping[str, list[str]], quantities: 
     """Epoch by epoch: a line of panels per group of runs, a panel per quantity, a curve per run.
 
     `curves` is what `report.followed` reads; `groups` is title -> runs. What is not told, or not run, is left out.
+    Where the ten colours begin anew, the line is dashed, then dotted.
     """
     use_style()
     groups = {title: runs for title, runs in groups.items() if runs}
-    colours = {run: f"C{i}" for i, run in enumerate(dict.fromkeys(run for runs in groups.values() for run in runs))}
+    runs_drawn = dict.fromkeys(run for runs in groups.values() for run in runs)
+    looks = {run: {"color": f"C{i % 10}", "ls": LINES[i // 10 % len(LINES)]} for i, run in enumerate(runs_drawn)}
     shape = (len(groups), len(quantities))
     figure, axes = plt.subplots(*shape, figsize=(1.25 * WIDTH, 0.4 + 2.3 * shape[0]), squeeze=False, sharex=True)
     for (title, runs), line in zip(groups.items(), axes, strict=True):
         for axis, quantity in zip(line, quantities, strict=True):
             for run in runs:
                 own = curves[curves.run == run].set_index("epoch")[quantity].dropna().astype(float)
-                axis.plot(own.index, own, "o-", ms=2, lw=1, color=colours[run], label=run)
-            axis.set(title=quantity, ylabel="%")
+                axis.plot(own.index, own, marker="o", ms=2, lw=1, label=run, **looks[run])
+            axis.set(title=quantity, ylabel="labels right, %" if quantity == "label right" else "accuracy, %")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         line[-1].legend(title=title, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
     for axis in axes[-1]:
@@ -312,16 +315,26 @@ def policies(shares: Mapping[str, Mapping[str, Tensor]], options: Mapping[str, t
     return figure
 
 
-def beliefs(logits: dict[str, Tensor], classes: tuple[str, ...], truth: int, title: str) -> Figure:
-    """The softmax of some answers (C,) as bars side by side, the true class in red."""
+def beliefs(
+    logits: Mapping[str, Tensor], classes: tuple[str, ...], truth: int | Sequence[int], title: str | Sequence[str]
+) -> Figure:
+    """The softmax of some answers as bars, the true class in red: a line of panels per image, a panel per answer.
+
+    Shapes: answers (N, C), with N true classes and N titles; or (C,), with one of each.
+    """
     use_style()
-    figure, axes = plt.subplots(1, len(logits), figsize=(WIDTH, 2.2), sharey=True, squeeze=False)
-    for panel, (name, answer) in zip(axes[0], logits.items(), strict=True):
-        colours = ["C3" if i == truth else "C0" for i in range(len(classes))]
-        panel.bar(range(len(classes)), answer.softmax(0).tolist(), color=colours)
-        panel.set_xticks(range(len(classes)), classes, rotation=90 if len(classes) > 10 else 0)
-        panel.set_title(f"{title}, {name}")
-    axes[0][0].set_ylabel("probability")
+    truths, titles = ([one] if isinstance(one, int | str) else [*one] for one in (truth, title))
+    size, turned = (WIDTH, 0.4 + 1.8 * len(truths)), len(classes) > 10 or max(map(len, classes)) > 2
+    figure, axes = plt.subplots(len(truths), len(logits), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for panels, (name, answers) in zip(axes.T, logits.items(), strict=True):
+        for panel, answer, own, said in zip(panels, torch.atleast_2d(answers), truths, titles, strict=True):
+            colours = ["C3" if i == own else "C0" for i in range(len(classes))]
+            panel.bar(range(len(classes)), answer.softmax(0).tolist(), color=colours)
+            panel.set_title(f"{said}, {name}", fontsize=8)
+        panels[-1].set_xticks(range(len(classes)), classes, rotation=90 if turned else 0, fontsize=7)
+        panels[-1].set_xlabel("class")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("probability")
     figure.tight_layout()
     sns.despine(figure)
     return figure

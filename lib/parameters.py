@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -21,6 +21,7 @@ from lib.spec import check_type, typed
 from lib.train import PRECISIONS, Schedule
 
 PARAMS = ROOT / "params"
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -100,20 +101,30 @@ def check(namespace: Mapping[str, Any]) -> Parameters:
     Raises:
         UserError: an unknown name or a wrong type.
     """
-    declared = {f.name: f.type for f in fields(Parameters)}
+    parameters = read_parameters(namespace, Parameters)
+    if not all(0 <= seed < 2**63 for seed in parameters.seeds):
+        raise UserError(f"parameter seeds wants numbers from 0 to 2**63 - 1, got {parameters.seeds}")
+    if parameters.protocol:
+        choose("protocol", parameters.protocol, PROTOCOLS)
+    if parameters.workers < 0:
+        raise UserError(f"parameter workers wants 0 or more, got {parameters.workers}")
+    return parameters
+
+
+def read_parameters(namespace: Mapping[str, Any], kind: type[Kind]) -> Kind:
+    """The parameters of a notebook as the dataclass that declares them, each of its declared type.
+
+    Raises:
+        UserError: an unknown name or a wrong type.
+    """
+    declared: dict[str, Any] = {f.name: f.type for f in fields(kind)}  # type: ignore[arg-type]
     for name in injected_names(namespace.get("In", [])):
         if name not in declared:
             raise UserError(f"unknown parameter {name!r}; choose from: {', '.join(declared)}")
     values = {name: namespace[name] for name in declared if name in namespace}
     for name, value in values.items():
         check_type(value, declared[name], f"parameter {name}")
-    if not all(0 <= seed < 2**63 for seed in values.get("seeds", [])):
-        raise UserError(f"parameter seeds wants numbers from 0 to 2**63 - 1, got {values['seeds']}")
-    if values.get("protocol"):
-        choose("protocol", values["protocol"], PROTOCOLS)
-    if values.get("workers", 0) < 0:
-        raise UserError(f"parameter workers wants 0 or more, got {values['workers']}")
-    return Parameters(**values)
+    return kind(**values)
 
 
 def injected_names(cells: list[str]) -> list[str]:
@@ -181,13 +192,12 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return {**base, **over, **both}
 
 
-def device_of(parameters: Parameters) -> torch.device:
-    """The device to run on; "auto" is the GPU where there is one.
+def device_of(name: str) -> torch.device:
+    """The device of this name; "auto" is the GPU where there is one.
 
     Raises:
         UserError: no such device, or not on this machine.
     """
-    name = parameters.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -21,8 +21,11 @@ def pool(workers: int, begin: Callable[..., None] | None = None, *given: Any) ->
             yield executor
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - others:
+            left = set(multiprocessing.active_children()) - others
+            for process in left:
                 process.terminate()
+            for process in left:
+                process.join()
             raise
 
 

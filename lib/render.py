@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from lib.evaluate import Finding, WorstCase, strip, summary, wilson
+from lib.evaluate import Finding, Report, WorstCase, strip, summary, wilson
 from lib.store import said_plainly, write_atomically
 
 KINDS = ("reported", "measured", "difference")
@@ -94,8 +94,26 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
             indent=1,
         ),
     }
+    return _write(texts, outputs, comparison.name)
+
+
+def save_own(shown: Report, outputs: Path, name: str, weights: str) -> list[Path]:
+    """Write a classifier's report as csv, html and json under outputs/tables; the flags of every image are in the json.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    told: dict[str, Any] = {"weights": weights, "protocol": shown.protocol, "notes": list(shown.notes)}
+    told["accuracies"] = [accuracy.to_json() for accuracy in shown.accuracies]
+    told["worst"] = shown.worst and shown.worst._asdict()
+    told["findings"] = [asdict(finding) for finding in shown.findings]
+    texts = {"csv": shown.frame.to_csv(), "html": shown._repr_html_(), "json": json.dumps(told, indent=1)}
+    return _write(texts, outputs, name)
+
+
+def _write(texts: dict[str, str], outputs: Path, name: str) -> list[Path]:
     folder = outputs / "tables"
-    paths = {suffix: folder / f"{comparison.name}.{suffix}" for suffix in texts}
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in texts}
     with said_plainly(outputs):
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, path in paths.items():

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from lib.attacks import pgd
 from lib.checkpoints import file_digest, load_weights, save_weights
 from lib.engine import STANDARD, Levers
 from lib.errors import UserError, choose
-from lib.evaluate import VERSION, Accuracy, Column, accuracy, evaluate, together
+from lib.evaluate import VERSION, Accuracy, Column, Means, accuracy, evaluate, together
 from lib.methods import METHODS
 from lib.models import build
 from lib.spec import DataSpec, GivenWeights, RunSpec, digest_of
@@ -211,9 +212,11 @@ def measure(
                 if group[0].surrogate and source is None:
                     raise UserError(f"column {group[0].name}: its surrogate {group[0].surrogate} was not given")
                 made_on = network(source, data_spec, place) if source else None
-                for row in evaluate(net, test, group, made_on):
+                begun = store.partial / f"{digest}-{checkpoint}-attack"
+                for row in evaluate(net, test, group, made_on, Means(begun)):
                     made = {**row.to_json(), "provenance": provenance(place)}
                     store.write_rows(digest, _key(row.column, checkpoint), [made])
+                shutil.rmtree(begun, ignore_errors=True)
     kept = [store.read_rows(digest, _key(column, checkpoint)) for column in columns]
     return [replace(Accuracy.from_json(rows[0]), column=c) for c, rows in zip(columns, kept, strict=True) if rows]
 

@@ -181,7 +181,7 @@ def open_table(name: str, parameters: Parameters) -> Table:
         outputs=_from_root(parameters.outputs),
         data_dir=_from_root(parameters.data_dir),
         download=parameters.download,
-        device=str(device_of(parameters)),
+        device=str(device_of(parameters.device)),
         weights_files={digests[name]: path for name, path in weights.items()},
     )
     if place.device == "cpu":

@@ -9,6 +9,7 @@ from torch import Generator, nn
 from lib.attacks import at_image, pgd
 from lib.autoattack import driver
 from lib.autoattack.batches import Setting
+from lib.autoattack.saved import Saved
 from lib.cw2 import cw2
 from lib.data import Split
 from lib.errors import UserError
@@ -17,6 +18,7 @@ from lib.evaluate import (
     Accuracy,
     Column,
     EvaluationAttack,
+    Means,
     accuracy,
     check_perturbation,
     evaluate,
@@ -299,3 +301,37 @@ def test_columns_that_differ_in_more_than_steps_do_not_share_a_run():
     others = [{"seed": 1}, {"images": 3}, {"epsilon": 0.2}, {"attack": "pgd_frozen"}, {"surrogate": "x"}]
     columns = (column, *(replace(column, steps=3, **other) for other in others))
     assert len(together(columns)) == len(columns)
+
+
+def test_autoattack_keeps_the_flags_after_every_stage_and_the_last_are_its_own(net, split):
+    (found,) = evaluate(net, split, (column("autoattack", stages=CHEAP, epsilon=0.15),))
+    assert list(found.stages) == ["clean", *CHEAP]
+    assert found.stages["clean"] == accuracy(net, split, column("clean")).flags
+    assert found.stages["apgd-t"] == found.flags
+    pairs = zip(found.stages["clean"], found.stages["apgd-ce"], found.flags, strict=True)
+    assert all(clean >= ce >= end for clean, ce, end in pairs)
+    assert Accuracy.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_an_autoattack_that_was_killed_goes_on_to_the_same_flags(net, split, tmp_path, monkeypatch):
+    setting = column("autoattack", stages=CHEAP, epsilon=0.15)
+    (whole,) = evaluate(net, split, (setting,))
+    written, write = [], Saved.write
+
+    def dies_after_two(self, *arguments):
+        write(self, *arguments)
+        written.append(arguments[:2])
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Saved, "write", dies_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(net, split, (setting,), means=Means(tmp_path))
+
+    def notes(self, *arguments):
+        write(self, *arguments)
+        written.append(arguments[:2])
+
+    monkeypatch.setattr(Saved, "write", notes)
+    assert evaluate(net, split, (setting,), means=Means(tmp_path)) == [whole]
+    assert len(set(written)) == len(written) > 2  # no batch twice

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 from small import parameters
@@ -106,4 +107,29 @@ def test_the_curves_are_read_from_a_history_and_drawn_also_where_a_run_was_not_f
     )
     assert len(figure.axes) == 4
     assert [len(axis.lines) for axis in figure.axes] == [2, 2, 1, 1]
+    assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["labels right, %", "accuracy, %"]
     assert figures.history(path).axes
+
+
+def test_no_two_of_more_than_ten_curves_look_the_same():
+    runs_drawn = [f"run {i}" for i in range(12)]
+    curves = pd.DataFrame([{"run": run, "epoch": 1, "label right": 50.0} for run in runs_drawn])
+    (axis,) = figures.followed(curves, {"": runs_drawn}, ["label right"]).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axis.lines}) == 12
+
+
+@pytest.mark.parametrize(
+    ("classes", "turned"), [(tuple("0123"), 0.0), (("cat", "dog", "ship", "truck"), 90.0)], ids=["digits", "words"]
+)
+def test_beliefs_have_a_line_of_panels_per_image_with_its_true_class_in_red_and_every_axis_labelled(classes, turned):
+    answers = {name: torch.arange(8.0).reshape(2, 4) * scale for name, scale in (("guide", 1), ("target", -1))}
+    axes = figures.beliefs(answers, classes, [1, 3], ["image 5", "image 7"]).axes
+    assert [axis.get_title() for axis in axes] == [f"image {i}, {name}" for i in (5, 7) for name in answers]
+    assert [axis.get_xlabel() for axis in axes] == ["", "", "class", "class"]
+    assert [axis.get_ylabel() for axis in axes] == ["probability", ""] * 2
+    assert axes[2].get_xticklabels()[0].get_rotation() == turned
+    for axis, truth in zip(axes, (1, 1, 3, 3), strict=True):
+        colours = [bar.get_facecolor() for bar in axis.patches]
+        assert [i for i, colour in enumerate(colours) if colours.count(colour) == 1] == [truth]
+    alone = figures.beliefs({name: two[0] for name, two in answers.items()}, classes, 1, "T(x)").axes
+    torch.testing.assert_close([bar.get_height() for bar in alone[0].patches], answers["guide"][0].softmax(0).tolist())

@@ -12,6 +12,8 @@ from small import SETTINGS
 from test_checkpoints import Hostile
 
 from lib import ROOT, speed
+from lib.classifier import Classifier
+from lib.models import build
 from lib.parameters import PARAMS, Parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -19,6 +21,7 @@ TABLES = [path for path in NOTEBOOKS if (PARAMS / "tables" / f"{path.stem}.yaml"
 DECLARED = {  # notebooks that are not about a table
     "benchmark_speed": speed.Settings,
     "speedrun_robust": partial(Parameters, seeds=[0, 1, 2]),
+    "evaluate_your_model": Classifier,
 }
 PAPERMILL = (sys.executable, "-m", "papermill", "--no-progress-bar")
 
@@ -84,6 +87,38 @@ def test_papermill_runs_every_notebook_and_a_table_leaves_its_table_and_figures(
         assert (tmp_path / "tables" / f"{path.stem}.{suffix}").stat().st_size
     drawn = any("figures.save" in cell.source for cell in code_cells(path))
     assert (tmp_path / "figures" / f"{path.stem}.pdf").exists() == drawn
+
+
+def test_papermill_evaluates_a_model_of_ones_own(tmp_path):
+    notebook = ROOT / "notebooks" / "evaluate_your_model.ipynb"
+    cheap = {"AA": {"images": 5, "stages": ["apgd-ce"]}, "PGD-50": {"steps": 3}, "PGD-20": {"steps": 2}}
+    torch.save(build("ResNet10-w8", classes=10, channels=1).state_dict(), tmp_path / "mine.pt")
+    given = {"weights": str(tmp_path / "mine.pt"), "model": "ResNet10-w8", "images": 20, "changes": cheap}
+    done, copy = execute(notebook, tmp_path, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = json.loads((tmp_path / "tables" / "evaluate_your_model.json").read_text())
+    assert [len(a["flags"]) for a in saved["accuracies"]] == [20, 20, 20, 20, 20, 5]
+    assert len(saved["findings"]) == 10
+    shown = "".join(str(out.get("data", "")) for cell in code_cells(copy) for out in cell.outputs)
+    assert "worst case over the attacks" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"weights": "nowhere.pt"}, "there is no weights file"),
+        ({"model": "ResNet19"}, "unknown model 'ResNet19'"),
+        ({"changes": {"AA": {"image": 3}}}, "column AA has no 'image'"),
+        ({"radius": 800.0}, "the radius lies in"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_parameter_of_ones_own_model_ends_papermill_with_one_sentence(tmp_path, given, said):
+    torch.save(build("ResNet8-w8", classes=10, channels=1).state_dict(), tmp_path / "mine.pt")
+    given = {"weights": str(tmp_path / "mine.pt"), "images": 8} | given
+    done, _ = execute(ROOT / "notebooks" / "evaluate_your_model.ipynb", tmp_path, **given)
+    assert done.returncode != 0
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize("rows", [["DGAD", "DGAD (code)"], ["PGD-AT", "TRADES"]])

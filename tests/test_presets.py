@@ -80,7 +80,7 @@ def test_columns_take_changes_by_name_and_refuse_what_they_do_not_know():
     assert (columns["AA"].images, columns["AA"].seed, columns["FGSM"].images) == (7, 3, 0)
     with pytest.raises(UserError, match="'PGD-7'"):
         columns_of("common", changes={"PGD-7": {"images": 7}})
-    with pytest.raises(UserError, match="'image'"):
+    with pytest.raises(UserError, match="column AA has no 'image'"):
         columns_of("common", changes={"AA": {"image": 7}})
     with pytest.raises(UserError, match="unknown protocol 'linf'.*" + ", ".join(PROTOCOLS)):
         columns_of("linf")

@@ -8,7 +8,7 @@
 from lib.evaluate.attacks import ATTACKS, STAGES, STEPPED, EvaluationAttack
 from lib.evaluate.checks import CHECKS, Finding, sanity
 from lib.evaluate.columns import Accuracy, Column, wilson
-from lib.evaluate.measure import VERSION, accuracy, check_fits, check_perturbation, evaluate, frozen, together
+from lib.evaluate.measure import VERSION, Means, accuracy, check_fits, check_perturbation, evaluate, frozen, together
 from lib.evaluate.own import Report, columns_of, report
 from lib.evaluate.paired import Paired, WorstCase, contradictions, mcnemar, paired, worst_case
 from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius
@@ -27,6 +27,7 @@ __all__ = [
     "Column",
     "EvaluationAttack",
     "Finding",
+    "Means",
     "Paired",
     "Report",
     "WorstCase",

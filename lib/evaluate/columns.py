@@ -1,5 +1,6 @@
 """What is measured and what was found: an attack with all of its settings, and which images it left right."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -76,6 +77,11 @@ class Column:
     def what(self) -> "Column":
         """The column without its names: equal where the same is measured."""
         return replace(self, name="", preset="")
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits, equal where the same is measured."""
+        return hashlib.sha256(repr(self.what).encode()).hexdigest()[:12]
 
     def settings(self) -> dict[str, Any]:
         """What a reader has to know of the number, in words and in 1/255; "–" where the attack has no such setting."""

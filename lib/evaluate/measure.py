@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 
+from lib.autoattack import standard
 from lib.data import Split, to_float
 from lib.errors import UserError
 from lib.evaluate.attacks import ATTACKS, STEPPED
@@ -21,8 +23,20 @@ TOLERANCE = 1e-6  # how far float rounding may carry a pixel out of the ball
 VERSION = 3  # raised when an attack's code changes what an equal column measures
 
 
+@dataclass(frozen=True)
+class Means:
+    """What a long attack is done with: a folder that it goes on from when it was killed, and processes on a CPU."""
+
+    kept: Path | None = None
+    workers: int = 1
+
+
 def evaluate(
-    net: nn.Module, test: Split, columns: tuple[Column, ...], surrogate: nn.Module | None = None
+    net: nn.Module,
+    test: Split,
+    columns: tuple[Column, ...],
+    surrogate: nn.Module | None = None,
+    means: Means | None = None,
 ) -> list[Accuracy]:
     """The accuracy of `net`, in eval mode, under every column's attack; its mode is restored afterwards.
 
@@ -34,7 +48,7 @@ def evaluate(
     """
     source = surrogate or net
     with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
-        found = [one for group in together(columns) for one in _measured(net, test, group, source)]
+        found = [one for group in together(columns) for one in _measured(net, test, group, source, means or Means())]
     return [next(accuracy for accuracy in found if accuracy.column == column) for column in columns]
 
 
@@ -47,8 +61,39 @@ def together(columns: tuple[Column, ...]) -> list[tuple[Column, ...]]:
     return list(groups.values())
 
 
-def _measured(net: nn.Module, test: Split, group: tuple[Column, ...], source: nn.Module) -> list[Accuracy]:
-    return [accuracy(net, test, group[0], source)] if len(group) == 1 else prefixes(net, test, group, source)
+def _measured(
+    net: nn.Module, test: Split, group: tuple[Column, ...], source: nn.Module, means: Means
+) -> list[Accuracy]:
+    if len(group) > 1:
+        return prefixes(net, test, group, source)
+    if group[0].attack == "autoattack":
+        return [by_stages(net, test, group[0], source, means)]
+    return [accuracy(net, test, group[0], source)]
+
+
+def by_stages(net: nn.Module, test: Split, column: Column, source: nn.Module, means: Means) -> Accuracy:
+    """What `accuracy` finds for AutoAttack, with the flags after each of its stages; it goes on where it was killed.
+
+    Transfers judge the end alone: the stages attack the surrogate.
+    """
+    part = test.take(slice(0, column.images or len(test.labels)))
+    x, y = to_float(part.images), part.labels
+    with torch.no_grad():
+        check_fits(column, len(test.labels), net(x[:1]).shape[1])
+    found = standard(
+        in_precision(folded(source), column.crafting),
+        x,
+        y,
+        epsilon=column.epsilon,
+        seed=column.seed,
+        batch_size=column.batch_size,
+        stages=column.stages,
+        judge=source,
+        folder=means.kept / column.what.digest if means.kept else None,
+        workers=means.workers,
+    )
+    stages = {} if source is not net else {stage: _as_flags(robust) for stage, robust in found.robust.items()}
+    return replace(_accuracy(column, judged(net, x, found.x_adv, y, column)), stages=stages)
 
 
 def prefixes(net: nn.Module, test: Split, columns: tuple[Column, ...], source: nn.Module) -> list[Accuracy]:
@@ -108,7 +153,11 @@ def judged(net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, column: Column) 
 
 
 def _accuracy(column: Column, right: Tensor) -> Accuracy:
-    return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()))
+    return Accuracy(column, int(right.sum()), len(right), _as_flags(right))
+
+
+def _as_flags(right: Tensor) -> str:
+    return "".join("01"[flag] for flag in right.tolist())
 
 
 def check_fits(column: Column, images: int, classes: int) -> None:

@@ -1,7 +1,7 @@
 """The evaluation of any classifier: a protocol's attacks, the worst case over them, and the sanity checks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -13,10 +13,11 @@ from lib.errors import UserError, choose
 from lib.evaluate.checks import Finding, sanity
 from lib.evaluate.columns import Accuracy, Column
 from lib.evaluate.inputs import are_probabilities, check_classes, check_images, check_labels, check_logits
-from lib.evaluate.measure import check_fits, evaluate, frozen
+from lib.evaluate.measure import Means, check_fits, evaluate, frozen
 from lib.evaluate.paired import WorstCase, contradictions, worst_case
 from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius
 from lib.evaluate.strip import strip, summary
+from lib.spec import typed
 from lib.train import mode
 
 CHECKED = 256  # images that the sanity checks look at, at most
@@ -82,13 +83,21 @@ def columns_of(
         UserError: an unknown protocol or column, or a setting that makes no sense.
     """
     named = choose("protocol", protocol, PROTOCOLS)
-    for name, settings in (changes or {}).items():
+    for name in changes or {}:
         choose("column of this protocol", name, named)
-        for key in settings:
-            choose("setting of a column", key, {key: None for key in Column.__dataclass_fields__ if key != "name"})
     size = epsilon / 4 if step_size is None else step_size
     columns = {name: at_radius(PRESETS[preset], epsilon, size) for name, preset in named.items()}
-    return tuple(replace(column, name=name, **(changes or {}).get(name, {})) for name, column in columns.items())
+    return tuple(changed(replace(column, name=name), (changes or {}).get(name, {})) for name, column in columns.items())
+
+
+def changed(column: Column, settings: Mapping[str, Any]) -> Column:
+    """The column with some settings replaced, each of its declared type.
+
+    Raises:
+        UserError: an unknown setting, a wrong type or a number that makes no sense.
+    """
+    given = asdict(column) | {"stages": list(column.stages)} | dict(settings)
+    return typed(Column, given | {"stages": list(given["stages"])}, f"column {column.name}")
 
 
 def report(
@@ -103,13 +112,14 @@ def report(
     changes: Mapping[str, Mapping[str, Any]] | None = None,
     unrelated: nn.Module | None = None,
     seed: int = 0,
+    means: Means | None = None,
 ) -> Report:
     """The accuracy of any classifier under a protocol's attacks, each checked, with the sanity checks' findings.
 
     Shapes: images (N, C, H, W) floats in [0, 1], labels (N,) whole numbers; the model's outputs are logits (N, K), its
     normalisation its own first layer. Where a column wants more images than there are, all are taken, and the report
-    says so. `classes` is K where it is known. `unrelated` is a network trained apart, for the transfer check. The model
-    is evaluated in eval mode, and left as it was.
+    says so. `classes` is K where it is known. `unrelated` is a network trained apart, for the transfer check. With
+    `means` AutoAttack goes on where it was killed. The model is evaluated in eval mode, and left as it was.
 
     Raises:
         UserError: what would make the numbers meaningless, in a sentence; or an unknown protocol, column or setting.
@@ -133,7 +143,7 @@ def report(
         columns, fewer = _that_fit(columns_of(protocol, epsilon, step_size, changes), len(images), seed)
         for column in columns:
             check_fits(column, len(images), logits.shape[1])
-        found = evaluate(model, Split(images, labels), columns)
+        found = evaluate(model, Split(images, labels), columns, means=means)
         checked = images[:CHECKED], labels[:CHECKED]
         findings = _checked(model, *checked, epsilon, unrelated, seed)
     return Report(protocol, tuple(found), tuple(findings), (*notes, *fewer))

@@ -1,6 +1,6 @@
 """Reported beside measured: the comparison, the leads, the controls, and what they were made with."""
 
-from lib.render import save
+from lib.render import save, save_own
 from lib.report.also import also_measured, floor, protocols, teachers_table, under_both
 from lib.report.compare import compare
 from lib.report.guides import followed, rescued
@@ -30,6 +30,7 @@ __all__ = [
     "rescued",
     "row_key",
     "save",
+    "save_own",
     "source",
     "strategy_steps",
     "teachers_table",

@@ -1,7 +1,7 @@
 """What is measured: ratios of rounds in turn, the bytes that a piece of work holds, operations per second."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet, finalize

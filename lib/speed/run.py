@@ -23,7 +23,7 @@ def place_of(parameters: Parameters) -> Place:
     """Where the parameters say that runs are made, with the standard levers."""
     folders = (Path(folder) for folder in (parameters.outputs, parameters.data_dir))
     outputs, data_dir = (folder if folder.is_absolute() else ROOT / folder for folder in folders)
-    return Place(outputs, data_dir, parameters.download, str(device_of(parameters)))
+    return Place(outputs, data_dir, parameters.download, str(device_of(parameters.device)))
 
 
 def data_of(scale: Scale, place: Place) -> DataSpec:

@@ -9,7 +9,7 @@ import torch
 
 from lib.errors import UserError, choose
 from lib.models import MODELS
-from lib.parameters import Parameters, device_of, injected_names
+from lib.parameters import device_of, injected_names
 from lib.spec import check_type
 from lib.speed.cases import TITLES
 from lib.speed.measure import Timer
@@ -80,7 +80,7 @@ def check(namespace: Mapping[str, Any]) -> tuple[Settings, Timer]:
         low = choose("axis of the curves", axis, SMALLEST)
         if len(points) < 2 or min(points) < low:
             raise UserError(f"parameter curve wants two points or more of {axis}, each at least {low}, got {points}")
-    device = device_of(Parameters(device=settings.device))
+    device = device_of(settings.device)
     if settings.clock == "cpu" and device.type != "cpu":
         raise UserError(f"the clock cpu says nothing of work on {device}; choose wall")
     return settings, Timer(device, CLOCKS[settings.clock])
