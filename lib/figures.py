@@ -371,6 +371,8 @@ def cost_curves(curves: pd.DataFrame) -> Figure:
         )
         axis.set(xscale="log", yscale="log", xlabel=AXES[name], xticks=own.value)
         axis.set_xticks([], minor=True), axis.set_xticklabels(own.value)
+        axis.yaxis.set_major_formatter("{x:g}"), axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="both", labelsize=6)
     axes[0][0].set_ylabel("seconds")
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
     figure.tight_layout()
