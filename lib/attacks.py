@@ -89,15 +89,23 @@ def pgd(
     Raises:
         UserError: a radius, step size or number of steps is negative.
     """
-    radius, size, count = (_per_image(value, x) for value in (epsilon, step_size, steps))
+    radius, size, count = (per_image(value, x) for value in (epsilon, step_size, steps))
     if min(radius.min(), size.min(), count.min()) < 0:
         raise UserError(f"an attack's radius, step size and steps must be >= 0, got {epsilon}, {step_size}, {steps}")
     x_adv = start(x, radius, generator)
     if rule is None and count.numel() == 1:
-        for _ in range(int(count)):
-            x_adv = project(x_adv + size * input_gradient(objective, x_adv).sign(), x, radius)
-        return project(x_adv, x, radius)
+        return project(ascend(objective, x, x_adv, radius, size, int(count)), x, radius)
     return _pgd_while(objective, x, x_adv, radius, size, count, rule or _always)
+
+
+def ascend(objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size: Tensor, steps: int) -> Tensor:
+    """`steps` signed steps of the whole batch from x_adv; nothing in it asks the device for a number.
+
+    Shapes: x and x_adv (N, C, H, W); radius and size broadcast against them.
+    """
+    for _ in range(steps):
+        x_adv = project(x_adv + size * input_gradient(objective, x_adv).sign(), x, radius)
+    return x_adv
 
 
 def _pgd_while(
@@ -145,5 +153,6 @@ def _like(draw: Callable[..., Tensor], x: Tensor, generator: Generator | None) -
     return draw(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _per_image(value: float | Tensor, x: Tensor) -> Tensor:
+def per_image(value: float | Tensor, x: Tensor) -> Tensor:
+    """A number or one per image (N,) as a tensor that broadcasts against x (N, C, H, W)."""
     return torch.as_tensor(value, device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.dim() - 1))

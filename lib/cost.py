@@ -1,9 +1,12 @@
 """What a run will cost, from a few of its own steps on this machine: seconds, and floating-point operations."""
 
+import json
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from lib.attacks import input_gradient
 from lib.data import Split, to_float
 from lib.evaluate import Column
 from lib.losses import cross_entropy
-from lib.runs import Place, fresh_network, start
+from lib.runs import Place, fresh_network, provenance, start
 from lib.spec import DataSpec, RunSpec
 from lib.strategies import StrategySpec, needs_network
 from lib.watch import UntilConverged, UntilGap, UntilWrong
@@ -25,6 +28,7 @@ AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 250
 STOPPING = (UntilWrong, UntilGap, UntilConverged)  # an untrained network would stop them at once
 LEARNING = ("learned", "learned_as_released", "learned_awp_as_released", "adv_hp", "ohl")
 CHECK_PASSES = 360  # of the sanity checks, Square's forwards among them, per image
+LOGS = ("spec", "provenance", "history")
 JSMA_PASSES = 150  # 76 steps of two backwards at 32x32, at most
 
 
@@ -78,6 +82,33 @@ def training(spec: RunSpec, place: Place, flops: bool) -> Cost:
     return step * begun.stop + evaluation(spec.model, spec.data, place, (selection, *told), flops) * epochs
 
 
+def logged(spec: RunSpec, place: Place) -> float | None:
+    """Seconds of a run's training from what finished runs of its kind logged here per epoch, or None without any.
+
+    Of one kind are runs that differ in seed, the method's weights, the number of epochs, or in how the teacher came to
+    be; here is the same kind of device. A run that is cut off after some steps is not told from whole epochs.
+    """
+    if spec.max_steps:
+        return None
+    kind, here = _kind(asdict(spec)), provenance(place)["device"]
+    epochs: list[float] = []
+    for folder in sorted(place.store.runs.glob("[!.]*")):
+        try:
+            run, facts, history = (json.loads((folder / f"{n}.json").read_text()) for n in LOGS)
+            alike = facts["device"] == here and _kind(run) == kind
+            epochs += [row["seconds"] for row in history if "seconds" in row] if alike else []
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not a run of ours, or an older one's form
+            continue
+    return statistics.median(epochs) * spec.schedule.epochs if epochs else None
+
+
+def _kind(spec: dict[str, Any]) -> str:
+    """What decides the seconds of an epoch, as text."""
+    teacher, schedule = spec["teacher"] or {}, {**spec["schedule"], "epochs": 0, "milestones": [], "lr": 0}
+    same = {**spec, "seed": 0, "weights": [], "teacher": teacher.get("model"), "schedule": schedule}
+    return json.dumps(same, sort_keys=True)
+
+
 def _mean_steps(spec: RunSpec) -> float:
     """The attack's steps per image: its own, the mean of a strategy's options, or half of CAT's half-way level."""
     if spec.strategy is None:
@@ -113,8 +144,7 @@ def _with_steps(spec: RunSpec, steps: int) -> RunSpec:
 def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int, flops: bool) -> Cost:
     """The cost per image of work(x, y): once on two images, and where that is quick, timed again on up to `size`."""
     x, y = to_float(data.images[:2]), data.labels[:2]
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    counter = _counter()
     with counter if flops else nullcontext():
         seconds = _seconds(lambda: work(x, y))
     flops_done = counter.get_total_flops()
@@ -125,6 +155,19 @@ def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int,
         return first
     x, y = to_float(data.images[:size]), data.labels[:size]
     return replace(first, seconds=min(_seconds(lambda: work(x, y)) for _ in range(2)) / len(y))
+
+
+def counted(work: Callable[[], object]) -> float:
+    """The floating-point operations of one call: products and convolutions, a multiply and an add being two."""
+    with _counter() as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
 
 
 class _NoModules(AbstractContextManager[None]):

@@ -127,9 +127,18 @@ def _estimate(
     if train and isinstance(net, RunSpec):
         kind = (net.teacher and net.teacher.model, replace(net, teacher=None, seed=0, weights=()))
         if kind not in known:
-            known[kind] = cost.training(net, table.place, flops)
+            known[kind] = _training(net, table, flops)
         total = known[kind]
     return total + known[measuring]
+
+
+def _training(net: RunSpec, table: Table, flops: bool) -> cost.Cost:
+    """The cost of a training: as runs of its kind logged it here, and else from a few of its own steps."""
+    seconds = cost.logged(net, table.place)
+    if seconds is not None and not flops:
+        return cost.Cost(seconds)
+    probed = cost.training(net, table.place, flops)
+    return probed if seconds is None else replace(probed, seconds=seconds)
 
 
 def run(planned: Plan) -> list[Result]:

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from lib.experiment import Result
+from lib.meter import KEYS
 from lib.render import Comparison
 from lib.report import told_picks
 from lib.store import said_plainly
@@ -23,6 +24,12 @@ from lib.table import Table
 
 WIDTH = 7.0  # inches: a text column
 LINES = ("-", "--", ":", "-.")
+AXES = {
+    "batch": "images in the batch",
+    "steps": "attack steps",
+    "width": "network's width",
+    "side": "image side, pixels",
+}
 
 
 def use_style() -> None:
@@ -338,7 +345,7 @@ def history(path: Path) -> Figure:
     use_style()
     frame = pd.read_json(path).set_index("epoch")
     figure, (terms, score) = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
-    frame.drop(columns=["step", "score", "strategy", "followed"], errors="ignore").plot(
+    frame.drop(columns=["step", "score", "strategy", "followed", *KEYS], errors="ignore").plot(
         ax=terms, lw=1, xlabel="epoch", ylabel="mean of the term"
     )
     frame["score"].plot(ax=score, lw=1, color="C3", xlabel="epoch", ylabel="PGD-10 accuracy, %")
@@ -376,4 +383,30 @@ def surfaces(losses: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         axis.set_zlabel("loss", fontsize=7)
         axis.tick_params(labelsize=6)
     figure.subplots_adjust(left=0.0, right=0.95, wspace=0.15)
+    return figure
+
+
+def cost_curves(curves: pd.DataFrame) -> Figure:
+    """Seconds of one attack as its batch, steps, width and image side grow, a curve per form; both axes logarithmic.
+
+    `curves` is what `speed.curves` returns. The dotted line is proportional growth from our first point.
+    """
+    use_style()
+    names = list(dict.fromkeys(curves["axis"]))
+    figure, axes = plt.subplots(1, len(names), figsize=(1.25 * WIDTH, 2.4), squeeze=False)
+    for name, axis in zip(names, axes[0], strict=True):
+        for form, line in curves[curves["axis"] == name].groupby("form", sort=False):
+            axis.plot(line.value, line.seconds, "o-", ms=3, lw=1, label=form)
+        own = curves[(curves["axis"] == name) & (curves.form == "ours")]
+        axis.plot(
+            own.value, own.seconds.iloc[0] * own.value / own.value.iloc[0], ":", color="grey", label="proportional"
+        )
+        axis.set(xscale="log", yscale="log", xlabel=AXES[name], xticks=own.value)
+        axis.set_xticks([], minor=True), axis.set_xticklabels(own.value)
+        axis.yaxis.set_major_formatter("{x:g}"), axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="both", labelsize=6)
+    axes[0][0].set_ylabel("seconds")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
+    figure.tight_layout()
+    sns.despine(figure)
     return figure

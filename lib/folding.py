@@ -1,14 +1,21 @@
-"""Convolution and batch-norm as one convolution: faster for an eval-mode attack, and the same to float rounding."""
+"""Convolution and batch-norm as one convolution: faster for an eval-mode attack, and the same to float rounding.
+
+The folded convolutions may be kept in bf16: cast once when the weights change, and not at every pass.
+"""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _FOLDED: "WeakKeyDictionary[nn.Module, Folded | None]" = WeakKeyDictionary()
+_LOWERED: "WeakKeyDictionary[nn.Module, Lowered | None]" = WeakKeyDictionary()
+
+
+F = TypeVar("F", bound="Folded")
 
 
 class Folded:
@@ -42,9 +49,42 @@ class Folded:
             mean: Any = norm.running_mean
             var: Any = norm.running_var
             weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias)
-            both.weight.copy_(weight)
-            both.bias.copy_(bias)  # type: ignore[union-attr]
+            _take(both.weight, weight)
+            _take(both.bias, bias)
         return self.graph
+
+
+class Lowered(Folded):
+    """The same with every convolution in bf16; linear layers, so the logits, are fp32, as are batch-norms left over."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        modules, fresh = dict(net.named_modules()), {id(both) for *_, both in self.pairs}
+        self.alone: list[tuple[nn.Conv2d, nn.Conv2d]] = []
+        for node in list(self.graph.graph.nodes):
+            module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, nn.Conv2d) and id(module) not in fresh:
+                self.alone.append((modules[str(node.target)], deepcopy(module).requires_grad_(False)))
+                _replace(self.graph, str(node.target), self.alone[-1][1])
+                fresh.add(id(self.alone[-1][1]))
+            _cast(self.graph.graph, node, module)
+        for copy in (*(both for *_, both in self.pairs), *(copy for _, copy in self.alone)):
+            copy.to(torch.bfloat16)
+        self.graph.recompile()
+
+    @torch.no_grad()
+    def refresh(self) -> fx.GraphModule:
+        """The network in bf16, with the present weights."""
+        for conv, copy in self.alone:
+            for own, new in zip(copy.parameters(), conv.parameters(), strict=True):
+                _take(own, new)
+        return super().refresh()
+
+    def release(self) -> None:
+        """Hold no weights until the next `refresh`."""
+        for copy in (*(both for *_, both in self.pairs), *(copy for _, copy in self.alone)):
+            for parameter in copy.parameters():
+                parameter.data = parameter.data.new_empty(0)
 
 
 class _Tracer(fx.Tracer):
@@ -60,17 +100,60 @@ def folded(net: nn.Module) -> nn.Module:
     A network that cannot be traced or has nothing to fold is returned as it is. The trace lives as long as the network.
     """
     if net not in _FOLDED:
-        _FOLDED[net] = _try(net)
+        _FOLDED[net] = _try(Folded, net)
     found = _FOLDED[net]
-    return net if found is None else found.refresh()
+    return found.refresh() if found is not None and found.pairs else net
 
 
-def _try(net: nn.Module) -> Folded | None:
+def lowered(net: nn.Module, x: Tensor) -> nn.Module | None:
+    """`net`, which is in eval mode, folded and in bf16, its logits in fp32; None where that fails on x (1, C, H, W)."""
+    if net not in _LOWERED:
+        made = _try(Lowered, net)
+        _LOWERED[net] = made if made is not None and _answers(made.graph, x) else None
+    found = _LOWERED[net]
+    return None if found is None else found.refresh()
+
+
+def release(net: nn.Module) -> None:
+    """Free what `lowered` holds for `net`, until it is asked for again."""
+    if (found := _LOWERED.get(net)) is not None:
+        found.release()
+
+
+def _take(own: Any, new: Any) -> None:
+    """Write `new` where `own` lies, or anew where it was released."""
+    if own.numel():
+        own.copy_(new)
+    else:
+        own.data = torch.empty_like(new, dtype=own.dtype).copy_(new)
+
+
+def _try(kind: type[F], net: nn.Module) -> F | None:
     try:
-        made = Folded(net)
+        return kind(net)
     except Exception:  # a user's network may fail in any way when traced, and the plain path is always right
         return None
-    return made if made.pairs else None
+
+
+def _answers(net: nn.Module, x: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            net(x)
+    except (RuntimeError, TypeError):  # weights of a user's own that do not mix with bf16
+        return False
+    return True
+
+
+def _cast(graph: fx.Graph, node: fx.Node, module: nn.Module | None) -> None:
+    """Images come in as bf16; what a linear layer is fed, and what the network answers, is fp32."""
+    if node.op == "placeholder":
+        with graph.inserting_after(node):
+            low = graph.call_method("bfloat16", (node,))
+        node.replace_all_uses_with(low, delete_user_cb=lambda user: user is not low)
+    elif isinstance(module, nn.Linear) or node.op == "output":
+        with graph.inserting_before(node):
+            wide = graph.call_method("float", (node.args[0],))
+        node.replace_input_with(node.args[0], wide)  # type: ignore[arg-type]
 
 
 def _folds_into(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:

@@ -18,6 +18,7 @@ from torch import nn
 from lib import ROOT, data, strategies
 from lib.attacks import pgd
 from lib.checkpoints import file_digest, load_weights, save_weights
+from lib.engine import STANDARD, Levers
 from lib.errors import UserError, choose
 from lib.evaluate import VERSION, Accuracy, Column, Means, accuracy, evaluate, together
 from lib.methods import METHODS
@@ -41,6 +42,7 @@ class Place:
     download: bool = False
     device: str = "cpu"
     weights_files: dict[str, Path] = field(default_factory=dict)  # SHA-256 of a given file -> where it lies
+    levers: Levers = STANDARD  # of them bf16 is the run's to decide, by its precision
 
     @property
     def store(self) -> Store:
@@ -183,6 +185,7 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
         precision=spec.precision,
         max_steps=spec.max_steps,
         follow=partial(follow, selection=selection, column=longer) if method.trains_guide or method.guided else None,
+        levers=replace(place.levers, bf16=False),
     )
 
 
@@ -298,10 +301,11 @@ def _key(column: Column, checkpoint: str) -> str:
 def _publish(spec: RunSpec, training: Training, place: Place, seconds: float, resumed: bool) -> None:
     facts = provenance(place) | {"seconds": round(seconds, 2), "resumed": resumed, "steps": training.step}
     facts["best_epoch"], facts["best_score"] = training.best["epoch"], training.best["score"]
+    history = [row | cost for row, cost in zip(training.history, training.costs, strict=True)]
     with place.store.publishing(spec.digest) as folder:
         save_weights(training.best["weights"], folder / "best.safetensors")
         save_weights(training.kept.state_dict(), folder / "last.safetensors")
         if training.guide is not None:
             save_weights(training.guide.state_dict(), folder / "guide.safetensors")
-        for name, value in (("spec", asdict(spec)), ("history", training.history), ("provenance", facts)):
+        for name, value in (("spec", asdict(spec)), ("history", history), ("provenance", facts)):
             (folder / f"{name}.json").write_text(json.dumps(value, indent=1))

@@ -18,8 +18,9 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from lib.data import Split, crop_and_flip, to_float
-from lib.errors import UserError, choose
-from lib.folding import folded
+from lib.engine import PRECISIONS, STANDARD, Engine, Levers, in_precision
+from lib.errors import UserError
+from lib.meter import Meter
 from lib.methods import Method, Net, Nets, Weight, weight_at
 from lib.strategies import ATTACK_SETTINGS, Settings, Strategy
 from lib.watch import Watch
@@ -29,7 +30,7 @@ Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (object
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
 Follow = Callable[["Training"], dict[str, Any]]  # what else is told of an epoch, in the history only
 
-PRECISIONS = ("fp32", "bf16")
+__all__ = ["PRECISIONS", "Around", "Attack", "Schedule", "Training", "in_precision", "mode"]
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,12 @@ class Schedule:
             return self.first_lr / self.lr
         return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
-    def build(self, net: nn.Module, images: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """SGD over all parameters, and the scheduler that is stepped once per batch."""
+    def build(
+        self, net: nn.Module, images: int, **options: Any
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """SGD over all parameters, and the scheduler that is stepped once per batch; `options` go to torch's SGD."""
         optimizer = torch.optim.SGD(
-            net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov, **options
         )
         if self.milestones:
             per_epoch = self.steps(images) // self.epochs
@@ -93,23 +96,6 @@ def mode(net: nn.Module, train: bool) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
-
-
-def in_precision(net: Net, precision: str) -> Net:
-    """`net` run under bf16 autocast or in fp32; either way its logits are fp32, and so is every loss on them.
-
-    Raises:
-        UserError: the precision is neither.
-    """
-    choose("precision", precision, dict.fromkeys(PRECISIONS))
-    if precision == "fp32":
-        return net
-
-    def forward(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return net(x).float()
-
-    return forward
 
 
 @dataclass(frozen=True)
@@ -148,12 +134,18 @@ class Training:
         precision: str = "fp32",
         max_steps: int = 0,
         follow: Follow | None = None,
+        levers: Levers = STANDARD,
     ) -> None:
         self.around = around or Around()
         if method.needs_teacher and teacher is None:
             raise UserError(f"{method.title} needs a teacher")
         if method.trains_guide and self.around.guide is None:
             raise UserError(f"{method.title} trains a guide beside its target, and none was given")
+        if precision == "bf16_crafting":
+            precision, levers = "fp32", replace(levers, bf16=True)
+        self.engine = Engine(levers, precision)
+        for net in filter(None, (student, teacher, self.around.guide)):
+            self.engine.laid_out(net)
         self.nets = Nets(in_precision(student, precision))
         if teacher is not None:
             self.nets = replace(self.nets, teacher=in_precision(teacher.eval().requires_grad_(False), precision))
@@ -166,12 +158,16 @@ class Training:
         self.padding, self.flip, self.precision = padding, flip, precision
         self.generator = Generator(data.images.device).manual_seed(seed)
         trained = nn.ModuleList([student] if self.guide is None else [student, self.guide])
-        self.optimizer, self.scheduler = schedule.build(trained, len(data.labels))
+        self.optimizer, self.scheduler = schedule.build(trained, len(data.labels), **levers.optimizer)
         self.average = EMA(student, self.around.average) if self.around.average else None
+        if levers.in_backward:
+            for parameter in trained.parameters():
+                parameter.register_post_accumulate_grad_hook(partial(_step_alone, self.optimizer))
         self.total = schedule.steps(len(data.labels))
         self.stop = min(self.total, max_steps) if max_steps else self.total
         self.step = 0
         self.history: list[dict[str, Any]] = []
+        self.costs: list[dict[str, float]] = []  # of every epoch, its scoring included; no part of the result
         self.labels_right: list[Tensor] = []  # per batch of the epoch: the share of images that the guide had right
         self.best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": {}}
 
@@ -193,6 +189,7 @@ class Training:
     def run(self, after_epoch: Callable[["Training"], None] = lambda training: None) -> None:
         """Train to the end, calling `after_epoch` after each epoch, when the state can be saved."""
         while self.step < self.stop:
+            meter = Meter(self.data.images.device)
             terms = self.epoch()
             score = self.score(self.kept)
             row: dict[str, Any] = {"epoch": len(self.history) + 1, "step": self.step, "score": score, **terms}
@@ -202,6 +199,7 @@ class Training:
             if self.follow is not None:
                 row["followed"] = self.follow(self)
             self.history.append(row)
+            self.costs.append(meter.read())
             if score > self.best["score"]:
                 weights = {name: tensor.clone() for name, tensor in self.kept.state_dict().items()}
                 self.best = {"score": score, "epoch": len(self.history), "weights": weights}
@@ -230,6 +228,7 @@ class Training:
 
     def train_step(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """One optimisation step on the batch x (b, C, H, W) in [0, 1], y (b,); returns the terms' means, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
         if self.padding or self.flip:
             x = crop_and_flip(x, padding=self.padding, flip=self.flip, generator=self.generator)
         settings: Settings = {}
@@ -243,7 +242,6 @@ class Training:
         with self._perturbed(self.student, x, x_adv, y, settings), self._guide_forwards():
             per_image = self._terms(self._heard(y), self.student, x, x_adv, y, settings)
             terms = {name: term.mean() for name, term in per_image.items()}
-            self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
             self.optimizer.step()
         self.scheduler.step()
@@ -300,7 +298,7 @@ class Training:
             start = self.around.strategy.start(self, start)
         chosen: dict[str, Any] = {name: value for name, value in settings.items() if name in ATTACK_SETTINGS}
         with mode(self.student, self.method.attack_mode == "train"), self._guide_mode(), self._noise():
-            nets = self._attacked_nets()
+            nets = self._attacked_nets(x)
             label = y if self.method.attack_label is None else self.method.attack_label(nets, x, y)
             watch = self._watch(x, label, chosen.get("epsilon", self.epsilon))
             if watch is not None:
@@ -308,17 +306,17 @@ class Training:
             objective = self.method.objective(nets, x, label)
             if self.method.attack_mode == "train":
                 objective = partial(objective)  # batch statistics: no image may leave the batch
-            x_adv = self.attack(objective, x, start=start, generator=self.generator, **chosen)
+            x_adv = self.engine.attack(self.attack, objective, x, start=start, generator=self.generator, **chosen)
+        self.engine.rest(self.student, self.teacher, self.guide)
         return x_adv, settings | (watch.seen() if watch is not None else {})
 
-    def _attacked_nets(self) -> Nets:
-        """The networks as the attack sees them: those in eval mode folded."""
-        seen = self.student if self.student.training else folded(self.student)
-        nets = replace(self.nets, student=in_precision(seen, self.precision))
+    def _attacked_nets(self, x: Tensor) -> Nets:
+        """The networks as the attack sees them; a guide in train mode is asked for labels only, as it is."""
+        nets = replace(self.nets, student=self.engine.seen(self.student, x))
         if self.teacher is not None:
-            nets = replace(nets, teacher=in_precision(folded(self.teacher), self.precision))
+            nets = replace(nets, teacher=self.engine.seen(self.teacher, x))
         if self.guide is not None and not self.guide.training:
-            nets = replace(nets, guide=in_precision(folded(self.guide), self.precision))
+            nets = replace(nets, guide=self.engine.seen(self.guide, x))
         return nets
 
     def _watch(self, x: Tensor, y: Tensor, radius: float | Tensor) -> Watch | None:
@@ -402,6 +400,7 @@ class Training:
             "generator": self.generator.get_state(),
             "step": self.step,
             "history": self.history,
+            "costs": self.costs,
             "best": self.best,
         }
         if self.guide is not None:
@@ -419,6 +418,7 @@ class Training:
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"].cpu())
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
+        self.costs = state.get("costs") or [{} for _ in self.history]  # a checkpoint from before they were kept
         if self.guide is not None:
             self.guide.load_state_dict(state["guide"])
         if self.around.strategy is not None:
@@ -426,3 +426,14 @@ class Training:
         if self.average is not None:
             self.average.net.load_state_dict(state["average"]["net"])
             self.average.steps = state["average"]["steps"]
+
+
+def _step_alone(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """The optimiser's step of one weight, whose gradient goes with it."""
+    (group,) = optimizer.param_groups
+    whole, group["params"] = group["params"], [parameter]
+    try:
+        optimizer.step()
+    finally:
+        group["params"] = whole
+    parameter.grad = None

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 from small import parameters
 
-from lib import ROOT, execute, experiment, runs
+from lib import ROOT, cost, execute, experiment, runs
 from lib.errors import UserError
 from lib.execute import Tally
 from lib.experiment import open_table, plan, run
@@ -76,6 +77,27 @@ def test_a_plan_at_a_scale_with_a_gpu_rate_gives_gpu_hours_that_grow_with_the_te
     table = small(tmp_path, rows=["PGD-AT", "AdaAD"], settings={"sustained_tflops": 100.0})
     hours = plan(table).frame.set_index("network")["GPU-hours"]
     assert 0 < hours["PGD-AT, ResNet18"] < hours["AdaAD, ResNet18 ← WideResNet-34-10"]
+
+
+def test_every_epoch_of_a_run_says_what_it_cost(finished):
+    for cell in finished.cells:
+        folder = finished.place.store.folder(cell.network.digest)
+        history = json.loads((folder / "history.json").read_text())
+        assert all(row["seconds"] > 0 and row["peak_mb"] > 10 for row in history)
+        whole = json.loads((folder / "provenance.json").read_text())["seconds"]
+        assert sum(row["seconds"] for row in history) <= whole + 0.1
+
+
+def test_a_plan_takes_the_seconds_that_runs_of_the_kind_logged_and_probes_for_others(finished, monkeypatch):
+    monkeypatch.setattr(experiment.cost, "training", lambda *_: pytest.fail("probed"))
+    table = small(finished.place.outputs, seeds=[1])
+    assert {"PGD-AT, ResNet18"} <= {job.label for job in plan(table).todo}
+    for cell in table.cells:
+        twice = replace(cell.network, schedule=replace(cell.network.schedule, epochs=4))
+        once = cost.logged(cell.network, table.place)
+        assert cost.logged(twice, table.place) == pytest.approx(2 * once)
+        assert cost.logged(replace(cell.network, attack_steps=3), table.place) is None
+        assert cost.logged(replace(cell.network, max_steps=1), table.place) is None
 
 
 def test_an_added_column_is_measured_without_training(finished, monkeypatch):

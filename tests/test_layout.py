@@ -8,17 +8,29 @@ from lib import ROOT
 FILES = sorted((ROOT / "lib").rglob("*.py"))
 LAYERS = [
     {"errors", "papermill_default_output"},
-    {"losses", "models", "checkpoints", "progress", "data", "weights", "watch", "folding", "processes", "benchmark"},
+    {
+        "losses",
+        "models",
+        "checkpoints",
+        "progress",
+        "data",
+        "weights",
+        "watch",
+        "folding",
+        "processes",
+        "benchmark",
+        "meter",
+    },
     {"attacks", "store"},
-    {"methods", "cw2", "jsma", "strategies", "trajectory", "landscape", "autoattack"},
+    {"methods", "cw2", "jsma", "strategies", "trajectory", "landscape", "autoattack", "engine"},
     {"train"},
     {"spec"},
     {"evaluate"},
-    {"parameters", "runs", "plain"},
+    {"parameters", "runs", "plain", "released"},
     {"cost", "checked", "table", "render"},
     {"execute", "classifier"},
     {"experiment"},
-    {"report"},
+    {"report", "speed"},
     {"figures"},
 ]
 """What stands higher may be imported by what stands lower in this list, never the other way round."""
@@ -34,6 +46,8 @@ TORCH_ONLY = {
     "watch",
     "weights",
     "folding",
+    "engine",
+    "meter",
 }
 
 

@@ -2,6 +2,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import partial
 
 import nbformat
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from small import SETTINGS
 from test_checkpoints import Hostile
 
-from lib import ROOT
+from lib import ROOT, speed
 from lib.classifier import Classifier
 from lib.models import build
 from lib.parameters import PARAMS, Parameters
@@ -18,6 +19,8 @@ from lib.parameters import PARAMS, Parameters
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = [path for path in NOTEBOOKS if (PARAMS / "tables" / f"{path.stem}.yaml").exists()]
 DECLARED = {  # notebooks that are not about a table
+    "benchmark_speed": speed.Settings,
+    "speedrun_robust": partial(Parameters, seeds=[0, 1, 2]),
     "evaluate_your_model": Classifier,
 }
 PAPERMILL = (sys.executable, "-m", "papermill", "--no-progress-bar")

@@ -218,6 +218,23 @@ def test_the_best_weights_are_those_of_the_first_epoch_with_the_best_score(make_
     assert not after[0]["0.weight"].equal(after[1]["0.weight"])
 
 
+def test_every_epoch_has_its_cost_also_across_a_continuation_and_from_a_checkpoint_that_kept_none(make_net):
+    states = []
+    whole = make_training(make_net(), epochs=3)
+    whole.run(lambda training: states.append(saved(training)))
+    assert [set(cost) for cost in whole.costs] == [{"seconds", "peak_mb"}] * 3
+    other = make_training(make_net(), epochs=3)
+    other.load_state_dict(states[1])
+    other.run()
+    assert other.costs[:2] == whole.costs[:2]
+    assert len(other.costs) == 3
+    del states[0]["costs"]
+    older = make_training(make_net(), epochs=3)
+    older.load_state_dict(states[0])
+    older.run()
+    assert [set(cost) for cost in older.costs] == [set(), {"seconds", "peak_mb"}, {"seconds", "peak_mb"}]
+
+
 def saved(training):
     """The state as a file gives it back: plain values and tensors only."""
     file = io.BytesIO()

@@ -105,7 +105,9 @@ def adaad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float)
     """a KL(T(x') || S(x')) + (1 - a) KL(T(x) || S(x)), a = 1 (Huang et al. 2023; DGAD eq. 4)."""
     with torch.no_grad():
         teacher, teacher_adv = nets.teacher(x), nets.teacher(x_adv)
-    student, student_adv = nets.student(x), nets.student(x_adv)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and adv_weight != 1):
+        student = nets.student(x)
+    student_adv = nets.student(x_adv)
     return {"adv": adv_weight * kl(teacher_adv, student_adv), "clean": (1 - adv_weight) * kl(teacher, student)}
 
 

@@ -1,0 +1,35 @@
+"""What an epoch cost: seconds, and the memory that was held at most."""
+
+import sys
+import time
+
+import torch
+
+if sys.platform != "win32":
+    import resource
+
+KEYS = ("seconds", "peak_mb")
+"""What `Meter.read` tells, and what a run's history says of every epoch."""
+
+
+class Meter:
+    """Measures from its making to `read`; on a GPU the allocator's peak is reset in between."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.begun = device, time.monotonic()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def read(self) -> dict[str, float]:
+        """Seconds, and MB: of this stretch on a GPU; on a CPU the most that the process ever held, by the system."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return {"seconds": round(time.monotonic() - self.begun, 3), "peak_mb": round(self._peak() / 1e6, 1)}
+
+    def _peak(self) -> float:
+        if self.device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated(self.device))
+        if sys.platform == "win32":
+            return float("nan")
+        unit = 1 if sys.platform == "darwin" else 1024
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

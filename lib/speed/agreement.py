@@ -1,0 +1,59 @@
+"""Whether what is faster finds the same: the flags of one attack under each lever, judged in fp32."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lib.attacks import pgd
+from lib.data import Split, load, to_float
+from lib.engine import PLAIN, Levers
+from lib.methods import METHODS
+from lib.models import build
+from lib.speed.forms import attack_of
+from lib.train import Schedule, Training
+
+DIGITS_RADIUS = 38 / 255  # as at scale quick
+
+
+def digits_net(epochs: int, device: torch.device) -> tuple[nn.Module, Split]:
+    """A small network trained by PGD-AT on the embedded digits, in eval mode, and the digits it did not see."""
+    data = load("digits", data_dir=Path()).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = build("ResNet8-w8", classes=10, channels=data.channels).to(device)
+    attack = partial(pgd, epsilon=DIGITS_RADIUS, step_size=DIGITS_RADIUS / 4, steps=5)
+    schedule = Schedule(epochs, batch_size=64)
+    Training(net, None, METHODS["pgd_at"], attack, data.train, schedule, score=lambda net: 0.0).run()
+    return net.eval(), data.test
+
+
+def agreement(net: nn.Module, test: Split, steps: int, variants: Mapping[str, Levers]) -> pd.DataFrame:
+    """PGD on the same images from the same start under each variant, judged by the network itself in fp32.
+
+    Columns: robust accuracy in %, its shift from the plain path in points, and how many images are judged otherwise.
+    """
+    x, y = to_float(test.images), test.labels
+    run = partial(attack_of, net, x, y, DIGITS_RADIUS, steps)
+    flags = {name: _right(net, run(levers)(), y) for name, levers in variants.items()}
+    base, rows = _right(net, run(PLAIN)(), y), {}
+    for name, right in flags.items():
+        shift = 100 * float(right.float().mean() - base.float().mean())
+        rows[name] = {"robust %": 100 * float(right.float().mean()), "shift": shift}
+        rows[name] |= {"judged otherwise": int((right != base).sum()), "of": len(y)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+@torch.no_grad()
+def _right(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return net(x).argmax(1) == y
+
+
+def each_alone(levers: Levers) -> dict[str, Levers]:
+    """Every lever that is on, by itself, and then all of them together."""
+    alone = {name: replace(PLAIN, **{name: True}) for name, on in asdict(levers).items() if on}
+    return alone | {"all of them": levers}

@@ -1,0 +1,62 @@
+"""What the speed was meant to be, beside what it is: the bars of the issue that asked for it."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+
+from lib.engine import Levers
+from lib.speed.cases import TITLES, Case
+from lib.speed.forms import our_step
+from lib.speed.measure import Timer, achieved, matmul_peak
+
+PGD = "PGD-20 against torchattacks'"
+PEAK = "share of the matrix-product peak, PGD-AT"
+MEMORY = "peak memory against the released form, "
+STEP = "training step against the released form, "
+
+BARS: dict[str, tuple[float | None, float | None]] = {  # on a CPU, on a GPU; None: reported only
+    PGD: (2.4, 5.0),
+    **{STEP + title: (2.0, 4.0) for title in TITLES.values()},
+    PEAK: (None, 0.35),
+    **{MEMORY + title: (0.6, 0.6) for title in TITLES.values()},
+}
+
+
+def bars(measured: Mapping[str, float], device: torch.device) -> pd.DataFrame:
+    """Every bar with what was measured: a column for the CPU and one for the GPU, of which one is this machine's.
+
+    Ratios are times as fast, at least; memory is a share, at most. The other column says that it was not measured.
+    """
+    lines = []
+    for name, wanted in BARS.items():
+        line: dict[str, object] = {"what": name}
+        for kind, bar in zip(("cpu", "cuda"), wanted, strict=True):
+            here = kind == device.type
+            line[f"{kind}: bar"] = _bar(name, bar)
+            line[f"{kind}: measured"] = f"{measured[name]:.2f}" if here and name in measured else "not measured here"
+            line[f"{kind}: met"] = _met(name, bar, measured) if here else ""
+        lines.append(line)
+    return pd.DataFrame(lines).set_index("what").rename(columns=lambda name: name.replace("cuda", "gpu"))
+
+
+def _bar(name: str, bar: float | None) -> str:
+    if bar is None:
+        return "reported"
+    return f"at most {bar:g}" if name.startswith(MEMORY) else f"at least {bar:g}"
+
+
+def _met(name: str, bar: float | None, measured: Mapping[str, float]) -> str:
+    if bar is None or name not in measured:
+        return ""
+    good = measured[name] <= bar if name.startswith(MEMORY) else measured[name] >= bar
+    return "met" if good else "not met"
+
+
+def share_of_peak(case: Case, levers: Levers, timer: Timer) -> dict[str, float]:
+    """TFLOP/s of matrix products alone and of our training step, and the second as a share of the first."""
+    dtype = torch.bfloat16 if levers.bf16 else torch.float32
+    step = our_step(case, levers)
+    step()
+    peak, reached = matmul_peak(timer, dtype), achieved(step, timer)
+    return {"matrix products, TFLOP/s": peak / 1e12, "training step, TFLOP/s": reached / 1e12, "share": reached / peak}

@@ -1,0 +1,89 @@
+"""The pieces of work that the speed benchmark times: ours, torchattacks', and the plain forms, on the same images."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lib import released
+from lib.attacks import pgd, uniform_in_image
+from lib.data import Split, crop_and_flip, to_float
+from lib.engine import Levers
+from lib.engine.calibration import Probe
+from lib.losses import cross_entropy
+from lib.methods import Nets, leave_clean
+from lib.released import Ball, PlainNets
+from lib.speed.cases import Case, training
+from lib.speed.measure import Work
+from lib.trajectory import snapshots
+
+
+def pgd_forms(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int, levers: Levers) -> dict[str, Work]:
+    """PGD three ways: torchattacks', the loop around loss.backward(), and ours; none of them changes the network."""
+    theirs, looped, ball = deepcopy(net).eval(), deepcopy(net).eval(), Ball(radius, radius / 4, steps)
+    return {
+        "torchattacks": lambda: released.pgd_by_torchattacks(theirs, x, y, ball),
+        "loss.backward()": lambda: released.pgd_with_backward(looped, x, y, _start(x, radius), ball),
+        "ours": attack_of(net, x, y, radius, steps, levers),
+    }
+
+
+def attack_of(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int, levers: Levers) -> Callable[[], Tensor]:
+    """Our PGD on net's cross-entropy under `levers`, on a copy of it."""
+    return partial(Probe(net, x, y, radius, steps).attack(levers), start=lambda *_: _start(x, radius))
+
+
+def _start(x: Tensor, radius: float) -> Tensor:
+    generator = Generator(x.device).manual_seed(0)
+    return uniform_in_image(x, x.new_tensor(radius), generator)
+
+
+def our_step(case: Case, levers: Levers) -> Work:
+    """One training step of ours per call."""
+    ours = training(case, levers, "bf16" if levers.bf16 else "fp32")
+    return lambda: ours.train_step(case.x, case.y)
+
+
+def habits(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> dict[str, tuple[Work, Work]]:
+    """What has no switch, as (without, with): it is always done, and changes no result."""
+    net = deepcopy(net).eval()
+    start, split, ball = _start(x, radius), Split((255 * x).byte(), y), Ball(radius, radius / 4, steps)
+    run = partial(pgd, epsilon=radius, step_size=radius / 4, start=lambda *_: start)
+
+    def separate() -> None:
+        for count in (steps // 2, steps):
+            run(lambda z: cross_entropy(net(z), y), x, steps=count)
+
+    def shared() -> None:
+        generator, at = Generator(x.device).manual_seed(0), (steps // 2, steps)
+        radii = {"epsilon": radius, "step_size": radius / 4}
+        snapshots(net, x, y, cross_entropy, **radii, at=at, freeze=False, batch_size=len(x), generator=generator)
+
+    return {
+        "gradients for the input only": (
+            lambda: released.pgd_with_backward(net, x, y, start, ball),
+            lambda: run(lambda z: cross_entropy(net(z), y), x, steps=steps),
+        ),
+        "constants computed once (TRADES)": (
+            lambda: released.attack(_recomputed(net, x, y), released.by_grad, x, start, ball),
+            lambda: run(leave_clean(Nets(net), x, y), x, steps=steps),
+        ),
+        "one trajectory for PGD-n/2 and PGD-n": (separate, shared),
+        "data and augmentation on the device": (partial(_by_loader, split, x.device), partial(_on_device, split)),
+    }
+
+
+def _recomputed(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda z: released.RELEASED["trades"].inner(PlainNets(net), x, z, y)
+
+
+def _by_loader(split: Split, device: torch.device) -> None:
+    for x, y in released.loader(split, len(split.labels)):
+        x.to(device), y.to(device)
+
+
+def _on_device(split: Split) -> None:
+    generator = Generator(split.images.device).manual_seed(0)
+    crop_and_flip(to_float(split.images), padding=4, flip=True, generator=generator)

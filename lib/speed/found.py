@@ -1,0 +1,91 @@
+"""The speed benchmark's tables: ratios, memory, and how the cost grows."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Generator, Tensor
+
+from lib.engine import Levers
+from lib.models.resnet import ResNet
+from lib.speed.cases import TITLES, Case, ReleasedStep
+from lib.speed.forms import our_step, pgd_forms
+from lib.speed.measure import Timer, Work, in_turns, peak_memory, ratios
+
+RADIUS = 8 / 255
+
+
+def paired(pairs: Mapping[str, tuple[Work, Work]], repeats: int, timer: Timer, warm_up: int = 1) -> pd.DataFrame:
+    """How many times as fast the second of each pair is, the two in turns; a line per pair, as `ratios` gives it."""
+    lines = []
+    for name, (before, after) in pairs.items():
+        taken = in_turns({"before": before, name: after}, repeats, timer, warm_up)
+        lines.append(ratios(taken, "before").loc[[name]].assign(before=taken["before"].median))
+    return pd.concat(lines)
+
+
+def steps(cases: Mapping[str, Case], levers: Levers, repeats: int, timer: Timer, warm_up: int = 0) -> pd.DataFrame:
+    """How many times as fast our training step is as each method's released form, method by method, as `paired`."""
+    lines = []
+    for name, one in cases.items():
+        forms = {TITLES[name]: (ReleasedStep(one), our_step(one, levers))}
+        lines.append(paired(forms, repeats, timer, warm_up))
+    return pd.concat(lines)
+
+
+def held(cases: Mapping[str, Case], levers: Levers, device: torch.device) -> pd.DataFrame:
+    """Bytes that a second training step and all that it needs hold at most: networks, optimiser, copies, activations.
+
+    Columns: released and ours in MB, and ours as a share of the released form's.
+    """
+    rows = {}
+    for name, one in cases.items():
+        forms: dict[str, Callable[[], Work]] = {
+            "released": partial(ReleasedStep, one),
+            "ours": partial(our_step, one, levers),
+        }
+        rows[TITLES[name]] = {form: peak_memory(partial(_twice, make), device) / 1e6 for form, make in forms.items()}
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    return frame.assign(share=frame.ours / frame.released)
+
+
+def _twice(make: Callable[[], Work]) -> None:
+    step = make()
+    step()
+    step()
+
+
+def curves(
+    base: Mapping[str, int], along: Mapping[str, list[int]], levers: Levers, repeats: int, timer: Timer
+) -> pd.DataFrame:
+    """Seconds of PGD by torchattacks and by us as one of batch, steps, width and side grows from `base`.
+
+    A line per axis, value and form, with the median of `repeats` rounds.
+    """
+    lines = []
+    for axis, values in along.items():
+        for value in values:
+            size = {**base, axis: value}
+            x, y = noise(size["batch"], size["side"], timer.device)
+            net = ResNet((1, 1, 1, 1), size["width"], classes=10).to(timer.device)
+            forms = pgd_forms(net, x, y, RADIUS, size["steps"], levers)
+            forms.pop("loss.backward()")
+            for form, timed in in_turns(forms, repeats, timer).items():
+                lines.append({"axis": axis, "value": value, "form": form, "seconds": timed.median})
+    return pd.DataFrame(lines)
+
+
+def growth(frame: pd.DataFrame) -> pd.DataFrame:
+    """The exponent p of seconds ~ value^p from a line's first to its last point: 1 is linear. A column per form."""
+    ends = frame.sort_values("value").groupby(["axis", "form"], sort=False)
+    first, last = ends.first(), ends.last()
+    return (np.log(last.seconds / first.seconds) / np.log(last.value / first.value)).unstack()
+
+
+def noise(count: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Uniform random images (count, 3, side, side) and labels of ten classes: what is timed does not depend on them."""
+    generator = Generator().manual_seed(0)
+    images = torch.rand(count, 3, side, side, generator=generator)
+    return images.to(device), torch.randint(10, (count,), generator=generator).to(device)

@@ -1,0 +1,124 @@
+"""What is measured: ratios of rounds in turn, the bytes that a piece of work holds, operations per second."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet, finalize
+
+import pandas as pd
+import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lib import benchmark
+from lib.benchmark import Timed, ratio
+from lib.cost import counted
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timer:
+    """Where work runs, and which clock times it: the wall's, or this process's own processor time."""
+
+    device: torch.device
+    clock: Callable[[], float] = time.perf_counter
+
+
+def in_turns(works: Mapping[str, Work], repeats: int, timer: Timer, warm_up: int = 1) -> dict[str, Timed]:
+    """`benchmark.in_turns`, each work called `warm_up` times before, and the device's queue drained with every call."""
+    for _ in range(warm_up):
+        for work in works.values():
+            work()
+    whole = {name: drained(work, timer.device) for name, work in works.items()}
+    return benchmark.in_turns(whole, repeats, timer.clock)
+
+
+def drained(work: Work, device: torch.device) -> Work:
+    """The work, and what it left in the device's queue; its result is dropped."""
+
+    def whole() -> None:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return whole
+
+
+def ratios(taken: Mapping[str, Timed], base: str) -> pd.DataFrame:
+    """How many times as fast as `base` each contender is: of the medians, and the lowest and highest of the rounds.
+
+    Then the seconds: median, least, most. One row per contender, in order.
+    """
+    rows = {}
+    for name, timed in taken.items():
+        share = ratio(taken[base], timed)
+        rows[name] = {"times faster": share.median, "lowest": share.low, "highest": share.high}
+        rows[name] |= {"seconds": timed.median, "least": min(timed.seconds), "most": max(timed.seconds)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("form")
+
+
+def peak_memory(work: Work, device: torch.device) -> int:
+    """Bytes that one call held at most beyond what was held before it: a GPU's allocator's count, a CPU's `Held`."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with Held() as held:
+        work()
+    return held.most
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside and still held: now, and at most.
+
+    What an operation allocates and frees again inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.storages: WeakSet[UntypedStorage] = WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage()) not in given:
+                self._hold(storage)
+        return result
+
+    def _hold(self, storage: UntypedStorage) -> None:
+        if storage not in self.storages:
+            self.storages.add(storage)
+            self._change(storage.nbytes())
+            finalize(storage, self._change, -storage.nbytes())
+
+    def _change(self, size: int) -> None:
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+def matmul_peak(timer: Timer, dtype: torch.dtype, sizes: Sequence[int] = (512, 1024, 2048), repeats: int = 5) -> float:
+    """FLOP/s of a product of two square matrices, the best of sizes and repeats: what "all of it" is measured by."""
+    return max(_product(timer, dtype, size) for size in sizes for _ in range(repeats))
+
+
+def _product(timer: Timer, dtype: torch.dtype, size: int) -> float:
+    a, b = torch.randn(2, size, size, device=timer.device).to(dtype)
+    a @ b
+    return 2 * size**3 / _seconds(lambda: a @ b, timer)
+
+
+def achieved(work: Work, timer: Timer) -> float:
+    """FLOP/s of a piece of work: its operations counted in one call, the seconds of another."""
+    return counted(work) / _seconds(work, timer)
+
+
+def _seconds(work: Work, timer: Timer) -> float:
+    return in_turns({"": work}, 1, timer, warm_up=0)[""].median

@@ -1,0 +1,86 @@
+"""What the speed notebook can be told, checked by name and type before anything runs."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from lib.errors import UserError, choose
+from lib.models import MODELS
+from lib.parameters import device_of, injected_names
+from lib.spec import check_type
+from lib.speed.cases import TITLES
+from lib.speed.measure import Timer
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+SMALLEST = {"batch": 1, "steps": 2, "width": 1, "side": 8}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of benchmark_speed, with their defaults: minutes on two cores."""
+
+    device: str = "auto"
+    clock: str = "wall"
+    model: str = "ResNet18"
+    methods: list[str] = field(default_factory=list)
+    batch_size: int = 0
+    side: int = 32
+    steps: int = 20
+    attack_steps: int = 10
+    repeats: int = 1
+    small_batch: int = 8
+    small_repeats: int = 3
+    curve: dict[str, list[int]] = field(
+        default_factory=lambda: {
+            "batch": [4, 8, 16, 32],
+            "steps": [2, 4, 8],
+            "width": [8, 16, 32],
+            "side": [16, 32],
+        }
+    )
+    epochs: int = 4
+    outputs: str = "outputs"
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The methods that are measured, by name."""
+        return {name: title for name, title in TITLES.items() if not self.methods or title in self.methods}
+
+    def on(self, device: torch.device) -> int:
+        """The batch size: as given, or the bars' own."""
+        return self.batch_size or (128 if device.type == "cuda" else 64)
+
+
+def check(namespace: Mapping[str, Any]) -> tuple[Settings, Timer]:
+    """The notebook's parameters out of its globals, each of its declared type, and what times work on the device.
+
+    Raises:
+        UserError: an unknown name, a wrong type, a number that is too small, or no such model, method or device.
+    """
+    declared = {f.name: f.type for f in fields(Settings)}
+    for name in injected_names(namespace.get("In", [])):
+        if name not in declared:
+            raise UserError(f"unknown parameter {name!r}; choose from: {', '.join(declared)}")
+    values = {name: namespace[name] for name in declared if name in namespace}
+    for name, value in values.items():
+        check_type(value, declared[name], f"parameter {name}")
+    settings = Settings(**values)
+    choose("model", settings.model, MODELS)
+    choose("clock", settings.clock, CLOCKS)
+    for title in settings.methods:
+        choose("method", title, dict.fromkeys(TITLES.values()))
+    least = {"side": 8, "steps": 2, "attack_steps": 1, "repeats": 1, "small_batch": 1, "small_repeats": 1, "epochs": 1}
+    for name, low in least.items():
+        if getattr(settings, name) < low:
+            raise UserError(f"parameter {name} wants {low} or more, got {getattr(settings, name)}")
+    for axis, points in settings.curve.items():
+        low = choose("axis of the curves", axis, SMALLEST)
+        if len(points) < 2 or min(points) < low:
+            raise UserError(f"parameter curve wants two points or more of {axis}, each at least {low}, got {points}")
+    device = device_of(settings.device)
+    if settings.clock == "cpu" and device.type != "cpu":
+        raise UserError(f"the clock cpu says nothing of work on {device}; choose wall")
+    return settings, Timer(device, CLOCKS[settings.clock])

@@ -1,0 +1,299 @@
+"""Each lever makes the same images, and where one cannot be had the plain path is taken."""
+
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from lib.attacks import PerImage, at_image, pgd
+from lib.data import Split
+from lib.engine import PLAIN, STANDARD, Captured, Engine, Levers, Tried, calibrate
+from lib.engine.calibration import ORDER, Probe
+from lib.folding import lowered
+from lib.losses import cross_entropy
+from lib.methods import METHODS
+from lib.train import Schedule, Training
+
+ATTACK = partial(pgd, epsilon=0.1, step_size=0.03, steps=3)
+
+
+class FakeGraph:
+    """Records on the CPU as a CUDA graph does: the result lies where it lay, and only static inputs are read."""
+
+    def __init__(self):
+        self.records = self.replays = 0
+
+    def __call__(self, work):
+        self.records += 1
+        result = work()
+
+        def replay():
+            self.replays += 1
+            result.copy_(work())
+
+        return replay, result
+
+
+def attacked(engine, net, x, y, **chosen):
+    seen = engine.seen(net, x)
+    objective = PerImage(lambda z, y: cross_entropy(seen(z), y), (y,))
+    return engine.attack(ATTACK, objective, x, start=at_image, **chosen)
+
+
+def trained(net, **settings):
+    images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    data = Split(images, torch.arange(10))
+    training = Training(
+        net, None, METHODS["pgd_at"], ATTACK, data, Schedule(1, batch_size=4), lambda net: 0.0, **settings
+    )
+    training.epoch()
+    return training
+
+
+@pytest.mark.parametrize("lever", ["folding", "channels_last", "leave", "fused", "cuda_graph"])
+def test_an_fp32_lever_makes_the_same_images_as_the_plain_path(lever, make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    steps = torch.tensor([1, 4, 2, 3, 1, 2])
+    for chosen in ({}, {"steps": steps}):
+        plain = attacked(Engine(PLAIN), net, x, y, **chosen)
+        assert not torch.equal(plain, x)
+        other = attacked(Engine(replace(PLAIN, **{lever: True}), record=FakeGraph()), net, x, y, **chosen)
+        torch.testing.assert_close(other, plain)
+
+
+def test_with_leave_each_image_is_forwarded_as_often_as_it_steps_and_without_it_as_often_as_the_longest(
+    make_net, batch
+):
+    net, (x, y) = make_net().eval(), batch
+    steps = torch.tensor([1, 4, 2, 3, 1, 2])
+    forwarded = []
+    net.register_forward_hook(lambda module, given, out: forwarded.append(len(out)))
+    for levers, expected in ((Levers(leave=True), 13), (PLAIN, 24)):
+        forwarded.clear()
+        attacked(Engine(levers), net, x, y, steps=steps)
+        assert sum(forwarded) == expected
+
+
+def test_a_recording_is_made_once_replayed_padded_and_follows_the_weights(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    graph = FakeGraph()
+    engine = Engine(Levers(folding=True, leave=True, cuda_graph=True), record=graph)
+    for count in (6, 6, 4, 1):
+        with torch.no_grad():
+            net[0].weight.mul_(1.1)
+        made = attacked(engine, net, x[:count], y[:count])
+        torch.testing.assert_close(made, attacked(Engine(STANDARD), net, x[:count], y[:count]))
+    assert (graph.records, graph.replays) == (1, 4)
+
+
+def test_a_larger_batch_is_recorded_anew_and_a_result_survives_the_next_replay(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    graph = FakeGraph()
+    engine = Engine(Levers(leave=True, cuda_graph=True), record=graph)
+    first = attacked(engine, net, x[:2], y[:2])
+    kept = first.clone()
+    attacked(engine, net, x, y)
+    attacked(engine, net, x[2:4], y[2:4])
+    assert graph.records == 2
+    assert torch.equal(first, kept)
+
+
+def test_attacks_that_differ_from_image_to_image_are_not_recorded(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    graph = FakeGraph()
+    engine = Engine(Levers(leave=True, cuda_graph=True), record=graph)
+    attacked(engine, net, x, y, steps=torch.tensor([1, 4, 2, 3, 1, 2]))
+    attacked(engine, net, x, y, rule=lambda x_adv, gradient, index: torch.ones_like(index, dtype=torch.bool))
+    assert graph.records == 0
+
+
+def test_a_recording_that_fails_is_tried_once_and_the_plain_path_is_taken(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    tries = []
+
+    def fails(work):
+        tries.append(work)
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    engine = Engine(Levers(leave=True, cuda_graph=True), record=fails)
+    for _ in range(2):
+        assert torch.equal(attacked(engine, net, x, y), attacked(Engine(STANDARD), net, x, y))
+    assert len(tries) == 1
+    assert engine.said == {"cuda_graph": "operation not permitted when stream is capturing"}
+
+
+def test_without_a_gpu_a_cuda_graph_falls_back_and_says_why(make_net, batch):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    net, (x, y) = make_net().eval(), batch
+    engine = Engine(Levers(leave=True, cuda_graph=True))
+    assert torch.equal(attacked(engine, net, x, y), attacked(Engine(STANDARD), net, x, y))
+    assert engine.said["cuda_graph"]
+
+
+def test_a_compiler_that_fails_leaves_the_plain_path_and_says_why(make_net, batch, monkeypatch):
+    def broken(x):
+        raise OSError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda net, **options: broken)
+    net, (x, y) = make_net().eval(), batch
+    engine = Engine(Levers(leave=True, compile=True))
+    assert torch.equal(attacked(engine, net, x, y), attacked(Engine(STANDARD), net, x, y))
+    assert engine.said == {"compile": "no compiler here"}
+
+
+def test_padding_repeats_the_last_image_and_is_cut_off():
+    recorded = Captured(lambda a, b: a + b, (torch.zeros(4, 2), torch.ones(4, 2)), FakeGraph())
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+    assert torch.equal(recorded(a, b), a + b)
+    assert torch.equal(recorded.buffers[0], a.expand(4, 2))
+
+
+# --- bf16 -----------------------------------------------------------------------------------------------------------
+
+
+def test_lowered_logits_are_fp32_and_close_and_the_network_stays_as_it_is(make_net, batch):
+    net, (x, _) = make_net().eval(), batch
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    low = lowered(net, x[:1])
+    logits = low(x)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())  # the last layer is not in bf16
+    torch.testing.assert_close(logits, net(x), atol=0.05, rtol=0.05)
+    assert not torch.equal(logits, net(x))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_a_lowered_network_follows_its_networks_weights(make_net, batch):
+    net, (x, _) = make_net().eval(), batch
+    first = lowered(net, x[:1])(x)
+    with torch.no_grad():
+        net[0].weight.mul_(3)
+    assert not torch.equal(lowered(net, x[:1])(x), first)
+
+
+class Unmixable(nn.Module):
+    """Multiplies by an fp32 matrix of its own, which bf16 images cannot be."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(48, 10))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.matrix
+
+
+def test_a_network_that_does_not_mix_with_bf16_is_served_by_autocast(batch):
+    net, (x, _) = Unmixable().eval(), batch
+    assert lowered(net, x[:1]) is None
+    logits = Engine(Levers(bf16=True)).seen(net, x)(x)
+    torch.testing.assert_close(logits, net(x), atol=0.2, rtol=0.05)
+
+
+def test_bf16_crafting_changes_the_images_and_trains_in_fp32(make_net):
+    torch.manual_seed(1)
+    net = make_net()
+    plain, crafted = (trained(deepcopy(net), precision=p) for p in ("fp32", "bf16_crafting"))
+    assert crafted.precision == "fp32"
+    assert crafted.engine.levers == replace(STANDARD, bf16=True)
+    logits = crafted.nets.student(torch.rand(2, 3, 4, 4))
+    assert not torch.equal(logits, logits.bfloat16().float())
+    assert any(not torch.equal(a, b) for a, b in both(plain, crafted))
+    for a, b in both(plain, crafted):
+        torch.testing.assert_close(a, b, atol=0.02, rtol=0.2)
+
+
+def both(one, other):
+    return zip(one.student.parameters(), other.student.parameters(), strict=True)
+
+
+def test_between_attacks_no_bf16_weights_are_held_and_the_next_attack_has_them_again(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    engine = Engine(Levers(bf16=True, leave=True))
+    first, low = attacked(engine, net, x, y), lowered(net, x[:1])
+    engine.rest(net)
+    assert not sum(
+        weight.numel() for name, weight in low.named_parameters() if low.get_parameter(name).dtype != x.dtype
+    )
+    assert torch.equal(attacked(engine, net, x, y), first)
+
+
+def test_stepped_in_backward_no_gradient_outlives_its_weights_step_and_the_momentum_is_the_same(make_net):
+    net = make_net()
+    one, other = trained(deepcopy(net)), trained(deepcopy(net), levers=replace(STANDARD, in_backward=True))
+    assert all(parameter.grad is None for parameter in other.student.parameters())
+    for a, b in both(one, other):
+        assert torch.equal(a, b)
+        assert torch.equal(one.optimizer.state[a]["momentum_buffer"], other.optimizer.state[b]["momentum_buffer"])
+
+
+# --- a training under levers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lever", ["folding", "channels_last", "leave", "fused", "cuda_graph", "in_backward"])
+def test_a_training_under_an_fp32_lever_reaches_the_plain_trainings_weights(lever, make_net, monkeypatch):
+    graph = FakeGraph()
+    monkeypatch.setattr(Engine, "record", graph, raising=False)
+    net = make_net()
+    plain = trained(deepcopy(net), levers=PLAIN)
+    other = trained(deepcopy(net), levers=replace(PLAIN, **{lever: True}))
+    assert bool(graph.records) == (lever == "cuda_graph")
+    for a, b in both(plain, other):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+# --- calibration ---------------------------------------------------------------------------------------------------
+
+
+def clocked(monkeypatch, seconds):
+    """Calibration believes that work under `levers` takes seconds(levers)."""
+    for kind in ("attack", "uneven", "update"):
+        monkeypatch.setattr(Probe, kind, lambda self, levers: Timed(levers, self.y))
+    monkeypatch.setattr("lib.engine.calibration._seconds", lambda work, device: seconds(work.levers))
+
+
+class Timed:
+    def __init__(self, levers, y):
+        self.levers, self.y = levers, y
+
+    def __call__(self):
+        return torch.zeros(len(self.y), 3, 4, 4)
+
+
+def test_calibration_keeps_what_pays_and_nothing_else(make_net, batch, monkeypatch):
+    clocked(monkeypatch, lambda levers: 4 - 2 * levers.bf16 - levers.folding + levers.channels_last)
+    levers, tried = calibrate(make_net(), *batch, epsilon=0.1)
+    assert levers == Levers(folding=True, bf16=True, in_backward=True)
+    assert [one.lever for one in tried] == list(ORDER)
+    said = {one.lever: one for one in tried}
+    assert said["folding"].row["times faster"] == pytest.approx(4 / 3)
+    assert said["channels_last"].why == said["leave"].why == "does not pay"
+    assert said["cuda_graph"].why == "not tried: needs a CUDA device"
+
+
+def test_an_exact_calibration_does_not_try_bf16(make_net, batch, monkeypatch):
+    clocked(monkeypatch, lambda levers: 4 - 2 * levers.bf16)
+    levers, tried = calibrate(make_net(), *batch, epsilon=0.1, exact=True)
+    assert levers == Levers(in_backward=True)
+    assert next(one.why for one in tried if one.lever == "bf16") == "not tried: the result has to be exact"
+
+
+def test_bf16_is_refused_where_it_changes_what_the_network_says(make_net, batch, monkeypatch):
+    clocked(monkeypatch, lambda levers: 4 - 2 * levers.bf16)
+    monkeypatch.setattr(Probe, "flips", lambda self, levers: 2)
+    levers, tried = calibrate(make_net(), *batch, epsilon=0.1)
+    assert levers == Levers(in_backward=True)
+    assert next(one.why for one in tried if one.lever == "bf16") == "refused: 2 of 6 images are judged otherwise"
+
+
+def test_a_real_calibration_leaves_the_network_alone_and_reports_every_lever(make_net, batch):
+    net = make_net()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    levers, tried = calibrate(net, *batch, epsilon=0.1, repeats=1)
+    assert isinstance(levers, Levers)
+    assert all(isinstance(one, Tried) and one.why for one in tried)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())

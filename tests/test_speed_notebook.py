@@ -1,0 +1,98 @@
+"""The speed notebook at its smallest, on one core: it runs, says what it must, and refuses what it cannot do."""
+
+import subprocess
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from small import SETTINGS
+from test_notebooks import NOTEBOOKS, PAPERMILL, code_cells, execute
+
+from lib import ROOT, speed
+from lib.errors import UserError
+
+(PATH,) = [path for path in NOTEBOOKS if path.stem == "benchmark_speed"]
+TINY = {
+    "model": "ResNet8-w8",
+    "batch_size": 4,
+    "side": 8,
+    "steps": 2,
+    "attack_steps": 1,
+    "small_batch": 2,
+    "small_repeats": 1,
+    "curve": {"batch": [1, 2], "side": [8, 16]},
+    "epochs": 1,
+}
+
+
+def run(tmp_path, **given):
+    copy = tmp_path / "executed.ipynb"
+    given = {"outputs": str(tmp_path), "device": "cpu"} | TINY | given
+    command = [*PAPERMILL, str(PATH), str(copy), "-y", yaml.safe_dump(given)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300), copy
+
+
+def test_the_speed_notebook_runs_and_leaves_its_tables_and_says_that_there_is_no_gpu(tmp_path):
+    done, copy = run(tmp_path, methods=["PGD-AT", "LAS-PGD-AT"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [out for cell in code_cells(copy) for out in cell.outputs]
+    assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
+    assert (tmp_path / "figures" / "benchmark_speed.pdf").stat().st_size
+    bars = pd.read_csv(tmp_path / "tables" / "benchmark_speed_bars.csv", index_col="what")
+    assert set(bars["gpu: measured"]) == {"not measured here"}
+    measured = bars[bars["cpu: measured"] != "not measured here"]
+    assert {name.rpartition(", ")[2] for name in measured.index if name.startswith(speed.STEP)} == {
+        "PGD-AT",
+        "LAS-PGD-AT",
+    }
+    agreement = pd.read_csv(tmp_path / "tables" / "benchmark_speed_agreement.csv", index_col=0)
+    assert agreement.loc["all of them", "judged otherwise"] <= 0.01 * agreement.loc["all of them", "of"]
+
+
+def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_goal(tmp_path):
+    path = PATH.with_name("speedrun_robust.ipynb")
+    done, copy = execute(path, tmp_path, seeds=[0, 1], settings=SETTINGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [out for cell in code_cells(copy) for out in cell.outputs]
+    assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
+    found = pd.read_csv(tmp_path / "tables" / "speedrun_robust.csv", index_col="run")
+    assert list(found.index) == ["seed 0", "seed 1"]
+    assert (found["training, s"] > 0).all()
+    summary = pd.read_csv(tmp_path / "tables" / "speedrun_robust_summary.csv", index_col=0)
+    assert summary.loc["mean of the seeds", "training, s"] == pytest.approx(found["training, s"].mean())
+    assert summary.loc["the goal, on one H200", "AA, %"] == 50.5
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sclae": 1}, "unknown parameter 'sclae'; choose from: device, clock, model"),
+        ({"model": "ResNet19"}, "unknown model 'ResNet19'"),
+        ({"methods": ["TRADE"]}, "unknown method 'TRADE'; choose one of: PGD-AT, TRADES"),
+        ({"steps": 1}, "parameter steps wants 2 or more, got 1"),
+        ({"repeats": "3"}, "parameter repeats wants int, got '3'"),
+        ({"curve": {"depth": [1, 2]}}, "unknown axis of the curves 'depth'; choose one of: batch, steps"),
+        ({"curve": {"batch": [1]}}, "parameter curve wants two points or more of batch"),
+        ({"device": "quantum"}, "no device 'quantum' here"),
+    ],
+)
+def test_what_the_speed_notebook_cannot_do_is_refused_in_one_sentence(given, said):
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    with pytest.raises(UserError, match="^" + said.replace("(", "\\(")):
+        speed.check({"In": [injected], **given})
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------
+
+
+def test_a_bar_is_met_from_its_value_on_and_memory_up_to_it():
+    measured = {speed.PGD: 2.4, speed.STEP + "TRADES": 1.99, speed.MEMORY + "TRADES": 0.6, speed.MEMORY + "DGAD": 0.61}
+    verdict = speed.bars(measured, torch.device("cpu"))["cpu: met"]
+    assert [verdict[name] for name in measured] == ["met", "not met", "met", "not met"]
+    assert verdict[speed.PEAK] == ""
+
+
+def test_the_growth_of_a_linear_cost_is_one():
+    lines = [{"axis": "steps", "value": v, "form": "ours", "seconds": 3.0 * v} for v in (2, 4, 8)]
+    assert speed.growth(pd.DataFrame(lines)).loc["steps", "ours"] == pytest.approx(1)
