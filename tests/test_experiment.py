@@ -213,6 +213,9 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path, monkeypa
     monkeypatch.setattr(execute, "_work_in_process", die)
     with pytest.raises(UserError, match="a worker process died"):
         run(planned)
+    deadline = time.monotonic() + 30  # the system may take a moment to end them
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not multiprocessing.active_children()
 
 

@@ -26,7 +26,9 @@ def case(make_net):
 
 
 def test_the_plain_path_has_the_evaluations_flags_column_by_column(case):
-    assert plain.evaluate(*case, COLUMNS) == evaluate(*case, COLUMNS)
+    both = (plain.evaluate(*case, COLUMNS), evaluate(*case, COLUMNS))
+    flags, ours = ([(a.column, a.k, a.n, a.flags) for a in found] for found in both)
+    assert flags == ours
 
 
 def test_the_plain_path_is_no_test_of_nothing(case):
