@@ -354,6 +354,38 @@ def history(path: Path) -> Figure:
     return figure
 
 
+def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], x_label: str) -> Figure:
+    """A panel per key, in it a line per network: (x, accuracy in %)."""
+    use_style()
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), squeeze=False, sharey=True)
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, (x, y)) in enumerate(lines.items()):
+            axis.plot(x, y, label=name, marker="o", markersize=3, linestyle=("-", "--", ":", "-.")[i % 4])
+        axis.set(title=title, xlabel=x_label, ylim=(-3, 103))
+    axes[0][0].set_ylabel("accuracy, %")
+    axes[0][0].legend(fontsize=7)
+    sns.despine(figure)
+    figure.tight_layout()
+    return figure
+
+
+def surfaces(losses: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """The loss around one image, per network: offsets (P,) in [0, 1] along the gradient's sign and a random sign."""
+    use_style()
+    size = (1.6 * WIDTH, 3.6)
+    figure, axes = plt.subplots(1, len(losses), figsize=size, squeeze=False, subplot_kw={"projection": "3d"})
+    for axis, (name, (offsets, loss)) in zip(axes[0], losses.items(), strict=True):
+        along, across = torch.meshgrid(255 * offsets.cpu(), 255 * offsets.cpu(), indexing="ij")
+        axis.plot_surface(along.numpy(), across.numpy(), loss.cpu().numpy(), cmap="viridis", linewidth=0)
+        axis.set_title(name, fontsize=8)
+        axis.set_xlabel("gradient's sign, 1/255", fontsize=7)
+        axis.set_ylabel("random sign, 1/255", fontsize=7)
+        axis.set_zlabel("loss", fontsize=7)
+        axis.tick_params(labelsize=6)
+    figure.subplots_adjust(left=0.0, right=0.95, wspace=0.15)
+    return figure
+
+
 def cost_curves(curves: pd.DataFrame) -> Figure:
     """Seconds of one attack as its batch, steps, width and image side grow, a curve per form; both axes logarithmic.
 

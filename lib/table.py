@@ -61,6 +61,7 @@ class Block:
     model: str = ""
     guide: str = ""  # for the rows that train one
     schedule: str = ""  # for the same rows
+    classes: int = 0  # of the paper's data: a stand-in with fewer keeps such weights in proportion (beside_class_means)
     item: str = ""
 
 
@@ -102,7 +103,7 @@ class TableFile:
     more_rows: list[Any] = field(default_factory=list)
     controls: list[Any] = field(default_factory=list)
     control_columns: list[str] = field(default_factory=list)
-    blocks: dict[str, dict[str, str]] = field(default_factory=dict)
+    blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     own_images: dict[str, int] = field(default_factory=dict)  # column -> images behind the paper's own rows, if not all
     quoted_images: dict[str, dict[str, int]] = field(default_factory=dict)  # the same per source of quoted rows
 
@@ -375,7 +376,7 @@ class _Builder:
 
     def run(self, student: str, row: Row, teacher: Network | None, seed: int) -> RunSpec:
         """The run of one cell."""
-        known = METHODS[row.method].all_weights
+        known, classes = METHODS[row.method].all_weights, self.blocks.get(student, Block()).classes
         per_student = any(isinstance(value, dict) for value in row.weights.values())
         chosen = dict(row.weights.get(student, {}) if per_student else row.weights)
         if "active" in known and "burn_in" in chosen:
@@ -386,6 +387,8 @@ class _Builder:
             if not math.isfinite(value):
                 raise UserError(f"row {row.row}: weight {key} must be finite, got {value}")
         weights = {**known, **{key: float(value) for key, value in chosen.items()}}
+        for key in METHODS[row.method].beside_class_means if classes else ():
+            weights[key] *= classes / len(self.place.dataset(self.data(row.dataset or self.file.dataset)).classes)
         return RunSpec(
             data=self.data(row.dataset or self.file.dataset),
             model=self.model(row.model or self.file.student_model or student),

@@ -22,7 +22,7 @@ LAYERS = [
         "meter",
     },
     {"attacks", "store"},
-    {"methods", "cw2", "jsma", "strategies", "trajectory", "autoattack", "engine"},
+    {"methods", "cw2", "jsma", "strategies", "trajectory", "landscape", "autoattack", "engine"},
     {"train"},
     {"spec"},
     {"evaluate"},

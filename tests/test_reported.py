@@ -251,7 +251,7 @@ def test_dynats_and_d2rs_rows_have_the_schedules_of_their_code_at_the_papers_sca
 
 @pytest.mark.parametrize(
     ("name", "column", "images"),
-    [("table1_dynat", "AA", 1000), ("table4_dynat", "APGD", 1000), ("table1_d2r", "AA", 0)],
+    [("table1_dynat", "AA", 1000), ("table4_dynat", "APGD", 1000), ("table2_d2r", "AA", 0)],
 )
 def test_autoattack_is_measured_as_its_authors_did_and_under_the_common_protocol(tmp_path, name, column, images):
     given = Parameters(scale="paper", outputs=str(tmp_path), device="cpu")

@@ -73,3 +73,41 @@ def test_the_other_scales_take_real_steps_of_their_real_students(tmp_path, pictu
     fresh = runs.start(table.cells[0].network, table.place).student
     assert sum(p.numel() for p in trained.parameters()) == 11_173_962
     assert any((a != b).any() for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("scale", "name", "row", "student"),
+    [
+        ("paper", "table1_dynat", "DYNAT-Inner-AWP (alpha=1)", ""),
+        ("gpu", "table1_dynat", "DYNAT", ""),
+        ("paper", "table3_dynat", "DYNAT-Inner-GAIRAT (ResNet-18)", "ResNet18"),
+        ("paper", "table1_d2r", "D2R-CAG", "CIFAR-10"),
+        ("gpu", "table1_d2r", "D2R-CAG", "CIFAR-100"),
+        ("paper", "table1_d2r", "RAT (TRADES)", "CIFAR-10"),
+    ],
+)
+def test_dynat_and_d2r_take_real_steps_of_target_and_guide_at_the_other_scales(
+    tmp_path, pictures, scale, name, row, student
+):
+    given = yaml.safe_load((PARAMS / f"{scale}.yaml").read_text())["settings"]
+    settings = {
+        "datasets": {"CIFAR10": "folder", "CIFAR100": "folder", "TinyImageNet": "folder"},
+        "schedules": {name: {"batch_size": 2} for name in given["schedules"]},
+        "models": {name: "ResNet18-guide" if "guide" in name else "ResNet18" for name in given["models"]},
+        "test_images": 2,
+        "selection": "held_out",
+        "held_out": 2,
+        "max_steps": 1,
+    }
+    changes = {"outputs": str(tmp_path / "outputs"), "data_dir": str(pictures), "device": "cpu", "settings": settings}
+    students = [student] if student else []
+    table = open_table(name, Parameters(scale=scale, rows=[row], students=students, **changes))
+    (cell,) = table.cells
+    runs.make(cell.network, table.place)
+    fresh = runs.start(cell.network, table.place)
+    pairs = [(runs.network(cell.network, cell.data, table.place, "last"), fresh.student)]
+    if cell.network.guide:
+        pairs.append((runs.guide(cell.network, cell.data, table.place), fresh.guide))
+    for made, start in pairs:
+        moved = [(a != b).any() for a, b in zip(made.parameters(), start.parameters(), strict=True)]
+        assert sum(moved) > len(moved) / 2

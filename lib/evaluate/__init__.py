@@ -9,7 +9,7 @@ from lib.evaluate.attacks import ATTACKS, STAGES, STEPPED, EvaluationAttack
 from lib.evaluate.checks import CHECKS, Finding, sanity
 from lib.evaluate.columns import Accuracy, Column, wilson
 from lib.evaluate.measure import VERSION, Means, accuracy, check_fits, check_perturbation, evaluate, frozen, together
-from lib.evaluate.own import Report, columns_of, report
+from lib.evaluate.own import Report, changed, columns_of, report
 from lib.evaluate.paired import Paired, WorstCase, contradictions, mcnemar, paired, worst_case
 from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius
 from lib.evaluate.strip import strip, summary
@@ -33,6 +33,7 @@ __all__ = [
     "WorstCase",
     "accuracy",
     "at_radius",
+    "changed",
     "check_fits",
     "check_perturbation",
     "columns_of",

@@ -91,7 +91,7 @@ __all__ = [
 _distil = partial(Method, needs_teacher=True)
 _beside = partial(Method, trains_guide=True)
 _inner = partial(_beside, guide_mode="train_at_every_step", attack_label=guides_answer)
-_cag = partial(_beside, guide_mode="eval")
+_cag = partial(_beside, guide_mode="eval", beside_class_means=("guide_weight",))
 _IAD = {"exponent": Piecewise((60 / 200,), (0.0, 0.1))}
 _GAIR: dict[str, Weight] = {"lam": -1.0, "active": Piecewise((60 / 120,), (0.0, 1.0))}
 _MAIL: dict[str, Weight] = {"active": Piecewise((76 / 120,), (0.0, 1.0))}
@@ -189,8 +189,8 @@ METHODS: dict[str, Method] = {
     "d2r_as_released": _cag("D2R-CAG (code)", leave_guide, d2r_as_released, _D2R),
     "d2r_summed": _cag("D2R-CAG (sums over classes)", leave_guide_as_printed, partial(d2r, divergence=kl), _D2R),
     "d2r_one_sided": _cag("D2R-CAG (one side per batch)", leave_guide_as_printed, d2r_one_sided, _D2R),
-    "d2r_no_cag": _beside("D2R", leave_clean, d2r, _D2R),
-    "d2r_no_cag_as_released": _beside("D2R (code)", leave_clean, d2r_as_released, _D2R),
+    "d2r_no_cag": _cag("D2R", leave_clean, d2r, _D2R, guide_mode="train"),
+    "d2r_no_cag_as_released": _cag("D2R (code)", leave_clean, d2r_as_released, _D2R, guide_mode="train"),
     "ard": _distil("ARD", fool_label, ard, {"temperature": 30.0}, start=attacks.uniform_in_image),
     "ard_as_released": _distil(
         "ARD (code)", fool_label, ard_as_released, {"temperature": 30.0}, start=attacks.uniform, attack_mode="train"

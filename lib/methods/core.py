@@ -97,6 +97,7 @@ class Method:
     guide_mode: Literal["eval", "train", "train_at_every_step"] = "train"
     guide_forwards: int = 1  # how often the recipe's loss asks the guide: its batch-norm statistics move as often
     guided: bool = False  # whether the teacher is a guide, to be followed epoch by epoch
+    beside_class_means: tuple[str, ...] = ()  # weights that the paper set beside terms that are means over its classes
     attack_label: Callable[[Nets, Tensor, Tensor], Tensor] | None = None
     watch: Callable[..., Watch] | None = None
     watch_weights: Mapping[str, Weight] = field(default_factory=dict)

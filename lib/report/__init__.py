@@ -7,7 +7,7 @@ from lib.report.guides import followed, rescued
 from lib.report.las_at import HERE, las_at_cost, las_at_passes, picked, strategy_steps, times, told_picks
 from lib.report.leads import gains, versus
 from lib.report.numbers import choices, paper, printed, reported_table, reported_with_sources, row_key
-from lib.report.shown import histories, provenance_table, source
+from lib.report.shown import histories, provenance_table, shown_strip, source
 
 __all__ = [
     "HERE",
@@ -31,6 +31,7 @@ __all__ = [
     "row_key",
     "save",
     "save_own",
+    "shown_strip",
     "source",
     "strategy_steps",
     "teachers_table",

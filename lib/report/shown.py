@@ -1,17 +1,24 @@
 """What a notebook shows besides numbers: code as it runs, where runs lie, what a result was made with."""
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from pandas.io.formats.style import Styler
 
+from lib.evaluate import Finding, strip
 from lib.render import Comparison
 from lib.spec import RunSpec
 from lib.table import Table, show_path
+
+
+def shown_strip(findings: Mapping[str, Sequence[Finding]], contradictions: Mapping[str, Sequence[str]]) -> HTML:
+    """The sanity checks of some networks as their coloured strip."""
+    return HTML(strip(findings, contradictions))
 
 
 def histories(table: Table) -> dict[str, Path]:
