@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -35,6 +36,12 @@ class Progress:
         """No more updates."""
         if self.bar is not None:
             self.bar.close()
+
+
+def shown(message: str) -> Callable[[float], None]:
+    """What shows the share of one piece of work, as a function to be told it."""
+    progress = Progress(1)
+    return lambda share: progress.show(share, int(share >= 1), message)
 
 
 def clock(seconds: float) -> str:

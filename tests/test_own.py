@@ -155,3 +155,8 @@ def test_x_is_crafted_in_bf16_where_the_column_says_so_and_judged_in_fp32(images
     seen.clear()
     accuracy(spied.eval(), Split(x, y), Column("PGD", "pgd", 0.2, 0.05, 3, crafting="bf16"))
     assert seen[1:-1] == [torch.bfloat16] * 3
+
+
+def test_restarts_of_an_attack_without_a_random_start_are_refused():
+    with pytest.raises(UserError, match="restarts go with a random start; fgsm has none"):
+        Column("FGSM", "fgsm", 0.1, restarts=2)

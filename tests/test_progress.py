@@ -1,5 +1,8 @@
+import sys
+
 import pytest
 
+from lib import progress
 from lib.progress import Progress, clock
 
 
@@ -30,3 +33,12 @@ def test_a_terminal_gets_one_bar(capsys, monkeypatch):
     assert said.out == ""
     assert "100 %" in said.err
     assert "2/2 runs · job" in said.err
+
+
+def test_one_piece_of_work_is_shown_by_its_share(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    tell = progress.shown("AutoAttack")
+    tell(0.5)
+    tell(1.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert ["0/1 runs · AutoAttack" in lines[0], "1/1 runs · AutoAttack" in lines[1], len(lines)] == [True, True, 2]

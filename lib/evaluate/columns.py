@@ -66,6 +66,8 @@ class Column:
         numbers = (self.epsilon, self.step_size, self.steps, self.images, self.theta, self.gamma)
         if not all(0 <= number < math.inf for number in numbers) or min(self.batch_size, self.restarts) < 1:
             raise UserError(f"column {self.name} wants numbers >= 0, batch_size and restarts >= 1, got {self}")
+        if self.restarts > 1 and self.attack not in (*STEPPED, "fgsm_random"):
+            raise UserError(f"column {self.name}: restarts go with a random start; {self.attack} has none of its own")
         if (self.attack in STEPPED or self.attack == "cw2") and not self.steps:
             raise UserError(f"column {self.name}: the attack {self.attack} wants steps >= 1")
 

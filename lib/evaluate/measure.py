@@ -1,7 +1,7 @@
 """The accuracy of a network under each attack of a protocol, every attack's result checked."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +25,14 @@ VERSION = 3  # raised when an attack's code changes what an equal column measure
 
 @dataclass(frozen=True)
 class Means:
-    """What a long attack is done with: a folder that it goes on from when it was killed, and processes on a CPU."""
+    """What a long attack is done with: a folder that it goes on from when it was killed, and processes on a CPU.
+
+    `notify` hears the finished share of an AutoAttack.
+    """
 
     kept: Path | None = None
     workers: int = 1
+    notify: Callable[[float], None] = lambda share: None
 
 
 def evaluate(
@@ -91,6 +95,7 @@ def by_stages(net: nn.Module, test: Split, column: Column, source: nn.Module, me
         judge=source,
         folder=means.kept / column.what.digest if means.kept else None,
         workers=means.workers,
+        notify=means.notify,
     )
     stages = {} if source is not net else {stage: _as_flags(robust) for stage, robust in found.robust.items()}
     return replace(_accuracy(column, judged(net, x, found.x_adv, y, column)), stages=stages)
