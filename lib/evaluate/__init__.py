@@ -7,7 +7,7 @@
 
 from lib.evaluate.attacks import ATTACKS, STAGES, STEPPED, EvaluationAttack
 from lib.evaluate.checks import CHECKS, Finding, sanity
-from lib.evaluate.columns import Accuracy, Column, wilson
+from lib.evaluate.columns import Accuracy, Column, all_said, wilson
 from lib.evaluate.measure import VERSION, Means, accuracy, check_fits, check_perturbation, evaluate, frozen, together
 from lib.evaluate.own import Report, changed, columns_of, report
 from lib.evaluate.paired import Paired, WorstCase, contradictions, mcnemar, paired, worst_case
@@ -32,6 +32,7 @@ __all__ = [
     "Report",
     "WorstCase",
     "accuracy",
+    "all_said",
     "at_radius",
     "changed",
     "check_fits",

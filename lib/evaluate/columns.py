@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -72,7 +72,11 @@ class Column:
             raise UserError(f"column {self.name}: the attack {self.attack} wants steps >= 1")
 
     def __str__(self) -> str:
-        told = {key: value for key, value in self.settings().items() if value not in ("", "–")}
+        return self.said(self.settings())
+
+    def said(self, settings: Mapping[str, Any]) -> str:
+        """The column's name with those settings that it has."""
+        told = {key: value for key, value in settings.items() if value not in ("", "–")}
         return ", ".join([self.name, *(f"{key} {value}" for key, value in told.items())])
 
     @property
@@ -142,6 +146,20 @@ class Accuracy:
         """What `to_json` was called on."""
         column = {**value["column"], "stages": tuple(value["column"]["stages"])}
         return cls(Column(**column), value["k"], value["n"], value["flags"], value["stages"])
+
+
+def all_said(columns: Sequence[Column]) -> str:
+    """The columns with their settings in one text; what all attacks share is said once."""
+    settings = {column.name: column.settings() for column in columns if column.attack != "clean"}
+    usual = ("restarts", "seed", "crafted in")
+    values = {key: {str(each[key]) for each in settings.values()} for key in usual}
+    shared = {key: one for key, (one, *more) in ((key, sorted(found)) for key, found in values.items()) if not more}
+    parts = [
+        column.said({key: value for key, value in settings[column.name].items() if key not in shared})
+        for column in columns
+        if column.name in settings
+    ]
+    return "; ".join([*parts, "all: " + ", ".join(f"{key} {value}" for key, value in shared.items())])
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib.evaluate import WorstCase, contradictions, paired, wilson, worst_case
+from lib.evaluate import WorstCase, all_said, contradictions, paired, wilson, worst_case
 from lib.experiment import Result
 from lib.methods import METHODS
 from lib.render import Comparison
@@ -168,7 +168,7 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
         "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
         "by all that a test paired by image (McNemar, 5 %) cannot tell from the leader, and among reported numbers by "
         "all inside the leader's interval: much bold means that little can be told apart.",
-        f"Attacks: {'; '.join(map(str, attacks))}." if attacks else "",
+        f"Attacks: {all_said(attacks)}." if attacks else "",
         _worst_case_said(table, results),
         _first_images(table, results),
     ]
