@@ -87,7 +87,7 @@ class Scale:
         else:
             choose("column", name, PRESETS)
         if self.test_images:
-            given["images"] = min(given.get("images") or self.test_images, self.test_images)
+            given["images"] = min(given.get("images") or base.get("images") or self.test_images, self.test_images)
         return typed(Column, base | given, f"column {name}")
 
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from lib.attacks import project, uniform_in_image
 from lib.data import Split, to_float
-from lib.errors import choose
+from lib.errors import UserError, choose
 from lib.evaluate import STEPPED, Accuracy, Column
 from lib.losses import cross_entropy
 from lib.train import mode
@@ -30,6 +30,8 @@ def evaluate(net: nn.Module, test: Split, columns: tuple[Column, ...]) -> list[A
 
 
 def _accuracy(net: nn.Module, test: Split, column: Column) -> Accuracy:
+    if column.restarts > 1 or column.crafting != "fp32":
+        raise UserError(f"column {column.name}: the plain path has neither restarts nor another precision than fp32")
     attack = _autoattack if column.attack == "autoattack" else _batchwise
     part = test.take(slice(0, column.images or len(test.labels)))
     x_adv = attack(net, to_float(part.images), part.labels, column)

@@ -77,7 +77,7 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
     plain, latex = _wide(comparison, _markdown), _wide(comparison, _latex)
     said = summary(comparison.findings, comparison.contradictions)
     texts = {
-        "csv": comparison.frame.to_csv(index=False),
+        "csv": pd.concat([comparison.frame, _worst_lines(comparison)]).to_csv(index=False),
         "md": "\n\n".join((comparison.caption, _flat(plain).to_markdown(index=False, disable_numparse=True), *said))
         + "\n",
         "tex": _flat(latex).style.hide(axis="index").to_latex(caption=_tex(comparison.caption), hrules=True),
@@ -86,7 +86,7 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
             {
                 "caption": comparison.caption,
                 "provenance": comparison.provenance,
-                "sanity": {name: [asdict(one) for one in found] for name, found in comparison.findings.items()},
+                "sanity": {name: [_as_json(one) for one in found] for name, found in comparison.findings.items()},
                 "contradictions": comparison.contradictions,
                 "worst": [[*key, [one._asdict() for one in found]] for key, found in comparison.worst.items()],
                 "cells": json.loads(comparison.frame.to_json(orient="records")),
@@ -106,7 +106,7 @@ def save_own(shown: Report, outputs: Path, name: str, weights: str) -> list[Path
     told: dict[str, Any] = {"weights": weights, "protocol": shown.protocol, "notes": list(shown.notes)}
     told["accuracies"] = [accuracy.to_json() for accuracy in shown.accuracies]
     told["worst"] = shown.worst and shown.worst._asdict()
-    told["findings"] = [asdict(finding) for finding in shown.findings]
+    told["findings"] = [_as_json(finding) for finding in shown.findings]
     texts = {"csv": shown.frame.to_csv(), "html": shown._repr_html_(), "json": json.dumps(told, indent=1)}
     return _write(texts, outputs, name)
 
@@ -133,6 +133,20 @@ def _wide(comparison: Comparison, text: Callable[[dict[str, Any], str], str]) ->
     index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "method"])
     wide = pd.DataFrame(list(lines.values()), index=index)
     return wide.set_axis(pd.MultiIndex.from_tuples(wide.columns), axis=1)
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    return asdict(finding) | {"fired": finding.fired}
+
+
+def _worst_lines(comparison: Comparison) -> pd.DataFrame:
+    """The worst cases as lines of the saved table."""
+    keys = ("student", "teacher", "row")
+    lines = [
+        dict(zip(keys, key, strict=True)) | {"column": "Worst case"} | _as_record(worst) | {"n": worst[0].n}
+        for key, worst in comparison.worst.items()
+    ]
+    return pd.DataFrame(lines)
 
 
 def _as_record(worst: list[WorstCase]) -> dict[str, Any]:

@@ -138,7 +138,8 @@ class Told(Evidence):
     [
         (checks.not_converged, Told(pgd_20=50.0, pgd_40=48.9), True),
         (checks.not_converged, Told(pgd_20=50.0, pgd_40=49.1), False),
-        (checks.single_step_is_enough, Told(fgsm=50.1, pgd_20=50.0), True),
+        (checks.single_step_is_enough, Told(fgsm=50.0, pgd_20=50.0), True),
+        (checks.single_step_is_enough, Told(fgsm=50.1, pgd_20=50.0), False),
         (checks.single_step_is_enough, Told(fgsm=51.0, pgd_20=50.0), False),
         (checks.single_step_is_enough, Told(fgsm=0.0, pgd_20=0.0), False),
     ],
@@ -164,3 +165,31 @@ def test_silent_success_counts_images_that_were_broken_on_the_way_only():
     x, y = torch.full((50, 1, 2, 2), 0.5), torch.zeros(50, dtype=torch.long)
     finding = checks.silent_success(Evidence(net, x, y, 0.1, None, 0))
     assert finding.value > 50
+
+
+class OnlyAsGiven(nn.Module):
+    """Class 0 for the very images it was given, 1 for any other."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def forward(self, x):
+        same = (x == self.x[: len(x)]).flatten(1).all(1)
+        return torch.stack([same.float(), 1 - same.float()], 1)
+
+
+@pytest.mark.parametrize(("pgd_20", "fires"), [(100.0, True), (0.0, False)])
+def test_noise_that_breaks_what_pgd_does_not_is_caught(pgd_20, fires):
+    x = torch.rand(40, 1, 2, 2)
+    evidence = Evidence(OnlyAsGiven(x), x, torch.zeros(40, dtype=torch.long), 0.1, None, 0)
+    vars(evidence)["pgd_20"] = pgd_20
+    assert checks.noise_beats_pgd(evidence).fired is fires
+
+
+def test_exactly_as_many_images_as_the_slack_is_no_finding_whatever_the_rounding():
+    for n in range(50, 600):
+        limit = Told(count=n).slack
+        images = int(limit * n / 100 + 1e-9)
+        assert not Finding("a check", 100 * images / n, limit, "").fired
+        assert Finding("a check", 100 * (images + 1) / n, limit, "").fired

@@ -160,3 +160,20 @@ def test_x_is_crafted_in_bf16_where_the_column_says_so_and_judged_in_fp32(images
 def test_restarts_of_an_attack_without_a_random_start_are_refused():
     with pytest.raises(UserError, match="restarts go with a random start; fgsm has none"):
         Column("FGSM", "fgsm", 0.1, restarts=2)
+
+
+@pytest.mark.parametrize("attack", ["pgd_frozen", "autoattack", "cw2"])
+def test_an_attack_that_judges_on_its_way_is_not_crafted_in_bf16(attack):
+    with pytest.raises(UserError, match=f"{attack} judges while it crafts"):
+        Column("C", attack, 0.1, 0.02, 3, crafting="bf16")
+
+
+def test_labels_of_any_whole_type_and_images_of_any_float_type_will_do(images):
+    net, x, y = images
+    assert made(net, x.double(), y.int()).flags() == made(net, x, y).flags()
+
+
+def test_a_model_elsewhere_than_its_images_is_refused(images):
+    net, x, y = images
+    with pytest.raises(UserError, match="want one device, they are on cpu, meta"):
+        made(net.to("meta"), x, y)

@@ -102,7 +102,10 @@ def _batches(robust: Tensor, batch_size: int) -> dict[int, Tensor]:
 def _about(judge: Net, x: Tensor, y: Tensor, setting: Setting) -> dict[str, object]:
     """Whatever decides what a batch finds, as plain values."""
     weights = digest(*judge.state_dict().values()) if isinstance(judge, nn.Module) else ""
-    return {"version": VERSION, "images": digest(x, y), "weights": weights, "dtype": str(x.dtype), **asdict(setting)}
+    with torch.no_grad():
+        size = float(judge(x[:8]).abs().mean())  # equal weights may stand in another forward
+    network = {"weights": weights, "network": repr(judge), "mean logit": f"{size:.2e}"}
+    return {"version": VERSION, "images": digest(x, y), "dtype": str(x.dtype), **network, **asdict(setting)}
 
 
 class _Tally:

@@ -10,7 +10,6 @@ from scipy.stats import binomtest
 
 from lib.errors import UserError, choose
 from lib.evaluate.attacks import ATTACKS, STAGES, STEPPED
-from lib.train import PRECISIONS
 
 IN_WORDS = {
     "clean": "none",
@@ -58,7 +57,12 @@ class Column:
 
     def __post_init__(self) -> None:
         choose("attack", self.attack, ATTACKS)
-        choose("crafting precision", self.crafting, dict.fromkeys(PRECISIONS))
+        choose("crafting precision", self.crafting, dict.fromkeys(("fp32", "bf16")))
+        if self.crafting != "fp32" and (self.attack not in STEPPED or STEPPED[self.attack][1]):
+            raise UserError(
+                f"column {self.name}: {self.attack} judges while it crafts, which is done in fp32; "
+                "bf16 is for PGD that is judged at its end"
+            )
         if not self.stages:
             raise UserError(f"column {self.name}: stages is empty; give at least one of {', '.join(STAGES)}")
         for stage in self.stages:
@@ -93,6 +97,10 @@ class Column:
         """What a reader has to know of the number, in words and in 1/255; "–" where the attack has no such setting."""
         attack, ball = ATTACKS[self.attack], self.attack != "clean"
         stages = f" ({', '.join(self.stages)})" if self.attack == "autoattack" and self.stages != STAGES else ""
+        if self.attack.startswith("jsma"):
+            stages = f" (theta {self.theta:g}, gamma {self.gamma:g})"
+        if self.attack == "cw2":
+            stages = f" (c 0.1, confidence 0.01, batches of {self.batch_size})"
         own_steps = {"clean": "–", "fgsm": 1, "fgsm_random": 1}.get(self.attack, "its own")
         return {
             "attack": IN_WORDS[self.attack] + stages + (" on another network" if self.surrogate else ""),

@@ -68,7 +68,11 @@ def together(columns: tuple[Column, ...]) -> list[tuple[Column, ...]]:
 def _measured(
     net: nn.Module, test: Split, group: tuple[Column, ...], source: nn.Module, means: Means
 ) -> list[Accuracy]:
-    if len(group) > 1:
+    with torch.no_grad():
+        classes = net(to_float(test.images[:1])).shape[1]
+    for column in group:
+        check_fits(column, len(test.labels), classes)
+    if group[0].attack in STEPPED:
         return prefixes(net, test, group, source)
     if group[0].attack == "autoattack":
         return [by_stages(net, test, group[0], source, means)]
@@ -82,8 +86,6 @@ def by_stages(net: nn.Module, test: Split, column: Column, source: nn.Module, me
     """
     part = test.take(slice(0, column.images or len(test.labels)))
     x, y = to_float(part.images), part.labels
-    with torch.no_grad():
-        check_fits(column, len(test.labels), net(x[:1]).shape[1])
     found = standard(
         in_precision(folded(source), column.crafting),
         x,

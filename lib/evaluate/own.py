@@ -128,7 +128,8 @@ def report(
     check_labels(labels, len(images))
     if not (0 < epsilon <= 1):
         raise UserError(f"the radius lies in (0, 1], got {epsilon}; 8/255 is {8 / 255:.5f}")
-    notes = _notes(model)
+    _check_device(model, images, labels)
+    images, labels, notes = images.float(), labels.long(), _notes(model)
     with mode(model, train=False), frozen(model):
         logits = _outputs(model, images[:CHECKED])
         check_logits(logits, labels[:CHECKED])
@@ -156,6 +157,12 @@ def _checked(
         return sanity(model, x, y, epsilon=epsilon, seed=seed)
     with mode(unrelated, train=False), frozen(unrelated):
         return sanity(model, x, y, epsilon=epsilon, unrelated=unrelated, seed=seed)
+
+
+def _check_device(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    places = {str(tensor.device) for tensor in (*model.parameters(), images, labels)}
+    if len(places) > 1:
+        raise UserError(f"model, images and labels want one device, they are on {', '.join(sorted(places))}")
 
 
 def _notes(model: nn.Module) -> list[str]:

@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import variance
 from typing import NamedTuple
 
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 from lib.errors import UserError
-from lib.evaluate.attacks import ATTACKS
+from lib.evaluate.attacks import ATTACKS, STEPPED
 from lib.evaluate.columns import Accuracy, wilson
 
+FROZEN = [name for name, (_, freeze) in STEPPED.items() if freeze]
 LEVEL = 0.05  # a difference with a p above it is inside the noise
 
 
@@ -46,7 +50,11 @@ def mcnemar(first: str, second: str) -> Paired:
 
 
 def paired(first: Sequence[str], second: Sequence[str]) -> Paired:
-    """Two rows on the same images: McNemar's test for one seed each, else a z-test of each image's mean over the seeds.
+    """Two rows on the same images: McNemar's test for one seed each, else a t-test that counts the trainings' spread.
+
+    With several seeds the error is that of the images, of each image's mean over the seeds, and of the trainings:
+    error^2 = var_i(lead_i) / n + sd_1^2 / S_1 + sd_2^2 / S_2, with Welch's degrees of freedom. A single seed's spread
+    is not known and left out.
 
     Raises:
         UserError: the flags are not of the same images.
@@ -55,12 +63,16 @@ def paired(first: Sequence[str], second: Sequence[str]) -> Paired:
         return mcnemar(first[0], second[0])
     if len({len(one) for one in (*first, *second)}) != 1:
         raise UserError("only flags of the same images can be paired")
-    means = [_means(flags) for flags in (first, second)]
-    leads = [one - other for one, other in zip(*means, strict=True)]
+    leads = [one - other for one, other in zip(_means(first), _means(second), strict=True)]
     n, mean = len(leads), sum(leads) / len(leads)
-    error = math.sqrt(sum((lead - mean) ** 2 for lead in leads)) / n
-    p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
-    return Paired(n, 100 * mean, 100 * error, p)
+    parts = [(sum((lead - mean) ** 2 for lead in leads) / n**2, n - 1)]
+    for flags in (one for one in (first, second) if len(one) > 1):
+        parts.append((variance([one.count("1") / n for one in flags]) / len(flags), len(flags) - 1))
+    total = sum(part for part, _ in parts)
+    if not total:
+        return Paired(n, 100 * mean, 0.0, float(mean == 0))
+    freedom = total**2 / sum(part**2 / max(degrees, 1) for part, degrees in parts)
+    return Paired(n, 100 * mean, 100 * math.sqrt(total), 2 * float(student_t.sf(abs(mean) / math.sqrt(total), freedom)))
 
 
 def _means(flags: Sequence[str]) -> list[float]:
@@ -106,17 +118,20 @@ def worst_case(accuracies: Sequence[Accuracy]) -> WorstCase | None:
 def contradictions(accuracies: Sequence[Accuracy]) -> list[str]:
     """What cannot be if every attack does its work, one sentence each.
 
-    An attack above the clean accuracy of its images; fewer steps of one PGD that break more than many.
+    An attack on the network itself above the clean accuracy of its images; an image of a frozen attack that is right
+    again after more steps of the very same.
     """
     clean = next((a for a in accuracies if a.column.attack == "clean"), None)
-    attacks = [a for a in accuracies if a.column.attack != "clean"]
-    said = [
-        f"{a.column.name} leaves {a.k} of {a.n} images right, without it {clean.flags[: a.n].count('1')} are"
-        for a in attacks
-        if clean is not None and a.k > clean.flags[: a.n].count("1")
-    ]
-    for short, long in ((a, b) for a in attacks for b in attacks):
-        same = short.column.attack == long.column.attack == "pgd_frozen" and short.column.steps < long.column.steps
-        if same and short.n == long.n and short.k < long.k and short.column.epsilon == long.column.epsilon:
-            said.append(f"{long.column.name} leaves more images right than {short.column.name}")
+    said = []
+    for a in (a for a in accuracies if clean is not None and a.column.attack != "clean" and not a.column.surrogate):
+        n = min(a.n, clean.n if clean else 0)
+        right, without = a.flags[:n].count("1"), clean.flags[:n].count("1") if clean else 0
+        if right > without:
+            said.append(f"{a.column.name} leaves {right} of {n} images right, without it {without} are")
+    for short, long in ((a, b) for a in accuracies for b in accuracies if a.column.attack in FROZEN):
+        same = replace(short.column.what, steps=1) == replace(long.column.what, steps=1)
+        if same and short.column.steps < long.column.steps and short.n == long.n:
+            back = sum(one < other for one, other in zip(short.flags, long.flags, strict=True))
+            if back:
+                said.append(f"{long.column.name} has {back} images right that {short.column.name} broke")
     return said

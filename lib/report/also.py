@@ -22,6 +22,8 @@ def floor(table: Table, results: list[Result]) -> pd.DataFrame:
                 for a in r.accuracies
                 if a.column == own.column
             }
+            if not rivals:
+                continue
             weakest = min(rivals, key=lambda name: rivals[name])
             records.append(
                 {

@@ -47,7 +47,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
         _provenance(table, results),
         flags=flags,
         worst=_worst(table, results),
-        findings={_name(result): result.findings for result in _rows(table, results) if result.findings},
+        findings={_name(result): result.findings for result in results if result.findings},  # controls' as well
         contradictions={_name(r): said for r in _rows(table, results) if (said := contradictions(r.accuracies))},
     )
 
@@ -75,10 +75,10 @@ def _name(result: Result) -> str:
 def _worst(table: Table, results: list[Result]) -> dict[tuple[str, str, str], list[WorstCase]]:
     """Per line the worst case of every seed, over the paper's columns; none where there are fewer than two attacks."""
     found: dict[tuple[str, str, str], list[WorstCase]] = {}
-    names = {column.name for column in table.columns}
+    names = {column.name: column.attack for column in table.columns}
     for result in _rows(table, results):
         worst = worst_case([a for a in result.accuracies if a.column.name in names])
-        if worst is not None and len(worst.of) > 2:  # clean is one of them
+        if worst is not None and sum(names[name] != "clean" for name in worst.of) > 1:
             for teacher in [result.teacher] if result.teacher else table.teacher_names:
                 found.setdefault((result.student, teacher, result.row), []).append(worst)
     return found
@@ -114,14 +114,19 @@ def _record(table: Table, results: list[Result], student: str, teacher: str, row
         "sd": spread,
         "seeds": len(accuracies),
         "flags": [a.flags for a in accuracies],
+        **(accuracies[0].column.settings() if accuracies else {}),
         "difference": None if printed is None or measured is None else measured - printed,
     }
 
 
 def _marks_of_reported(block: pd.DataFrame) -> pd.Series:
-    """best, second or "" for each number of a column; one inside the leader's 95 % interval shares its mark."""
-    lows = block["reported_low"]
-    return _marks(block["reported"], lambda value, leader: block.loc[value, "reported"] >= lows[leader])
+    """best, second or "" for each number of a column; shared where two independent sets of images may differ so."""
+    variance = block["reported"].astype(float) * (100 - block["reported"].astype(float)) / block["reported_n"]
+    gap = block["reported"].astype(float)
+    return _marks(
+        block["reported"],
+        lambda value, leader: gap[leader] - gap[value] <= 1.96 * (variance[leader] + variance[value]) ** 0.5,
+    )
 
 
 def _marks_of_measured(block: pd.DataFrame) -> pd.Series:
@@ -166,8 +171,9 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
         f"Teachers trained here {'; '.join(teachers)}." if teachers else "",
         *(f"{mark} {_said_of_source(source)}." for source, mark in quoted.items()),
         "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
-        "by all that a test paired by image (McNemar, 5 %) cannot tell from the leader, and among reported numbers by "
-        "all inside the leader's interval: much bold means that little can be told apart.",
+        "by all that a test paired by image (McNemar's at 5 %; with several seeds one that counts their spread) cannot "
+        "tell from the leader, and among reported numbers where two independent sets of images may differ so: "
+        "much bold means that little can be told apart.",
         f"Attacks: {all_said(attacks)}." if attacks else "",
         _worst_case_said(table, results),
         _first_images(table, results),
