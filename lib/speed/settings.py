@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from lib.errors import UserError, choose
 from lib.models import MODELS
-from lib.parameters import device_of, injected_names
-from lib.spec import check_type
+from lib.parameters import device_of, read_parameters
 from lib.speed.cases import TITLES
 from lib.speed.measure import Timer
 
@@ -60,14 +59,7 @@ def check(namespace: Mapping[str, Any]) -> tuple[Settings, Timer]:
     Raises:
         UserError: an unknown name, a wrong type, a number that is too small, or no such model, method or device.
     """
-    declared = {f.name: f.type for f in fields(Settings)}
-    for name in injected_names(namespace.get("In", [])):
-        if name not in declared:
-            raise UserError(f"unknown parameter {name!r}; choose from: {', '.join(declared)}")
-    values = {name: namespace[name] for name in declared if name in namespace}
-    for name, value in values.items():
-        check_type(value, declared[name], f"parameter {name}")
-    settings = Settings(**values)
+    settings = read_parameters(namespace, Settings)
     choose("model", settings.model, MODELS)
     choose("clock", settings.clock, CLOCKS)
     for title in settings.methods:
