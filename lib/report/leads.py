@@ -35,16 +35,16 @@ def versus(comparison: Comparison, pairs: Iterable[tuple[str, str]]) -> pd.DataF
     McNemar's test at 5 % says so; the reported rows' flags are not known, so theirs is that of two independent sets
     of images. The spread between trainings is in neither, unless there are several seeds.
     """
-    columns = list(comparison.headings)
+    columns, pairs = list(comparison.headings), list(pairs)
+    blocks = comparison.frame.groupby("student")["row"].agg(set)
+    anywhere = {pair: any({*pair} <= rows for rows in blocks) for pair in pairs}  # else dashes, in every block
     lines = {}
     for student, block in comparison.frame.groupby("student", sort=False):
         cells = block.set_index(["row", "column"])
-        for pair in pairs:
+        for pair in (pair for pair in pairs if {*pair} <= set(block["row"]) or not anywhere[pair]):
             label = f"{pair[0]} over {pair[1]}"
             lines[student, label, "reported"] = [_reported_lead(cells, *pair, column) for column in columns]
             lines[student, label, "measured"] = [_measured_lead(comparison, student, *pair, c) for c in columns]
-            if not {*pair} <= set(block["row"]):  # rows of another student's block
-                del lines[student, label, "reported"], lines[student, label, "measured"]
     names = ["student", "", ""]
     index = pd.MultiIndex.from_tuples(lines, names=names) if lines else pd.MultiIndex.from_arrays([[]] * 3, names=names)
     return pd.DataFrame(list(lines.values()), index=index, columns=columns)
