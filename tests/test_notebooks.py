@@ -96,7 +96,7 @@ def test_papermill_evaluates_a_model_of_ones_own(tmp_path):
     given = {"weights": str(tmp_path / "mine.pt"), "model": "ResNet10-w8", "images": 20, "changes": cheap}
     done, copy = execute(notebook, tmp_path, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    saved = json.loads((tmp_path / "tables" / "evaluate_your_model.json").read_text())
+    saved = json.loads((tmp_path / "tables" / "evaluate_your_model_mine.json").read_text())
     assert [len(a["flags"]) for a in saved["accuracies"]] == [20, 20, 20, 20, 20, 5]
     assert len(saved["findings"]) == 10
     shown = "".join(str(out.get("data", "")) for cell in code_cells(copy) for out in cell.outputs)

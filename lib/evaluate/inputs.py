@@ -12,6 +12,10 @@ def check_images(x: Tensor) -> None:
     Raises:
         UserError: it is not.
     """
+    if not isinstance(x, Tensor):
+        raise UserError(
+            f"images want to be a torch tensor, got {type(x).__name__}; torch.from_numpy makes one of an array"
+        )
     if x.dim() != 4 or not len(x):
         raise UserError(f"images want the shape (N, C, H, W) with N >= 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -31,6 +35,10 @@ def check_labels(y: Tensor, images: int) -> None:
     Raises:
         UserError: it is not.
     """
+    if not isinstance(y, Tensor):
+        raise UserError(
+            f"labels want to be a torch tensor, got {type(y).__name__}; torch.from_numpy makes one of an array"
+        )
     if y.shape != (images,) or y.is_floating_point() or y.dtype == torch.bool:
         raise UserError(f"labels want one whole number per image ({images}), got {tuple(y.shape)} of {y.dtype}")
     if int(y.min()) < 0:

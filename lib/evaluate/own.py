@@ -147,6 +147,8 @@ def report(
         found = evaluate(model, Split(images, labels), columns, means=means)
         checked = images[:CHECKED], labels[:CHECKED]
         findings = _checked(model, *checked, epsilon, unrelated, seed)
+    if unrelated is None:
+        notes.append("Ten of the eleven checks: the transfer check wants an unrelated network.")
     return Report(protocol, tuple(found), tuple(findings), (*notes, *fewer))
 
 
