@@ -88,7 +88,7 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
                 "provenance": comparison.provenance,
                 "sanity": {name: [_as_json(one) for one in found] for name, found in comparison.findings.items()},
                 "contradictions": comparison.contradictions,
-                "worst": [[*key, [one._asdict() for one in found]] for key, found in comparison.worst.items()],
+                "worst": [[*key, [asdict(one) for one in found]] for key, found in comparison.worst.items()],
                 "cells": json.loads(comparison.frame.to_json(orient="records")),
             },
             indent=1,
@@ -105,7 +105,7 @@ def save_own(shown: Report, outputs: Path, name: str, weights: str) -> list[Path
     """
     told: dict[str, Any] = {"weights": weights, "protocol": shown.protocol, "notes": list(shown.notes)}
     told["accuracies"] = [accuracy.to_json() for accuracy in shown.accuracies]
-    told["worst"] = shown.worst and shown.worst._asdict()
+    told["worst"] = shown.worst and asdict(shown.worst)
     told["findings"] = [_as_json(finding) for finding in shown.findings]
     texts = {"csv": shown.frame.to_csv(), "html": shown._repr_html_(), "json": json.dumps(told, indent=1)}
     return _write(texts, outputs, name)

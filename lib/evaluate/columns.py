@@ -122,18 +122,11 @@ class Column:
         return self.name + (f" ({', '.join(reduced)})" if reduced else "")
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """k of n images classified correctly, which images (`flags`, one character each), under `column`.
+class Share:
+    """k of n, in percent and with its interval."""
 
-    `stages` has AutoAttack's flags after each of its stages, by name.
-    """
-
-    column: Column
     k: int
     n: int
-    flags: str = field(repr=False)
-    stages: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def percent(self) -> float:
@@ -144,6 +137,20 @@ class Accuracy:
     def interval(self) -> tuple[float, float]:
         """The Wilson 95 % interval of the percentage."""
         return wilson(self.k, self.n)
+
+
+@dataclass(frozen=True)
+class Accuracy(Share):
+    """k of n images classified correctly, which images (`flags`, one character each), under `column`.
+
+    `stages` has AutoAttack's flags after each of its stages, by name.
+    """
+
+    column: Column
+    k: int
+    n: int
+    flags: str = field(repr=False)
+    stages: dict[str, str] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the run store."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import variance
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 
 from lib.errors import UserError
 from lib.evaluate.attacks import ATTACKS, STEPPED
-from lib.evaluate.columns import Accuracy, wilson
+from lib.evaluate.columns import Accuracy, Share
 
 FROZEN = [name for name, (_, freeze) in STEPPED.items() if freeze]
 LEVEL = 0.05  # a difference with a p above it is inside the noise
@@ -79,23 +79,14 @@ def _means(flags: Sequence[str]) -> list[float]:
     return [sum(one[i] == "1" for one in flags) / len(flags) for i in range(len(flags[0]))]
 
 
-class WorstCase(NamedTuple):
+@dataclass(frozen=True)
+class WorstCase(Share):
     """k of n images are right under every one of the attacks `of`."""
 
     k: int
     n: int
     of: tuple[str, ...]
     flags: str
-
-    @property
-    def percent(self) -> float:
-        """100 k / n."""
-        return 100 * self.k / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The Wilson 95 % interval of the percentage."""
-        return wilson(self.k, self.n)
 
     def __str__(self) -> str:
         low, high = self.interval
