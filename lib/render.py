@@ -33,6 +33,7 @@ class Comparison:
     worst: dict[tuple[str, str, str], list[WorstCase]] = field(default_factory=dict)  # by student, teacher, row
     findings: dict[str, tuple[Finding, ...]] = field(default_factory=dict)  # what the sanity checks found, by network
     contradictions: dict[str, list[str]] = field(default_factory=dict)  # what cannot be, by network
+    also: pd.DataFrame = field(default_factory=pd.DataFrame)  # measured under another protocol, a line per number
 
     def __repr__(self) -> str:
         return (
@@ -71,6 +72,8 @@ def styled(comparison: Comparison) -> Styler:
 def save(comparison: Comparison, outputs: Path) -> list[Path]:
     """Write the table as csv, md, tex, html and json under outputs/tables: equal results of equal code, equal bytes.
 
+    What was measured under another protocol goes to a csv of its own, <name>_<protocol>.csv.
+
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
@@ -94,7 +97,12 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
             indent=1,
         ),
     }
-    return _write(texts, outputs, comparison.name)
+    others = [] if comparison.also.empty else comparison.also.groupby("protocol")
+    return _write(texts, outputs, comparison.name) + [
+        path
+        for protocol, lines in others
+        for path in _write({"csv": lines.to_csv(index=False)}, outputs, f"{comparison.name}_{protocol}")
+    ]
 
 
 def save_own(shown: Report, outputs: Path, name: str, weights: str) -> list[Path]:

@@ -20,7 +20,7 @@ from lib.attacks import pgd
 from lib.checkpoints import file_digest, load_weights, save_weights
 from lib.engine import STANDARD, Levers
 from lib.errors import UserError, choose
-from lib.evaluate import VERSION, Accuracy, Column, Means, accuracy, evaluate, together
+from lib.evaluate import VERSION, Accuracy, Column, Means, accuracy, evaluate
 from lib.methods import METHODS
 from lib.models import build
 from lib.spec import DataSpec, GivenWeights, RunSpec, digest_of
@@ -207,16 +207,19 @@ def measure(
             net, test = network(spec, data_spec, place, checkpoint), place.dataset(data_spec).test
             keys = {_key(column, checkpoint): column for column in columns}  # two names may be one attack at this scale
             missing = [column for key, column in keys.items() if store.read_rows(digest, key) is None]
-            for group in together(tuple(missing)):
-                source = next((s for s in surrogates if s.digest == group[0].surrogate), None)
-                if group[0].surrogate and source is None:
-                    raise UserError(f"column {group[0].name}: its surrogate {group[0].surrogate} was not given")
-                made_on = network(source, data_spec, place) if source else None
-                begun = store.partial / f"{digest}-{checkpoint}-attack"
-                for row in evaluate(net, test, group, made_on, Means(begun)):
-                    made = {**row.to_json(), "provenance": provenance(place)}
-                    store.write_rows(digest, _key(row.column, checkpoint), [made])
-                shutil.rmtree(begun, ignore_errors=True)
+            begun = store.partial / f"{digest}-{checkpoint}-attack"
+
+            def keep(row: Accuracy) -> None:
+                made = {**row.to_json(), "provenance": provenance(place)}
+                store.write_rows(digest, _key(row.column, checkpoint), [made])
+
+            for made_on in dict.fromkeys(column.surrogate for column in missing):
+                source = next((network(s, data_spec, place) for s in surrogates if s.digest == made_on), None)
+                columns_on = tuple(column for column in missing if column.surrogate == made_on)
+                if made_on and source is None:
+                    raise UserError(f"column {columns_on[0].name}: its surrogate {made_on} was not given")
+                evaluate(net, test, columns_on, source, Means(begun, found=keep))
+            shutil.rmtree(begun, ignore_errors=True)
     kept = [store.read_rows(digest, _key(column, checkpoint)) for column in columns]
     return [replace(Accuracy.from_json(rows[0]), column=c) for c, rows in zip(columns, kept, strict=True) if rows]
 

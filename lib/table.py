@@ -11,7 +11,7 @@ import torch
 from lib import ROOT
 from lib.checkpoints import file_digest
 from lib.errors import UserError, choose
-from lib.evaluate import PROTOCOLS, Column, check_fits
+from lib.evaluate import PROTOCOLS, Column, check_fits, heading
 from lib.methods import METHODS, Piecewise
 from lib.parameters import PARAMS, Parameters, Scale, device_of, load_scale, paper_schedules, read_yaml
 from lib.runs import Network, Place, describe_data, network
@@ -159,7 +159,7 @@ class Table:
     def headings(self) -> dict[str, str]:
         """Each column's name with what this scale reduces."""
         images = len(self.place.dataset(self.data).test.labels)
-        return {column.name: column.heading(images) for column in self.columns}
+        return {column.name: heading(column, images) for column in self.columns}
 
 
 def open_table(name: str, parameters: Parameters) -> Table:

@@ -118,6 +118,21 @@ def test_every_check_is_run_but_transfer_only_beside_another_network(robust, ima
     assert len(sanity(robust, *images, epsilon=EPSILON)) == len(CHECKS) - 1 == 10
 
 
+def test_the_checks_find_the_same_in_batches(robust, undefended, images):
+    whole, parts = (sanity(robust, *images, epsilon=EPSILON, unrelated=undefended, batch_size=size) for size in (N, 37))
+    assert [finding.check for finding in parts] == [finding.check for finding in whole]
+    for one, other in zip(whole, parts, strict=True):
+        assert abs(one.value - other.value) <= 100 * 2 / N, one  # Square draws anew for every batch
+
+
+def test_two_forwards_are_compared_beside_the_size_of_the_logits(robust, images):
+    class Rounding(Scaled):
+        def forward(self, x):
+            return self.net(x) * (1000 + 1e-2 * torch.rand(()))
+
+    assert "two forwards disagree" not in fired(Rounding(robust), images)
+
+
 @pytest.mark.parametrize(("value", "fires"), [(1.0, False), (1.1, True)])
 def test_a_finding_fires_above_its_limit(value, fires):
     assert Finding("a check", value, 1.0, "").fired is fires

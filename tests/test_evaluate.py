@@ -23,6 +23,7 @@ from lib.evaluate import (
     check_perturbation,
     evaluate,
     frozen,
+    heading,
     together,
     wilson,
 )
@@ -78,7 +79,7 @@ def test_an_accuracy_survives_json():
 
 
 @pytest.mark.parametrize(
-    ("changes", "heading"),
+    ("changes", "said"),
     [
         ({"attack": "pgd", "steps": 3}, "AA"),
         ({"attack": "autoattack"}, "AA"),
@@ -88,10 +89,14 @@ def test_an_accuracy_survives_json():
         ({"attack": "autoattack", "stages": CHEAP}, "AA (APGD-CE+APGD-T only)"),
         ({"attack": "autoattack", "stages": CHEAP, "images": 200}, "AA (APGD-CE+APGD-T only, 200 images)"),
         ({"attack": "pgd", "steps": 3, "images": 200}, "AA (200 images)"),
+        ({"attack": "pgd", "steps": 3, "preset": "PGD-10"}, "AA (3 steps)"),
+        ({"attack": "pgd", "steps": 10, "preset": "PGD-10"}, "AA"),
+        ({"attack": "autoattack", "stages": ("apgd-ce",), "preset": "APGD-CE"}, "AA"),
+        ({"attack": "autoattack", "stages": ("apgd-ce",), "preset": "AA"}, "AA (APGD-CE only)"),
     ],
 )
-def test_a_heading_says_what_was_reduced_and_nothing_else(changes, heading):
-    assert Column(name="AA", **changes).heading(500) == heading
+def test_a_heading_says_what_is_other_than_the_preset_and_nothing_else(changes, said):
+    assert heading(Column(name="AA", **changes), 500) == said
 
 
 # --- accuracy -----------------------------------------------------------------------------------------------------
@@ -294,6 +299,23 @@ def test_columns_that_differ_in_steps_alone_share_a_run_and_find_the_same_images
     columns = tuple(Column(f"{steps}", attack, 0.1, 0.02, steps, batch_size=7) for steps in (5, 2, 9))
     assert together((*columns, Column("clean", "clean"))) == [columns, (Column("clean", "clean"),)]
     assert evaluate(net, test, columns) == [accuracy(net, test, column) for column in columns]
+
+
+def test_what_is_right_without_an_attack_is_asked_for_once(net, split):
+    asked, size = [], column("clean").batch_size
+    net.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].equal(split.images[:size])))
+    attacks = [replace(column("autoattack", stages=CHEAP, epsilon=e), name=f"AA {e}") for e in (0.1, 0.15)]
+    columns, heard = (column("clean"), *attacks), []
+    found = evaluate(net, split, columns, means=Means(found=heard.append))
+    assert sum(asked) == 1
+    assert found == heard == [evaluate(net, split, (one,))[0] for one in columns]
+    assert sum(asked) == 1 + len(columns)
+
+
+def test_clean_images_that_are_not_known_yet_are_added(net, split):
+    few, all_of_them = replace(column("clean", images=4), name="few"), column("clean")
+    found = evaluate(net, split, (few, all_of_them))
+    assert found == [accuracy(net, split, few), accuracy(net, split, all_of_them)]
 
 
 def test_columns_that_differ_in_more_than_steps_do_not_share_a_run():

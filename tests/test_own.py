@@ -177,3 +177,9 @@ def test_a_model_elsewhere_than_its_images_is_refused(images):
     net, x, y = images
     with pytest.raises(UserError, match="want one device, they are on cpu, meta"):
         made(net.to("meta"), x, y)
+
+
+def test_on_few_images_a_report_says_how_large_a_fault_has_to_be_and_what_is_right_without_an_attack(images):
+    found = made(*images)
+    assert "The checks look at 12 images" in repr(found)
+    assert f"({found.accuracies[0].flags[: found.worst.n].count('1')} without an attack)" in repr(found)

@@ -119,8 +119,8 @@ def test_a_caption_speaks_of_reported_numbers_only_where_there_are_some(tmp_path
 
 def test_headings_say_which_columns_are_reduced(table):
     assert table.headings()["AA"] == "AA (APGD-CE only, 3 images)"
-    assert table.headings()["CW2"] == "CW2 (10 images)"
-    assert table.headings()["PGD"] == "PGD (20 images)"
+    assert table.headings()["CW2"] == "CW2 (5 steps, 10 images)"
+    assert table.headings()["PGD"] == "PGD (2 steps, 20 images)"
 
 
 def test_quoted_rows_are_marked_and_others_are_not(table, results):
@@ -192,6 +192,32 @@ def test_a_pair_of_rows_that_stands_in_one_block_has_no_line_in_the_others(tmp_p
 def test_a_difference_that_vanishes_in_its_errors_is_shown_with_them(table):
     gained = report.versus(compare(table, [result("PGD-AT", 18), result("DGAD", 12)]), [("DGAD", "PGD-AT")])
     assert gained.loc[("ResNet18", "DGAD over PGD-AT", "measured"), "PGD"] == "-30.00 ± 20.1"
+
+
+def test_where_there_are_several_teachers_a_pair_is_compared_under_each(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path, rows=["PGD-AT", "DGAD"], teachers=[]))
+    small, big = table.teacher_names
+    found = [result("PGD-AT", 18), result("DGAD", 12, small), result("DGAD", 20, big)]
+    comparison = compare(table, found)
+    gained = report.versus(comparison, [("DGAD", "PGD-AT")])["PGD"]
+    assert gained["ResNet18", small, "DGAD over PGD-AT", "measured"].startswith("-30.00")
+    assert gained["ResNet18", big, "DGAD over PGD-AT", "measured"].startswith("+10.00")
+    printed = comparison.frame.set_index(["student", "teacher", "row", "column"])["reported"]
+    for teacher in (small, big):
+        lead = printed["ResNet18", teacher, "DGAD", "PGD"] - printed["ResNet18", teacher, "PGD-AT", "PGD"]
+        assert gained["ResNet18", teacher, "DGAD over PGD-AT", "reported"].startswith(f"{lead:+.2f}")
+
+
+def test_what_was_measured_under_another_protocol_is_saved_with_its_settings(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path, rows=["PGD-AT"], protocol="common"))
+    other = Accuracy(replace(table.cells[0].columns[-1], name="AA (common)"), 7, 20, right(7))
+    mine = replace(result("PGD-AT", 18), accuracies=(*result("PGD-AT", 18).accuracies, other))
+    *_, path = save(compare(table, [mine]), tmp_path)
+    assert path.name == "table4_dgad_common.csv"
+    (line,) = pd.read_csv(path).to_dict("records")
+    assert (line["column"], line["k"], line["n"], line["protocol"]) == ("AA", 7, 20, "common")
+    assert line["attack"].startswith("AutoAttack")
+    assert line["radius"] == "38/255"
 
 
 def test_numbers_are_found_where_the_papers_columns_are_the_rows_and_where_its_rows_are_a_list(tmp_path):

@@ -48,6 +48,7 @@ def standard(
     batch_size: int = 200,
     stages: tuple[str, ...] = STAGES,
     judge: Net | None = None,
+    clean: Tensor | None = None,
     attacks: Mapping[str, Stage] = OWN,
     folder: Path | None = None,
     workers: int = 1,
@@ -57,10 +58,10 @@ def standard(
 
     x (N, C, H, W) and `epsilon` in [0, 1], y (N,); `net`, in eval mode, treats images one by one. Where there are fewer
     than 9 wrong classes, all are targets. Attacks are made on `net`, say a folded network, and `judge` (net itself)
-    says what is right. An equal seed gives the flags of the authors' `run_standard_evaluation`, to float rounding;
-    `attacks=REFERENCE` runs the authors' own stages. With a `folder` every
-    finished batch is saved in it, and an equal call goes on from there, to equal flags. `workers` processes of one
-    thread each do a stage's batches, on a CPU. `notify` hears the finished share after every batch.
+    says what is right; `clean` (N,) bool is what it says of x, where that is known. An equal seed gives the flags of
+    the authors' `run_standard_evaluation`, to float rounding; `attacks=REFERENCE` runs the authors' own stages. With a
+    `folder` every finished batch is saved in it, and an equal call goes on from there, to equal flags. `workers`
+    processes of one thread each do a stage's batches, on a CPU. `notify` hears the finished share after every batch.
 
     Raises:
         UserError: an unknown stage; a folder that holds something else or cannot be written; workers on a GPU, or a
@@ -75,7 +76,8 @@ def standard(
     setting = Setting(epsilon, seed, min(9, classes - 1), batch_size)
     judged = Judged(net, net if judge is None else judge)
     saved = Saved(folder, _about(judged.judge, x, y, setting) if folder else {})
-    robust, x_adv, tally = right(judged.judge, x, y, batch_size), x.clone(), _Tally(stages, notify)
+    robust = right(judged.judge, x, y, batch_size) if clean is None else clean.clone()
+    x_adv, tally = x.clone(), _Tally(stages, notify)
     after = {"clean": robust.clone()}
     with attacking(judged, workers) as attack:
         for stage in stages:

@@ -11,7 +11,7 @@ from lib.evaluate.columns import Accuracy, Column, all_said, wilson
 from lib.evaluate.measure import VERSION, Means, accuracy, check_fits, check_perturbation, evaluate, frozen, together
 from lib.evaluate.own import Report, changed, columns_of, report
 from lib.evaluate.paired import Paired, WorstCase, contradictions, mcnemar, paired, worst_case
-from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius
+from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius, heading
 from lib.evaluate.strip import strip, summary
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "contradictions",
     "evaluate",
     "frozen",
+    "heading",
     "mcnemar",
     "paired",
     "report",

@@ -31,9 +31,9 @@ IN_WORDS = {
 class Column:
     """One attack at one setting. epsilon and step_size in [0, 1]; images = 0 means all test images.
 
-    `stages` are AutoAttack's; a column that runs fewer than the standard four says so in its heading. With `restarts`
-    an image has to stay right in every one. `crafting` is the precision that x' is made in; judging is always fp32.
-    `preset` is what the settings came from, and like `name` changes nothing of what is measured.
+    `stages` are AutoAttack's, all four or some. With `restarts` an image has to stay right in every one. `crafting` is
+    the precision that x' is made in; judging is always fp32. `preset` is what the settings came from, and like `name`
+    changes nothing of what is measured.
 
     Raises:
         UserError: an unknown attack, stage or precision, or a number that makes no sense.
@@ -111,15 +111,6 @@ class Column:
             "seed": self.seed if ball else "–",
             "crafted in": self.crafting if ball else "–",
         }
-
-    def heading(self, images: int) -> str:
-        """The column's name, with what was reduced against `images` test images and the full attack."""
-        reduced = []
-        if self.attack == "autoattack" and self.stages != STAGES:
-            reduced.append("+".join(stage.upper() for stage in self.stages) + " only")
-        if 0 < self.images < images:
-            reduced.append(f"{self.images} images")
-        return self.name + (f" ({', '.join(reduced)})" if reduced else "")
 
 
 class Share:

@@ -27,12 +27,29 @@ VERSION = 3  # raised when an attack's code changes what an equal column measure
 class Means:
     """What a long attack is done with: a folder that it goes on from when it was killed, and processes on a CPU.
 
-    `notify` hears the finished share of an AutoAttack.
+    `notify` hears the finished share of an AutoAttack, `found` each column's accuracy as soon as it is there.
     """
 
     kept: Path | None = None
     workers: int = 1
     notify: Callable[[float], None] = lambda share: None
+    found: Callable[[Accuracy], None] = lambda accuracy: None
+
+
+class Clean:
+    """Which images a network has right as they are: asked for by several columns, computed once per image."""
+
+    def __init__(self, net: nn.Module, test: Split) -> None:
+        self.net, self.test, self.known = net, test, torch.empty(0, dtype=torch.bool)
+
+    def right(self, column: Column) -> Tensor:
+        """(n,) bool for the column's images."""
+        n, known = column.images or len(self.test.labels), len(self.known)
+        if known < n:
+            part = self.test.take(slice(known, n))
+            x = to_float(part.images)
+            self.known = torch.cat([self.known.to(x.device), judged(self.net, x, x, part.labels, column)])
+        return self.known[:n]
 
 
 def evaluate(
@@ -50,9 +67,13 @@ def evaluate(
         UserError: an unknown attack, or more images than there are.
         RuntimeError: an attack left its ball or [0, 1], or gave a value that is not finite.
     """
-    source = surrogate or net
+    source, means, found = surrogate or net, means or Means(), []
     with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
-        found = [one for group in together(columns) for one in _measured(net, test, group, source, means or Means())]
+        clean = Clean(net, test)
+        for group in together(columns):
+            for one in _measured(net, test, group, source, means, clean):
+                found.append(one)
+                means.found(one)
     return [next(accuracy for accuracy in found if accuracy.column == column) for column in columns]
 
 
@@ -66,7 +87,7 @@ def together(columns: tuple[Column, ...]) -> list[tuple[Column, ...]]:
 
 
 def _measured(
-    net: nn.Module, test: Split, group: tuple[Column, ...], source: nn.Module, means: Means
+    net: nn.Module, test: Split, group: tuple[Column, ...], source: nn.Module, means: Means, clean: Clean
 ) -> list[Accuracy]:
     with torch.no_grad():
         classes = net(to_float(test.images[:1])).shape[1]
@@ -74,12 +95,14 @@ def _measured(
         check_fits(column, len(test.labels), classes)
     if group[0].attack in STEPPED:
         return prefixes(net, test, group, source)
+    if group[0].attack == "clean":
+        return [_accuracy(group[0], clean.right(group[0]))]
     if group[0].attack == "autoattack":
-        return [by_stages(net, test, group[0], source, means)]
+        return [by_stages(net, test, group[0], source, means, clean)]
     return [accuracy(net, test, group[0], source)]
 
 
-def by_stages(net: nn.Module, test: Split, column: Column, source: nn.Module, means: Means) -> Accuracy:
+def by_stages(net: nn.Module, test: Split, column: Column, source: nn.Module, means: Means, clean: Clean) -> Accuracy:
     """What `accuracy` finds for AutoAttack, with the flags after each of its stages; it goes on where it was killed.
 
     Transfers judge the end alone: the stages attack the surrogate.
@@ -95,6 +118,7 @@ def by_stages(net: nn.Module, test: Split, column: Column, source: nn.Module, me
         batch_size=column.batch_size,
         stages=column.stages,
         judge=source,
+        clean=clean.right(column) if source is net else None,
         folder=means.kept / column.what.digest if means.kept else None,
         workers=means.workers,
         notify=means.notify,

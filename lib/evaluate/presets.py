@@ -6,6 +6,7 @@ What each column really was: the walk-through of the evaluation.
 
 from dataclasses import replace
 
+from lib.evaluate.attacks import STAGES
 from lib.evaluate.columns import Column
 
 RADIUS, STEP = 8 / 255, 2 / 255
@@ -67,3 +68,15 @@ PROTOCOLS = {
 def at_radius(column: Column, epsilon: float, step_size: float) -> Column:
     """The column where epsilon and step_size (in [0, 1]) take the place of 8/255 and 2/255, others in proportion."""
     return replace(column, epsilon=column.epsilon / RADIUS * epsilon, step_size=column.step_size / STEP * step_size)
+
+
+def heading(column: Column, images: int) -> str:
+    """The column's name, with what is less or other than its preset's, and than all of `images` test images."""
+    usual, changed = PRESETS.get(column.preset, replace(column, stages=STAGES)), []
+    if column.attack == "autoattack" and column.stages != usual.stages:
+        changed.append("+".join(stage.upper() for stage in column.stages) + " only")
+    if column.steps != usual.steps:
+        changed.append(f"{column.steps:,} steps")
+    if 0 < column.images < images:
+        changed.append(f"{column.images} images")
+    return column.name + (f" ({', '.join(changed)})" if changed else "")

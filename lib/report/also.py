@@ -3,7 +3,7 @@
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.evaluate import PROTOCOLS, Accuracy, Column
+from lib.evaluate import PROTOCOLS, Accuracy, Column, heading
 from lib.experiment import Result
 from lib.methods import METHODS
 from lib.spec import GivenWeights
@@ -85,12 +85,25 @@ def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
         for base in PROTOCOLS[table.protocol]:
             for protocol, column in (("the paper's", base), (table.protocol, base + _ending(table))):
                 if column in measured and (base in table.file.columns or protocol == table.protocol):
-                    reduced = measured[column].column.heading(images).removeprefix(column)
+                    reduced = heading(measured[column].column, images).removeprefix(column)
                     line[base, protocol + reduced] = _with_interval(measured[column])
         lines[result.student, result.teacher, result.row, result.seed] = line
     index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "row", "seed"])
     frame = pd.DataFrame(list(lines.values()), index=index)
     return frame.set_axis(pd.MultiIndex.from_tuples(frame.columns), axis=1)
+
+
+def other_protocol(table: Table, results: list[Result]) -> pd.DataFrame:
+    """What was measured under the other protocol, a line per network and column with all settings; none without one."""
+    records = []
+    for result in (r for r in results if r.row in {row.row for row in table.rows} and table.protocol):
+        cell = {"student": result.student, "teacher": result.teacher, "row": result.row, "seed": result.seed}
+        for a in (a for a in result.accuracies if a.column.name.endswith(_ending(table))):
+            low, high = a.interval
+            number = {"measured": a.percent, "k": a.k, "n": a.n, "low": low, "high": high}
+            name = {"protocol": table.protocol, "column": a.column.name.removesuffix(_ending(table))}
+            records.append(cell | name | number | a.column.settings())
+    return pd.DataFrame(records)
 
 
 def _ending(table: Table) -> str:

@@ -10,6 +10,7 @@ from lib.evaluate import WorstCase, all_said, contradictions, paired, wilson, wo
 from lib.experiment import Result
 from lib.methods import METHODS
 from lib.render import Comparison
+from lib.report.also import other_protocol
 from lib.report.numbers import reported, stands
 from lib.runs import network_digest
 from lib.spec import GivenWeights, RunSpec
@@ -48,6 +49,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
         flags=flags,
         worst=_worst(table, results),
         findings={_name(result): result.findings for result in results if result.findings},  # controls' as well
+        also=other_protocol(table, results),
         contradictions={_name(r): said for r in _rows(table, results) if (said := contradictions(r.accuracies))},
     )
 

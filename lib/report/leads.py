@@ -29,24 +29,28 @@ def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFra
 
 
 def versus(comparison: Comparison, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """What each row adds to another, per column, as reported and as measured, with 1.96 standard errors.
+    """What each row adds to another, per block and column, as reported and as measured, with 1.96 standard errors.
+
+    A block is a student, and a teacher where there are several.
 
     Measured rows share their images, so their error is that of the pairs, and the difference is called noise where
     McNemar's test at 5 % says so; the reported rows' flags are not known, so theirs is that of two independent sets
     of images. The spread between trainings is in neither, unless there are several seeds.
     """
     columns, pairs = list(comparison.headings), list(pairs)
-    blocks = comparison.frame.groupby("student")["row"].agg(set)
+    block_of = ["student", "teacher"] if comparison.frame["teacher"].nunique() > 1 else ["student"]
+    blocks = comparison.frame.groupby(block_of)["row"].agg(set)
     anywhere = {pair: any({*pair} <= rows for rows in blocks) for pair in pairs}  # else dashes, in every block
     lines = {}
-    for student, block in comparison.frame.groupby("student", sort=False):
+    for key, block in comparison.frame.groupby(block_of, sort=False):
         cells = block.set_index(["row", "column"])
         for pair in (pair for pair in pairs if {*pair} <= set(block["row"]) or not anywhere[pair]):
             label = f"{pair[0]} over {pair[1]}"
-            lines[student, label, "reported"] = [_reported_lead(cells, *pair, column) for column in columns]
-            lines[student, label, "measured"] = [_measured_lead(comparison, student, *pair, c) for c in columns]
-    names = ["student", "", ""]
-    index = pd.MultiIndex.from_tuples(lines, names=names) if lines else pd.MultiIndex.from_arrays([[]] * 3, names=names)
+            lines[*key, label, "reported"] = [_reported_lead(cells, *pair, column) for column in columns]
+            lines[*key, label, "measured"] = [_measured_lead(comparison, key, *pair, c) for c in columns]
+    names = [*block_of, "", ""]
+    none = pd.MultiIndex.from_arrays([[]] * len(names), names=names)
+    index = pd.MultiIndex.from_tuples(lines, names=names) if lines else none
     return pd.DataFrame(list(lines.values()), index=index, columns=columns)
 
 
@@ -55,9 +59,6 @@ def _reported_lead(cells: pd.DataFrame, row: str, other: str, column: str) -> st
     if not {(row, column), (other, column)} <= set(cells.index):
         return "–"
     both = [cells.loc[(name, column)] for name in (row, other)]
-    both = [
-        cell.iloc[0] if isinstance(cell, pd.DataFrame) else cell for cell in both
-    ]  # a row stands under each teacher
     values = [cell["reported"] for cell in both]
     if any(pd.isna(value) for value in values):
         return "–"
@@ -65,9 +66,10 @@ def _reported_lead(cells: pd.DataFrame, row: str, other: str, column: str) -> st
     return _lead(values[0] - values[1], error, abs(values[0] - values[1]) > 1.96 * error)
 
 
-def _measured_lead(comparison: Comparison, student: object, row: str, other: str, column: str) -> str:
+def _measured_lead(comparison: Comparison, block: tuple[str, ...], row: str, other: str, column: str) -> str:
     """The lead of one row's networks over another's on the same images."""
-    flags = {key[2]: value for key, value in comparison.flags.items() if (key[0], key[3]) == (student, column)}
+    here = {key: value for key, value in comparison.flags.items() if key[: len(block)] == block and key[3] == column}
+    flags = {key[2]: value for key, value in here.items()}
     if not flags.get(row) or not flags.get(other):
         return "–"
     found = paired(flags[row], flags[other])
