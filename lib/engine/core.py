@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from lib.attacks import Objective, PerImage, Start, ascend, per_image, project
 from lib.engine.capture import Captured, Recorder, on_cuda
 from lib.engine.levers import STANDARD, Levers
+from lib.engine.recast import recast
 from lib.errors import choose
 from lib.folding import folded, lowered, release
 
@@ -30,7 +31,8 @@ def in_precision(net: Net, precision: str) -> Net:
     if choose("precision", precision, {"fp32": False, "bf16": True}):
 
         def forward(x: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, torch.bfloat16):
+            # a forward uses each weight once, so autocast's cache of the casts would save nothing, and holds them all
+            with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False), recast():
                 return net(x).float()
 
         return forward
