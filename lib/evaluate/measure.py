@@ -11,12 +11,13 @@ from torch import Generator, Tensor, nn
 
 from lib.autoattack import standard
 from lib.data import Split, to_float
+from lib.engine import STANDARD, Engine
 from lib.errors import UserError
 from lib.evaluate.attacks import ATTACKS, STEPPED
 from lib.evaluate.columns import Accuracy, Column
 from lib.evaluate.inputs import check_logits
 from lib.folding import folded
-from lib.train import in_precision, mode
+from lib.train import mode
 from lib.trajectory import snapshots
 
 TOLERANCE = 1e-6  # how far float rounding may carry a pixel out of the ball
@@ -110,7 +111,7 @@ def by_stages(net: nn.Module, test: Split, column: Column, source: nn.Module, me
     part = test.take(slice(0, column.images or len(test.labels)))
     x, y = to_float(part.images), part.labels
     found = standard(
-        in_precision(folded(source), column.crafting),
+        folded(source),
         x,
         y,
         epsilon=column.epsilon,
@@ -137,7 +138,7 @@ def prefixes(net: nn.Module, test: Split, columns: tuple[Column, ...], source: n
     right = {column: torch.ones_like(part.labels, dtype=torch.bool) for column in columns}
     for _ in range(first.restarts):
         found = snapshots(
-            in_precision(folded(source), first.crafting),
+            _attacked(source, first, x),
             x,
             part.labels,
             loss,
@@ -160,13 +161,18 @@ def accuracy(net: nn.Module, test: Split, column: Column, source: nn.Module | No
         check_fits(column, len(test.labels), net(to_float(test.images[:1])).shape[1])
     part = test.take(slice(0, column.images or len(test.labels)))
     generator = Generator(test.images.device).manual_seed(column.seed)
-    crafting = in_precision(folded(source or net), column.crafting)  # the judging is on the network itself, in fp32
+    crafting = _attacked(source or net, column, to_float(test.images[:1]))  # judging is on the network itself, in fp32
     size = len(part.labels) if attack.whole else column.batch_size
     right = torch.ones_like(part.labels, dtype=torch.bool)
     for _ in range(column.restarts):
         parts = part.batches(size)
         right &= torch.cat([judged(net, x, attack.run(crafting, x, y, column, generator), y, column) for x, y in parts])
     return _accuracy(column, right)
+
+
+def _attacked(net: nn.Module, column: Column, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The network as the column's attack sees it, for images like x."""
+    return Engine(replace(STANDARD, bf16=column.crafting == "bf16")).seen(net, x)
 
 
 def judged(net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, column: Column) -> Tensor:
