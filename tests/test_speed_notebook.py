@@ -59,6 +59,8 @@ def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_go
     found = pd.read_csv(tmp_path / "tables" / "speedrun_robust.csv", index_col="run")
     assert list(found.index) == ["seed 0", "seed 1"]
     assert (found["training, s"] > 0).all()
+    assert [name for name in found if name.startswith("AA (")]  # what is reduced does not pass for the goal's
+    assert "AA, %" not in found
     summary = pd.read_csv(tmp_path / "tables" / "speedrun_robust_summary.csv", index_col=0)
     assert summary.loc["mean of the seeds", "training, s"] == pytest.approx(found["training, s"].mean())
     assert summary.loc["the goal, on one H200", "AA, %"] == 50.5
@@ -91,6 +93,14 @@ def test_a_bar_is_met_from_its_value_on_and_memory_up_to_it():
     verdict = speed.bars(measured, torch.device("cpu"))["cpu: met"]
     assert [verdict[name] for name in measured] == ["met", "not met", "met", "not met"]
     assert verdict[speed.PEAK] == ""
+
+
+def test_the_share_of_a_gpus_peak_has_a_bar_of_its_own_for_the_wide_network():
+    shares = [
+        speed.bars({}, torch.device("cpu"), model).loc[speed.PEAK, "gpu: bar"]
+        for model in ("ResNet18", "WideResNet-34-10")
+    ]
+    assert shares == ["at least 0.35", "at least 0.5"]
 
 
 def test_the_growth_of_a_linear_cost_is_one():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import ROOT, runs
-from lib.evaluate import Column
+from lib.evaluate import Column, heading
 from lib.parameters import Parameters, Scale, device_of
 from lib.runs import Place, describe_data
 from lib.spec import DataSpec, RunSpec
@@ -41,13 +41,17 @@ def make(recipe: RunSpec, seeds: Sequence[int], place: Place) -> list[RunSpec]:
 
 
 def table(specs: Sequence[RunSpec], place: Place, columns: tuple[Column, ...]) -> pd.DataFrame:
-    """A line per seed: the seconds of all epochs, scoring included, the peak in MB, and % under every column."""
+    """A line per seed: the seconds of all epochs, scoring included, the peak in MB, and % under every column.
+
+    A column that is reduced says so in its heading, and stands apart from the goal's.
+    """
     lines = []
     for spec in specs:
         costs = pd.read_json(place.store.folder(spec.digest) / "history.json")
         line = {"run": f"seed {spec.seed}", "training, s": costs.seconds.sum(), "peak, MB": costs.peak_mb.max()}
         found = runs.measure(spec, spec.data, place, columns, checkpoint="last")
-        lines.append(line | {f"{accuracy.column.name}, %": accuracy.percent for accuracy in found})
+        images = len(place.dataset(spec.data).test.labels)
+        lines.append(line | {f"{heading(accuracy.column, images)}, %": accuracy.percent for accuracy in found})
     return pd.DataFrame(lines).set_index("run")
 
 
