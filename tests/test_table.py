@@ -139,7 +139,7 @@ def opened(tmp_path, monkeypatch):
         lines = ["paper: las_at", "item: mine", "title: Mine", "columns: [Clean]", "students: [ResNet18]", "rows:"]
         (tmp_path / "tables").mkdir(exist_ok=True)
         (tmp_path / "tables" / "mine.yaml").write_text("\n".join([*lines, *(f"  - {{row: {row}}}" for row in rows)]))
-        monkeypatch.setattr("lib.table.PARAMS", tmp_path)
+        monkeypatch.setattr("lib.table.opening.PARAMS", tmp_path)
         settings = DIGITS | parameters.pop("settings", {})
         given = {"scale": "paper", "outputs": str(tmp_path / "outputs"), "device": "cpu", "settings": settings}
         return open_table("mine", Parameters(**given | parameters))

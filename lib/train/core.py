@@ -18,84 +18,19 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from lib.data import Split, crop_and_flip, to_float
-from lib.engine import PRECISIONS, STANDARD, Engine, Levers, in_precision
+from lib.engine import STANDARD, Engine, Levers, in_precision
 from lib.errors import UserError
 from lib.meter import Meter
 from lib.methods import Method, Net, Nets, Weight, weight_at
 from lib.strategies import ATTACK_SETTINGS, Settings, Strategy
+from lib.train.mode import mode
+from lib.train.schedule import Schedule
 from lib.watch import Watch
 from lib.weights import AWP, EMA, as_if_forwarded, jittered, perturbed
 
 Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (objective, x, *, start, generator, ...) -> x'
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
 Follow = Callable[["Training"], dict[str, Any]]  # what else is told of an epoch, in the history only
-
-__all__ = ["PRECISIONS", "Around", "Attack", "Schedule", "Training", "in_precision", "mode"]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0.
-
-    Raises:
-        UserError: a number that makes no sense, or Nesterov's momentum without momentum.
-    """
-
-    epochs: int
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    milestones: tuple[int, ...] = ()
-    nesterov: bool = False
-    first_lr: float = 0.0  # the first epoch's, where it has one of its own
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"a schedule wants a momentum in [0, 1) and a weight_decay >= 0, got {self}")
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf or min(self.milestones, default=0) < 0:
-            raise UserError(f"a schedule wants epochs and batch_size >= 1 and a positive lr, got {self}")
-        if not 0 <= self.first_lr < math.inf or (self.first_lr and not self.milestones):
-            raise UserError(f"a first_lr is >= 0 and goes with milestones, got {self}")
-        if self.nesterov and not self.momentum > 0:
-            raise UserError(f"Nesterov's momentum wants a momentum > 0, got {self}")
-
-    def steps(self, images: int) -> int:
-        """Optimisation steps over `images` images; the last batch of an epoch may be partial."""
-        return self.epochs * -(-images // self.batch_size)
-
-    def factor(self, epoch: int) -> float:
-        """What lr is multiplied by in an epoch, counted from 0, where there are milestones."""
-        if epoch == 0 and self.first_lr:
-            return self.first_lr / self.lr
-        return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
-
-    def build(
-        self, net: nn.Module, images: int, **options: Any
-    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """SGD over all parameters, and the scheduler that is stepped once per batch; `options` go to torch's SGD."""
-        optimizer = torch.optim.SGD(
-            net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov, **options
-        )
-        if self.milestones:
-            per_epoch = self.steps(images) // self.epochs
-            return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step // per_epoch))
-        one_cycle = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.lr, total_steps=max(2, self.steps(images)), cycle_momentum=False
-        )
-        return optimizer, one_cycle
-
-
-@contextmanager
-def mode(net: nn.Module, train: bool) -> Iterator[None]:
-    """`net` in train or eval mode inside the block; afterwards every module as it was."""
-    before = [(module, module.training) for module in net.modules()]
-    net.train(train)
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @dataclass(frozen=True)
