@@ -22,10 +22,11 @@ class Folded:
     """A network in eval mode with every batch-norm that follows a convolution folded into it; weights as they are now.
 
     f(x) = g conv(x) / s + (b - g m / s), with the batch-norm's scale g, shift b, mean m and spread s. All other modules
-    are the network's own. `refresh` takes over weights that have changed since.
+    are the network's own. `refresh` takes over weights that have changed since; `fits` tells a network that is another.
     """
 
     def __init__(self, net: nn.Module) -> None:
+        self.parts, self.kinds = _parts(net), _kinds(net)
         self.graph = fx.GraphModule(net, _Tracer().trace(net))
         modules = dict(net.named_modules())
         self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
@@ -41,6 +42,12 @@ class Folded:
             self.pairs.append((conv, norm, both))
         self.graph.recompile()
         self.graph.training = False
+
+    def fits(self, net: nn.Module) -> bool:
+        """Whether `net` is still made of the same modules, of the same types and on the same device."""
+        parts = _parts(net)
+        same = len(parts) == len(self.parts) and all(a is b for a, b in zip(parts, self.parts, strict=True))
+        return same and _kinds(net) == self.kinds
 
     @torch.no_grad()
     def refresh(self) -> fx.GraphModule:
@@ -60,6 +67,7 @@ class Lowered(Folded):
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
         modules, fresh = dict(net.named_modules()), {id(both) for *_, both in self.pairs}
+        self.tried = False
         self.alone: list[tuple[nn.Conv2d, nn.Conv2d]] = []
         for node in list(self.graph.graph.nodes):
             module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -80,6 +88,17 @@ class Lowered(Folded):
                 _take(own, new)
         return super().refresh()
 
+    def answers(self, x: Tensor) -> bool:
+        """Whether a forward in bf16 goes through, tried once: weights of a user's own may not mix with it."""
+        if not self.tried:
+            self.tried = True
+            try:
+                with torch.no_grad():
+                    self.refresh()(x)
+            except (RuntimeError, TypeError):
+                return False
+        return True
+
     def release(self) -> None:
         """Hold no weights until the next `refresh`."""
         for copy in (*(both for *_, both in self.pairs), *(copy for _, copy in self.alone)):
@@ -97,21 +116,49 @@ class _Tracer(fx.Tracer):
 def folded(net: nn.Module) -> nn.Module:
     """`net`, which is in eval mode, with convolution and batch-norm folded as its weights are now.
 
-    A network that cannot be traced or has nothing to fold is returned as it is. The trace lives as long as the network.
+    A network that cannot be traced, has hooks (which a trace leaves out) or has nothing to fold is returned as it is.
+    The trace lives as long as the network, and is made again where its modules were replaced. What a trace cannot see,
+    such as an attribute that steers the forward, `same_answers` finds.
     """
-    if net not in _FOLDED:
-        _FOLDED[net] = _try(Folded, net)
-    found = _FOLDED[net]
+    found = _traced(Folded, net, _FOLDED)
     return found.refresh() if found is not None and found.pairs else net
 
 
 def lowered(net: nn.Module, x: Tensor) -> nn.Module | None:
     """`net`, which is in eval mode, folded and in bf16, its logits in fp32; None where that fails on x (1, C, H, W)."""
-    if net not in _LOWERED:
-        made = _try(Lowered, net)
-        _LOWERED[net] = made if made is not None and _answers(made.graph, x) else None
-    found = _LOWERED[net]
-    return None if found is None else found.refresh()
+    found = _traced(Lowered, net, _LOWERED)
+    if found is None or found.answers(x):
+        return None if found is None else found.refresh()
+    _LOWERED[net] = None
+    return None
+
+
+def same_answers(net: nn.Module, other: nn.Module, x: Tensor) -> bool:
+    """Whether both say the same of x (N, C, H, W), to float rounding: 0.1 % of the largest logit, or of 1."""
+    if other is net:
+        return True
+    with torch.no_grad():
+        logits, others = net(x), other(x)
+    off = (logits - others).abs().max()
+    return bool(off <= 1e-3 * logits.abs().max().clamp_min(1))
+
+
+def _traced(kind: type[F], net: nn.Module, kept: "WeakKeyDictionary[nn.Module, F | None]") -> F | None:
+    """What was made of `net` before, where it still fits."""
+    if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+        return None
+    if net not in kept or not ((found := kept[net]) is None or found.fits(net)):
+        kept[net] = _try(kind, net)
+    return kept[net]
+
+
+def _parts(net: nn.Module) -> list[nn.Module]:
+    """All modules but the network itself, which would never be freed if it were held here."""
+    return [module for module in net.modules() if module is not net]
+
+
+def _kinds(net: nn.Module) -> list[tuple[torch.dtype, torch.device]]:
+    return [(parameter.dtype, parameter.device) for parameter in net.parameters()]
 
 
 def release(net: nn.Module) -> None:
@@ -133,15 +180,6 @@ def _try(kind: type[F], net: nn.Module) -> F | None:
         return kind(net)
     except Exception:  # a user's network may fail in any way when traced, and the plain path is always right
         return None
-
-
-def _answers(net: nn.Module, x: Tensor) -> bool:
-    try:
-        with torch.no_grad():
-            net(x)
-    except (RuntimeError, TypeError):  # weights of a user's own that do not mix with bf16
-        return False
-    return True
 
 
 def _cast(graph: fx.Graph, node: fx.Node, module: nn.Module | None) -> None:

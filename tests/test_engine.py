@@ -1,5 +1,7 @@
 """Each lever makes the same images, and where one cannot be had the plain path is taken."""
 
+import gc
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -10,8 +12,9 @@ from torch import nn
 
 from lib.attacks import PerImage, at_image, pgd
 from lib.data import Split
-from lib.engine import PLAIN, STANDARD, Captured, Engine, Levers, Tried, calibrate
+from lib.engine import PLAIN, STANDARD, Captured, Engine, Levers, Tried, calibrate, core
 from lib.engine.calibration import ORDER, Probe
+from lib.errors import UserError
 from lib.folding import lowered
 from lib.losses import cross_entropy
 from lib.methods import METHODS
@@ -87,6 +90,25 @@ def test_a_recording_is_made_once_replayed_padded_and_follows_the_weights(make_n
         made = attacked(engine, net, x[:count], y[:count])
         torch.testing.assert_close(made, attacked(Engine(STANDARD), net, x[:count], y[:count]))
     assert (graph.records, graph.replays) == (1, 4)
+
+
+def test_what_a_recording_reads_lives_as_long_as_the_recording(make_net, batch, monkeypatch):
+    read, real = [], core.per_image
+
+    def per_image(value, x):
+        made = real(value, x)
+        read.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(core, "per_image", per_image)
+    engine = Engine(Levers(folding=True, cuda_graph=True), record=lambda work: (lambda: None, work()))
+    attacked(engine, make_net().eval(), *batch)
+    gc.collect()
+    assert sum(one() is not None for one in read) >= 2  # the radius and the step size
+
+    del engine
+    gc.collect()
+    assert not any(one() is not None for one in read)
 
 
 def test_a_larger_batch_is_recorded_anew_and_a_result_survives_the_next_replay(make_net, batch):
@@ -272,6 +294,53 @@ def test_calibration_keeps_what_pays_and_nothing_else(make_net, batch, monkeypat
     assert said["folding"].row["times faster"] == pytest.approx(4 / 3)
     assert said["channels_last"].why == said["leave"].why == "does not pay"
     assert said["cuda_graph"].why == "not tried: needs a CUDA device"
+
+
+def test_the_calibration_of_a_bf16_training_is_in_bf16_and_does_not_try_it(make_net, batch, monkeypatch):
+    clocked(monkeypatch, lambda levers: 4 - levers.bf16 - levers.folding)
+    levers, tried = calibrate(make_net(), *batch, epsilon=0.1, precision="bf16")
+    assert levers == Levers(folding=True, bf16=True, in_backward=True)
+    assert next(one.why for one in tried if one.lever == "bf16") == "not tried: the precision is bf16 anyway"
+
+
+def test_a_lever_that_fails_or_falls_back_is_not_kept_and_says_why(make_net, batch, monkeypatch):
+    def attack(self, levers):
+        if levers.channels_last:
+            raise RuntimeError("no such layout\nand more")
+        if levers.folding:
+            self.said["folding"] = "something"
+        return lambda **chosen: None
+
+    monkeypatch.setattr(Probe, "attack", attack)
+    monkeypatch.setattr(Probe, "flips", lambda self, levers: 0)
+    _, tried = calibrate(make_net(), *batch, epsilon=0.1, repeats=1)
+    said = {one.lever: (one.kept, one.why) for one in tried}
+    assert said["channels_last"] == (False, "failed: no such layout")
+    assert said["folding"] == (False, "not to be had here: something")
+
+
+def test_a_calibration_without_a_round_is_refused(make_net, batch):
+    with pytest.raises(UserError, match="repeats >= 1"):
+        calibrate(make_net(), *batch, epsilon=0.1, repeats=0)
+
+
+def test_a_trained_network_keeps_no_hook(make_net):
+    net = make_net()
+    trained(net, levers=replace(STANDARD, in_backward=True))
+    before = net[0].weight.clone()
+    net(torch.rand(2, 3, 4, 4)).sum().backward()
+    assert net[0].weight.equal(before)
+    assert net[0].weight.grad is not None
+
+
+def test_beside_compile_nobody_leaves_the_batch(make_net, batch):
+    net, (x, y) = make_net().eval(), batch
+    sizes = []
+    objective = PerImage(lambda z, y: sizes.append(len(z)) or cross_entropy(net(z), y), (y,))
+    steps = torch.tensor([1, 4, 2, 3, 1, 2])
+    for compiled in (False, True):
+        Engine(Levers(leave=True, compile=compiled)).attack(ATTACK, objective, x, start=at_image, steps=steps)
+    assert sizes == [6, 4, 2, 1, 6, 6, 6, 6]
 
 
 def test_an_exact_calibration_does_not_try_bf16(make_net, batch, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.folding import Folded, folded
+from lib.folding import Folded, folded, same_answers
 from lib.models import MODELS, build
 
 
@@ -197,3 +197,51 @@ def test_a_convolution_that_is_called_twice_is_not_folded():
     net = lived(CalledTwice())
     assert not Folded(net).pairs
     assert_same_answers(net, folded(net))
+
+
+# --- a network that changes after it was folded --------------------------------------------------------------------
+
+
+def test_a_network_with_hooks_is_not_folded_because_a_trace_leaves_them_out(net):
+    assert folded(net) is not net
+    handle = net.register_forward_pre_hook(lambda module, inputs: (inputs[0].flip(3),))
+    assert folded(net) is net
+    handle.remove()
+    assert folded(net) is not net
+
+
+def test_a_network_whose_module_was_replaced_is_folded_anew(net):
+    folded(net)
+    net.linear = nn.Linear(net.linear.in_features, 10)
+    assert_same_answers(net, folded(net))
+    block = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+    net.conv1 = deepcopy(block)
+    nn.init.normal_(net.conv1.weight)
+    assert_same_answers(net, folded(net))
+
+
+def test_a_network_of_another_type_is_folded_anew(net):
+    folded(net)
+    net.double()
+    x = torch.rand(2, 3, 8, 8).double()
+    assert (net(x) - folded(net)(x)).abs().max() < 1e-10
+
+
+class Steered(nn.Module):
+    """An attribute decides what is computed, or chance does."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.turned, self.spread = net, False, 0.0
+
+    def forward(self, x):
+        x = x.flip(3) if self.turned else x
+        return self.net(x + self.spread * torch.randn(1, 3, 8, 8) if self.spread else x)
+
+
+@pytest.mark.parametrize(("name", "value"), [("turned", True), ("spread", 0.5)])
+def test_what_a_trace_cannot_see_is_found_by_the_answers(net, name, value):
+    steered, x = Steered(net).eval(), torch.rand(4, 3, 8, 8)
+    assert same_answers(steered, folded(steered), x)
+    setattr(steered, name, value)
+    assert not same_answers(steered, folded(steered), x)

@@ -154,7 +154,7 @@ def test_x_is_crafted_in_bf16_where_the_column_says_so_and_judged_in_fp32(images
     spied = nn.Sequential(net[0], nn.BatchNorm2d(4, affine=False, track_running_stats=False), *net[2:])
     seen.clear()
     accuracy(spied.eval(), Split(x, y), Column("PGD", "pgd", 0.2, 0.05, 3, crafting="bf16"))
-    assert seen[1:-1] == [torch.bfloat16] * (1 + 3)  # a trial of bf16, and the three steps
+    assert seen[1:-1] == [torch.bfloat16] * 3
 
 
 def test_restarts_of_an_attack_without_a_random_start_are_refused():

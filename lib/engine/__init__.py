@@ -8,6 +8,7 @@ from lib.engine.calibration import Tried, calibrate
 from lib.engine.capture import Captured, on_cuda
 from lib.engine.core import PRECISIONS, Engine, in_precision
 from lib.engine.levers import PLAIN, STANDARD, Levers
+from lib.engine.update import stepped_in_backward
 
 __all__ = [
     "PLAIN",
@@ -20,4 +21,5 @@ __all__ = [
     "calibrate",
     "in_precision",
     "on_cuda",
+    "stepped_in_backward",
 ]

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Generator, Tensor, nn
 from lib.attacks import PerImage, at_image, pgd
 from lib.engine.core import Engine
 from lib.engine.levers import PLAIN, Levers
+from lib.engine.update import step_alone
+from lib.errors import UserError
 from lib.losses import cross_entropy
 
 PAYS = 1.02  # how many times as fast a lever has to be, not to be taken for noise
@@ -52,10 +54,12 @@ class Probe:
     y: Tensor
     epsilon: float
     steps: int
+    precision: str = "fp32"  # of the training that the attack is part of
+    said: dict[str, str] = field(default_factory=dict)  # what its engines could not have, and why
 
     def attack(self, levers: Levers) -> Callable[..., Tensor]:
         """The attack under `levers`, on a copy of the network; images have different steps where `leave` is tried."""
-        net, engine = deepcopy(self.net).eval(), Engine(levers)
+        net, engine = deepcopy(self.net).eval(), Engine(levers, self.precision, said=self.said)
         engine.laid_out(net)
         run = partial(pgd, epsilon=self.epsilon, step_size=self.epsilon / 4, steps=self.steps)
 
@@ -73,36 +77,62 @@ class Probe:
         return partial(self.attack(levers), steps=steps)
 
     def update(self, levers: Levers) -> Work:
-        """An optimiser's step, which is what `fused` acts on."""
+        """The optimiser's step, which is what `fused` acts on: weight by weight where it is done in the backward."""
         net = deepcopy(self.net)
-        for parameter in net.parameters():
-            parameter.requires_grad_().grad = torch.zeros_like(parameter)
-        return torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=5e-4, **levers.optimizer).step
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=5e-4, **levers.optimizer)
+
+        def work() -> None:
+            for parameter in net.parameters():
+                parameter.requires_grad_().grad = torch.zeros_like(parameter)
+                if levers.in_backward:
+                    step_alone(optimizer, parameter)
+            if not levers.in_backward:
+                optimizer.step()
+
+        return work
 
     def on(self, lever: str, levers: Levers) -> Work:
         """The work that `lever` acts on, under `levers`."""
         return {"leave": self.uneven, "fused": self.update}.get(lever, self.attack)(levers)
 
     def flips(self, levers: Levers) -> int:
-        """On how many images the network itself judges x' otherwise than the plain path's x'."""
+        """On how many images the network itself says another class of x' than of the plain path's x'.
+
+        Of a network that says one class of everything this tells nothing.
+        """
         judge = deepcopy(self.net).eval()
         with torch.no_grad():
-            plain, other = (judge(self.attack(which)()).argmax(1) == self.y for which in (PLAIN, levers))
+            plain, other = (judge(self.attack(which)()).argmax(1) for which in (PLAIN, levers))
         return int((plain != other).sum())
 
 
 def calibrate(
-    net: nn.Module, x: Tensor, y: Tensor, *, epsilon: float, steps: int = 1, repeats: int = 3, exact: bool = False
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epsilon: float,
+    steps: int = 1,
+    repeats: int = 3,
+    exact: bool = False,
+    precision: str = "fp32",
 ) -> tuple[Levers, list[Tried]]:
     """The levers that pay for attacks on `net` with batches like x (N, C, H, W), y (N,), and what was found of each.
 
     bf16 changes more than rounding: it is kept only if at most 1 % of these images, or one, are judged otherwise, and
-    not tried where the result has to be `exact`. What needs another device is not tried either, and says so.
-    `in_backward` saves memory and no time: it is always kept.
+    not tried where the result has to be `exact`; a training whose `precision` is bf16 attacks in it anyway. What needs
+    another device is not tried either, and says so. `in_backward` is always kept: it is for memory, and may cost time.
+
+    Raises:
+        UserError: fewer than one round.
     """
-    probe, levers, tried = Probe(net, x, y, epsilon, steps), replace(PLAIN, in_backward=True), []
+    if repeats < 1:
+        raise UserError(f"a calibration wants repeats >= 1, got {repeats}")
+    low = precision == "bf16"
+    probe, levers, tried = Probe(net, x, y, epsilon, steps, precision), replace(PLAIN, in_backward=True, bf16=low), []
+    why = "the precision is bf16 anyway" if low else "the result has to be exact" if exact else ""
     for name in ORDER:
-        found = _try(probe, name, levers, repeats, "the result has to be exact" if exact and name == "bf16" else "")
+        found = _try(probe, name, levers, repeats, why if name == "bf16" else "")
         levers = replace(levers, **{name: True}) if found.kept else levers
         tried.append(found)
     return levers, tried
@@ -115,7 +145,12 @@ def _try(probe: Probe, name: str, levers: Levers, repeats: int, refused: str) ->
     candidate = replace(levers, **{name: True})
     if name == "bf16" and (flips := probe.flips(candidate)) > max(1, FLIPS * len(probe.y)):
         return Tried(name, (), False, f"refused: {flips} of {len(probe.y)} images are judged otherwise")
-    shares = _rounds(probe.on(name, levers), probe.on(name, candidate), repeats, probe.x.device)
+    try:
+        shares = _rounds(probe.on(name, levers), probe.on(name, candidate), repeats, probe.x.device)
+    except RuntimeError as error:
+        return Tried(name, (), False, "failed: " + str(error).partition("\n")[0])
+    if fell_back := probe.said.get(name):
+        return Tried(name, shares, False, f"not to be had here: {fell_back}")
     pays = statistics.median(shares) >= PAYS
     return Tried(name, shares, pays, "pays" if pays else "does not pay")
 

@@ -27,6 +27,7 @@ class Captured:
     """
 
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], record: Recorder) -> None:
+        self.function = function  # the recording reads what it holds, where it lies
         self.buffers = tuple(given.clone() for given in inputs)
         self.replay, self.result = record(lambda: function(*self.buffers))
 

@@ -47,11 +47,17 @@ class Engine:
 
     record: Recorder = staticmethod(on_cuda)
 
-    def __init__(self, levers: Levers = STANDARD, precision: str = "fp32", record: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        levers: Levers = STANDARD,
+        precision: str = "fp32",
+        record: Recorder | None = None,
+        said: dict[str, str] | None = None,
+    ) -> None:
         self.levers, self.precision = levers, precision
         if record is not None:
             self.record = record
-        self.said: dict[str, str] = {}
+        self.said: dict[str, str] = {} if said is None else said
         self._compiled: WeakKeyDictionary[nn.Module, Net] = WeakKeyDictionary()
         self._captured: dict[tuple[Any, ...], Captured] = {}
 
@@ -87,7 +93,8 @@ class Engine:
         """attack(objective, x, ...) -> x', recorded and replayed where that is wanted and the attack is static."""
         settings = {**attack.keywords, **chosen}
         if not self.levers.cuda_graph or not isinstance(objective, PerImage) or not _static(settings):
-            offered = objective if self.levers.leave else _whole(objective)
+            leaves = self.levers.leave and not self.levers.compile  # each size of a batch would be compiled anew
+            offered = objective if leaves else _whole(objective)
             return attack(offered, x, start=start, generator=generator, **chosen)
         begun = start(x, per_image(settings["epsilon"], x), generator)
         run = self._recording(objective, x, begun, settings)

@@ -17,9 +17,9 @@ class Levers:
     bf16: bool = False  # the attack in bf16, whatever the training's precision; its convolutions are folded as well
     compile: bool = False  # torch.compile of the networks that the attack sees
     cuda_graph: bool = False  # the attack recorded once and replayed, the last batch padded
-    leave: bool = False  # images that are finished leave the batch
+    leave: bool = False  # images that are finished leave the batch; not beside `compile`, which wants one size
     fused: bool = False  # the optimiser's step as one kernel
-    in_backward: bool = False  # a weight is stepped as soon as its gradient is there, which is then freed
+    in_backward: bool = False  # a weight is stepped as soon as its gradient is there, which is then freed: for memory
 
     @property
     def optimizer(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from lib.data import Split, crop_and_flip, to_float
-from lib.engine import STANDARD, Engine, Levers, in_precision
+from lib.engine import STANDARD, Engine, Levers, in_precision, stepped_in_backward
 from lib.errors import UserError
 from lib.meter import Meter
 from lib.methods import Method, Net, Nets, Weight, weight_at
@@ -76,8 +76,9 @@ class Training:
             raise UserError(f"{method.title} needs a teacher")
         if method.trains_guide and self.around.guide is None:
             raise UserError(f"{method.title} trains a guide beside its target, and none was given")
-        if precision == "bf16_crafting":
-            precision, levers = "fp32", replace(levers, bf16=True)
+        if precision in ("bf16", "bf16_crafting"):
+            levers = replace(levers, bf16=True)
+        precision = "bf16" if precision == "bf16" else "fp32"
         self.engine = Engine(levers, precision)
         for net in filter(None, (student, teacher, self.around.guide)):
             self.engine.laid_out(net)
@@ -95,9 +96,6 @@ class Training:
         trained = nn.ModuleList([student] if self.guide is None else [student, self.guide])
         self.optimizer, self.scheduler = schedule.build(trained, len(data.labels), **levers.optimizer)
         self.average = EMA(student, self.around.average) if self.around.average else None
-        if levers.in_backward:
-            for parameter in trained.parameters():
-                parameter.register_post_accumulate_grad_hook(partial(_step_alone, self.optimizer))
         self.total = schedule.steps(len(data.labels))
         self.stop = min(self.total, max_steps) if max_steps else self.total
         self.step = 0
@@ -174,7 +172,7 @@ class Training:
         if self.around.strategy is not None:
             x_adv = self.around.strategy.trained_on(self, x, x_adv)
         self.student.train()
-        with self._perturbed(self.student, x, x_adv, y, settings), self._guide_forwards():
+        with self._perturbed(self.student, x, x_adv, y, settings), self._guide_forwards(), self._stepping():
             per_image = self._terms(self._heard(y), self.student, x, x_adv, y, settings)
             terms = {name: term.mean() for name, term in per_image.items()}
             torch.stack(list(terms.values())).sum().backward()
@@ -278,6 +276,12 @@ class Training:
         """The guide's one answer to the loss as the recipe's several."""
         return nullcontext() if self.guide is None else as_if_forwarded(self.guide, self.method.guide_forwards)
 
+    def _stepping(self) -> AbstractContextManager[None]:
+        """The backward pass, which steps the weights itself where the levers say so."""
+        if not self.engine.levers.in_backward:
+            return nullcontext()
+        return stepped_in_backward(self.optimizer, self.optimizer.param_groups[0]["params"])
+
     def _heard(self, y: Tensor) -> Nets:
         """The networks; how often the guide tells the loss y is noted."""
         if self.guide is None:
@@ -361,14 +365,3 @@ class Training:
         if self.average is not None:
             self.average.net.load_state_dict(state["average"]["net"])
             self.average.steps = state["average"]["steps"]
-
-
-def _step_alone(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
-    """The optimiser's step of one weight, whose gradient goes with it."""
-    (group,) = optimizer.param_groups
-    whole, group["params"] = group["params"], [parameter]
-    try:
-        optimizer.step()
-    finally:
-        group["params"] = whole
-    parameter.grad = None
