@@ -184,8 +184,8 @@ def _dgad(nets: PlainNets, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
 
 
 RELEASED: dict[str, Released] = {
-    "pgd_at": Released(_fool_label, by_backward, _pgd_at),
-    "trades": Released(_leave_clean, by_grad, _trades),
+    "pgd_at_uniform": Released(_fool_label, by_backward, _pgd_at),
+    "trades_as_released": Released(_leave_clean, by_grad, _trades),
     "dynat_inner": Released(_fool_guides_answer, by_grad, _dynat, "train"),
     "d2r_as_released": Released(_leave_other, by_grad, _d2r),
     "adaad": Released(_part_from_other, by_grad, _adaad),

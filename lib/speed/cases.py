@@ -19,8 +19,8 @@ from lib.train import Around, Schedule, Training
 
 LAS = "pgd_at_smoothed"  # LAS-PGD-AT's loss; its attack has settings per image
 TITLES = {
-    "pgd_at": "PGD-AT",
-    "trades": "TRADES",
+    "pgd_at_uniform": "PGD-AT",
+    "trades_as_released": "TRADES",
     "dynat_inner": "DYNAT-Inner",
     "d2r_as_released": "D2R-CAG",
     "adaad": "AdaAD",

@@ -76,7 +76,7 @@ def habits(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> d
 
 
 def _recomputed(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda z: released.RELEASED["trades"].inner(PlainNets(net), x, z, y)
+    return lambda z: released.RELEASED["trades_as_released"].inner(PlainNets(net), x, z, y)
 
 
 def _by_loader(split: Split, device: torch.device) -> None:
