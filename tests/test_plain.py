@@ -31,6 +31,16 @@ def test_the_plain_path_has_the_evaluations_flags_column_by_column(case):
     assert flags == ours
 
 
+def test_a_network_that_preprocesses_in_a_hook_is_attacked_with_it(case):
+    net, test = case
+    evaluate(net, test, COLUMNS[3:5])  # folded once without it
+    net.register_forward_pre_hook(lambda module, inputs: (1 - inputs[0],))
+    y = net(test.images).argmax(1)
+    both = [[a.flags for a in path(net, Split(test.images, y), COLUMNS[1:])] for path in (plain.evaluate, evaluate)]
+    assert both[0] == both[1]
+    assert any("0" in flags for flags in both[0])
+
+
 def test_the_plain_path_is_no_test_of_nothing(case):
     found = [accuracy.k for accuracy in plain.evaluate(*case, COLUMNS)]
     assert found[0] == 13
