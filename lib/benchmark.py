@@ -9,11 +9,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from lib.errors import UserError
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Ratio:
 
 
 def in_turns(
-    ways: Mapping[str, Callable[[], Any]], rounds: int = 3, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, Timed]:
+    ways: Mapping[Name, Callable[[], Any]], rounds: int = 3, clock: Callable[[], float] = time.perf_counter
+) -> dict[Name, Timed]:
     """Every way once per round, in an order that turns round after each; a first, untimed call is the caller's choice.
 
     On a GPU a way has to end with what waits for the device, as a copy of its result to the host does.
@@ -56,7 +58,7 @@ def in_turns(
     """
     if rounds < 1:
         raise UserError(f"a benchmark wants at least 1 round, got {rounds}")
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[Name, list[float]] = {name: [] for name in ways}
     results = {}
     for number in range(rounds):
         for name in list(ways) if number % 2 == 0 else reversed(list(ways)):

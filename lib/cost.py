@@ -2,13 +2,11 @@
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +14,7 @@ from lib.attacks import input_gradient
 from lib.data import Split, to_float
 from lib.evaluate import Column
 from lib.losses import cross_entropy
+from lib.meter import seconds
 from lib.runs import Place, fresh_network, provenance, start
 from lib.spec import DataSpec, RunSpec
 from lib.strategies import StrategySpec, needs_network
@@ -64,7 +63,8 @@ def training(spec: RunSpec, place: Place, flops: bool) -> Cost:
     """The cost of a run's training, from steps with one and with three attack steps.
 
     It is taken as linear in the attack's steps and in the images, so two images serve where a whole batch is slow. A
-    strategy's attack has the mean of its options' steps, and its own step comes every k-th time.
+    strategy's attack has the mean of its options' steps, and its own step comes every k-th time. Where the place wants
+    a calibration, which comes with the run, the probe has the standard levers.
     """
     size = spec.schedule.batch_size
     quiet = replace(spec, strategy=_without_learning(spec.strategy))
@@ -146,15 +146,15 @@ def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int,
     x, y = to_float(data.images[:2]), data.labels[:2]
     counter = _counter()
     with counter if flops else nullcontext():
-        seconds = _seconds(lambda: work(x, y))
+        taken = seconds(lambda: work(x, y), x.device)
     flops_done = counter.get_total_flops()
-    if PROBE_SECONDS < seconds < WARM_UP_SECONDS:
-        seconds = _seconds(lambda: work(x, y))
-    first = Cost(seconds, flops_done) * (1 / len(y))
-    if seconds > PROBE_SECONDS:
+    if PROBE_SECONDS < taken < WARM_UP_SECONDS:
+        taken = seconds(lambda: work(x, y), x.device)
+    first = Cost(taken, flops_done) * (1 / len(y))
+    if taken > PROBE_SECONDS:
         return first
     x, y = to_float(data.images[:size]), data.labels[:size]
-    return replace(first, seconds=min(_seconds(lambda: work(x, y)) for _ in range(2)) / len(y))
+    return replace(first, seconds=min(seconds(lambda: work(x, y), x.device) for _ in range(2)) / len(y))
 
 
 def counted(work: Callable[[], object]) -> float:
@@ -177,14 +177,6 @@ class _NoModules(AbstractContextManager[None]):
 
     def __exit__(self, *_: object) -> None:
         return None
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
 
 
 def _passes(column: Column) -> float:

@@ -1,7 +1,8 @@
-"""What an epoch cost: seconds, and the memory that was held at most."""
+"""What an epoch cost, or one call: seconds, and the memory that was held at most."""
 
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -22,8 +23,7 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """Seconds, and MB: of this stretch on a GPU; on a CPU the most that the process ever held, by the system."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        drain(self.device)
         return {"seconds": round(time.monotonic() - self.begun, 3), "peak_mb": round(self._peak() / 1e6, 1)}
 
     def _peak(self) -> float:
@@ -33,3 +33,18 @@ class Meter:
             return float("nan")
         unit = 1 if sys.platform == "darwin" else 1024
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def seconds(work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call, with all that it leaves in the device's queue and nothing that was there before."""
+    drain(device)
+    begun = clock()
+    work()
+    drain(device)
+    return clock() - begun
+
+
+def drain(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -129,7 +129,7 @@ def test_the_loader_and_the_device_give_every_image_once_per_epoch():
 
 # --- how much is saved, counted and not timed ---------------------------------------------------------------------
 
-SAVED = {  # operations of the released step over ours, ten attack steps: what the fp32 levers and habits must not lose
+SAVED = {  # operations of the released step over ours, ten attack steps: what must not be lost in fp32
     "pgd_at_uniform": 1.43,  # 33 passes to 23: no gradients of weights in the attack
     "trades_as_released": 1.30,  # no clean forward at every attack step
     "dynat_inner": 1.32,  # no guide's forward at every attack step, none kept for a term without weight
@@ -175,4 +175,4 @@ def test_the_memory_of_a_step_in_bf16_is_well_below_the_released_forms(name):
     x, y = speed.noise(32, 32, torch.device("cpu"))
     cases = {name: speed.case(name, partial(build, "ResNet10-w8", classes=10), x, y, 0.03, 1)}
     levers = Levers(folding=True, channels_last=True, bf16=True, leave=True, in_backward=True)
-    assert speed.held(cases, levers, torch.device("cpu")).share.item() < 0.6
+    assert speed.memory(cases, levers, torch.device("cpu")).share.item() < 0.6

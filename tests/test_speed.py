@@ -52,7 +52,7 @@ def test_views_hold_nothing_and_what_a_graph_keeps_is_held():
 
 
 def test_released_work_is_free_again():
-    with measure.Held() as held:
+    with measure.Allocations() as held:
         kept = torch.zeros(1000)
         for _ in range(3):
             torch.zeros(500)
@@ -64,5 +64,5 @@ def test_released_work_is_free_again():
 def test_what_work_reaches_is_its_operations_by_its_seconds(monkeypatch):
     assert measure.matmul_peak(TIMER, torch.float32, (64,), 1) > 0
     a = torch.ones(8, 8)
-    monkeypatch.setattr(measure, "_seconds", lambda work, timer: 2.0)
+    monkeypatch.setattr(measure, "seconds", lambda work, device, clock: 2.0)
     assert measure.achieved(lambda: None, lambda: a @ a, TIMER) == 2 * 8**3 / 2  # a recording counts nothing

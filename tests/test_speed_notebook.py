@@ -19,9 +19,11 @@ TINY = {
     "side": 8,
     "steps": 2,
     "attack_steps": 1,
+    "repeats": 1,
     "small_batch": 2,
     "small_repeats": 1,
     "curve": {"batch": [1, 2], "side": [8, 16]},
+    "curve_repeats": 1,
     "epochs": 1,
 }
 

@@ -3,10 +3,10 @@
 from lib.speed.agreement import agreement, digits_net, each_alone, trainings
 from lib.speed.bars import BARS, BEYOND, GROWTH, MEMORY, PEAK, PGD, STEP, bars, share_of_peak
 from lib.speed.cases import LAS, TITLES, Case, Given, ReleasedStep, case, training
-from lib.speed.forms import attack_of, habits, our_step, pgd_forms
-from lib.speed.found import RADIUS, curves, growth, held, noise, paired, steps, warm_ups
+from lib.speed.forms import attack_of, our_step, pgd_forms, unswitched
 from lib.speed.measure import Timer, in_turns, ratios
 from lib.speed.settings import Settings, check
+from lib.speed.tables import RADIUS, curves, growth, memory, noise, paired, steps, warm_ups
 
 __all__ = [
     "BARS",
@@ -33,9 +33,8 @@ __all__ = [
     "digits_net",
     "each_alone",
     "growth",
-    "habits",
-    "held",
     "in_turns",
+    "memory",
     "noise",
     "our_step",
     "paired",
@@ -45,5 +44,6 @@ __all__ = [
     "steps",
     "training",
     "trainings",
+    "unswitched",
     "warm_ups",
 ]

@@ -19,7 +19,7 @@ from lib.speed.forms import attack_of
 from lib.train import Schedule, Training
 
 DIGITS_RADIUS = 38 / 255  # as at scale quick
-ATTACKS = ("folding", "channels_last", "bf16", "compile", "cuda_graph", "leave")  # the others act on the weights' step
+ON_WEIGHTS = ("fused", "in_backward")  # the levers that no attack knows
 
 
 def digits_net(epochs: int, device: torch.device, precision: str = "fp32") -> tuple[nn.Module, Split]:
@@ -76,5 +76,7 @@ def _right(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def each_alone(levers: Levers) -> dict[str, Levers]:
     """Every lever of the attack that is on, by itself, and then all of them together."""
-    alone = {name: replace(PLAIN, **{name: True}) for name, on in asdict(levers).items() if on and name in ATTACKS}
+    alone = {
+        name: replace(PLAIN, **{name: True}) for name, on in asdict(levers).items() if on and name not in ON_WEIGHTS
+    }
     return alone | {"all of them": levers}

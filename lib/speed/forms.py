@@ -46,7 +46,7 @@ def our_step(case: Case, levers: Levers) -> Work:
     return lambda: ours.train_step(case.x, case.y)
 
 
-def habits(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> dict[str, tuple[Work, Work]]:
+def unswitched(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> dict[str, tuple[Work, Work]]:
     """What has no switch, as (without, with): it is always done, and changes no result."""
     net = deepcopy(net).eval()
     start, split, ball = _start(x, radius), Split((255 * x).byte(), y), Ball(radius, radius / 4, steps)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet, finalize
 
 import pandas as pd
@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_leaves
 from lib import benchmark
 from lib.benchmark import Timed, ratio
 from lib.cost import counted
+from lib.meter import drain, seconds
 
 Work = Callable[[], object]
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Timer:
     clock: Callable[[], float] = time.perf_counter
 
 
-def in_turns(works: Mapping[str, Work], repeats: int, timer: Timer, warm_up: int = 1) -> dict[str, Timed]:
+def in_turns(works: Mapping[Name, Work], repeats: int, timer: Timer, warm_up: int = 1) -> dict[Name, Timed]:
     """`benchmark.in_turns`, each work called `warm_up` times before, and the device's queue drained with every call."""
     for _ in range(warm_up):
         for work in works.values():
@@ -41,8 +43,7 @@ def drained(work: Work, device: torch.device) -> Work:
 
     def whole() -> None:
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        drain(device)
 
     return whole
 
@@ -61,20 +62,20 @@ def ratios(taken: Mapping[str, Timed], base: str) -> pd.DataFrame:
 
 
 def peak_memory(work: Work, device: torch.device) -> int:
-    """Bytes that one call held at most beyond what was held before it: a GPU's allocator's count, a CPU's `Held`."""
+    """Bytes that one call held at most beyond those from before, counted by a GPU's allocator or by `Allocations`."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        drain(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
-        torch.cuda.synchronize(device)
+        drain(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with Held() as held:
+    with Allocations() as made:
         work()
-    return held.most
+    return made.most
 
 
-class Held(TorchDispatchMode):
+class Allocations(TorchDispatchMode):
     """Counts the bytes of the tensors that are made inside and still held: now, and at most.
 
     What an operation allocates and frees again inside itself is not seen.
@@ -122,14 +123,10 @@ def _product(timer: Timer, dtype: torch.dtype, size: int) -> float:
         for _ in range(count):
             a @ b
 
-    return count * 2 * size**3 / _seconds(products, timer)
+    return count * 2 * size**3 / seconds(products, timer.device, timer.clock)
 
 
 def achieved(work: Work, plain: Work, timer: Timer) -> float:
     """FLOP/s of a piece of work: the operations of `plain`, which does the same unrecorded, by the work's seconds."""
     work(), work()
-    return counted(plain) / _seconds(work, timer)
-
-
-def _seconds(work: Work, timer: Timer) -> float:
-    return in_turns({"": work}, 1, timer, warm_up=0)[""].median
+    return counted(plain) / seconds(work, timer.device, timer.clock)

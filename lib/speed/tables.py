@@ -49,7 +49,7 @@ def warm_ups(device: torch.device) -> int:
     return 2 if device.type == "cuda" else 0
 
 
-def held(cases: Mapping[str, Case], levers: Levers, device: torch.device) -> pd.DataFrame:
+def memory(cases: Mapping[str, Case], levers: Levers, device: torch.device) -> pd.DataFrame:
     """Bytes that a second training step and all that it needs hold at most: networks, optimiser, copies, activations.
 
     Columns: released and ours in MB, and ours as a share of the released form's.
@@ -76,19 +76,26 @@ def curves(
 ) -> pd.DataFrame:
     """Seconds of PGD by torchattacks and by us as one of batch, steps, width and side grows from `base`.
 
-    A line per axis, value and form, with the median of `repeats` rounds.
+    A line per axis, value and form, with the median of `repeats` rounds; all of an axis takes turns, so that no mood of
+    the machine is taken for growth.
     """
     lines = []
     for axis, values in along.items():
-        for value in values:
-            size = {**base, axis: value}
-            x, y = noise(size["batch"], size["side"], timer.device)
-            net = ResNet((1, 1, 1, 1), size["width"], classes=10).to(timer.device)
-            forms = pgd_forms(net, x, y, RADIUS, size["steps"], levers)
-            forms.pop("loss.backward()")
-            for form, timed in in_turns(forms, repeats, timer).items():
-                lines.append({"axis": axis, "value": value, "form": form, "seconds": timed.median})
+        works = {
+            (value, form): work
+            for value in values
+            for form, work in _forms_at({**base, axis: value}, levers, timer.device).items()
+        }
+        for (value, form), timed in in_turns(works, repeats, timer).items():
+            lines.append({"axis": axis, "value": value, "form": form, "seconds": timed.median})
     return pd.DataFrame(lines)
+
+
+def _forms_at(size: Mapping[str, int], levers: Levers, device: torch.device) -> dict[str, Work]:
+    x, y = noise(size["batch"], size["side"], device)
+    net = ResNet((1, 1, 1, 1), size["width"], classes=10).to(device)
+    forms = pgd_forms(net, x, y, RADIUS, size["steps"], levers)
+    return {form: forms[form] for form in ("torchattacks", "ours")}
 
 
 def growth(frame: pd.DataFrame) -> pd.DataFrame:
