@@ -12,7 +12,7 @@ from torch import nn
 
 from lib.attacks import PerImage, at_image, pgd
 from lib.data import Split
-from lib.engine import PLAIN, STANDARD, Captured, Engine, Levers, Tried, calibrate, core
+from lib.engine import PLAIN, STANDARD, Captured, Engine, Levers, Tried, calibrate, core, stepped_in_backward
 from lib.engine.calibration import ORDER, Probe
 from lib.errors import UserError
 from lib.folding import lowered
@@ -243,6 +243,24 @@ def test_between_attacks_no_bf16_weights_are_held_and_the_next_attack_has_them_a
     assert torch.equal(attacked(engine, net, x, y), first)
 
 
+def test_weights_are_stepped_in_parts_of_a_sixteenth_and_every_one_once(monkeypatch):
+    sizes = [1, 3, 40, 1, 1, 2, 16]  # of 64: four or more at a time
+    weights = [nn.Parameter(torch.ones(size)) for size in sizes]
+    optimizer = torch.optim.SGD(weights, 0.5)
+    calls = []
+    monkeypatch.setattr(optimizer, "step", lambda real=optimizer.step: calls.append(stepped(optimizer)) or real())
+    with stepped_in_backward(optimizer, weights):
+        sum(weight.sum() for weight in weights).backward()
+        optimizer.step()
+    assert sorted(size for call in calls for size in call) == sorted(sizes)
+    assert all(sum(call) >= 4 for call in calls[:-1])
+    assert all(weight.grad is None and bool((weight == 0.5).all()) for weight in weights)
+
+
+def stepped(optimizer):
+    return [len(weight) for weight in optimizer.param_groups[0]["params"] if weight.grad is not None]
+
+
 def test_stepped_in_backward_no_gradient_outlives_its_weights_step_and_the_momentum_is_the_same(make_net):
     net = make_net()
     one, other = trained(deepcopy(net)), trained(deepcopy(net), levers=replace(STANDARD, in_backward=True))
@@ -274,7 +292,7 @@ def clocked(monkeypatch, seconds):
     """Calibration believes that work under `levers` takes seconds(levers)."""
     for kind in ("attack", "uneven", "update"):
         monkeypatch.setattr(Probe, kind, lambda self, levers: Timed(levers, self.y))
-    monkeypatch.setattr("lib.engine.calibration._seconds", lambda work, device: seconds(work.levers))
+    monkeypatch.setattr("lib.engine.calibration.seconds", lambda work, device: seconds(work.levers))
 
 
 class Timed:
@@ -309,7 +327,7 @@ def test_a_lever_that_fails_or_falls_back_is_not_kept_and_says_why(make_net, bat
             raise RuntimeError("no such layout\nand more")
         if levers.folding:
             self.said["folding"] = "something"
-        return lambda **chosen: None
+        return lambda **chosen: torch.zeros(6, 3, 4, 4)
 
     monkeypatch.setattr(Probe, "attack", attack)
     monkeypatch.setattr(Probe, "flips", lambda self, levers: 0)
@@ -356,6 +374,35 @@ def test_bf16_is_refused_where_it_changes_what_the_network_says(make_net, batch,
     levers, tried = calibrate(make_net(), *batch, epsilon=0.1)
     assert levers == Levers(in_backward=True)
     assert next(one.why for one in tried if one.lever == "bf16") == "refused: 2 of 6 images are judged otherwise"
+
+
+def test_a_lever_that_makes_another_attack_is_refused(make_net, batch, monkeypatch):
+    """One that sends every second pixel the other way: what a recording of the wrong thing would do."""
+    clocked(monkeypatch, lambda levers: 4 - levers.folding - levers.channels_last)
+
+    def call(self):
+        images = torch.zeros(len(self.y), 3, 4, 4)
+        images[..., ::2] = 0.1 * self.levers.channels_last
+        return images
+
+    monkeypatch.setattr(Timed, "__call__", call)
+    levers, tried = calibrate(make_net(), *batch, epsilon=0.1, exact=True)
+    assert levers == Levers(folding=True, in_backward=True)
+    said = {one.lever: one.why for one in tried}
+    assert said["channels_last"] == "refused: 50% of the pixels come out otherwise"
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_cudnn_times_its_algorithms_inside_an_attack_and_a_training_step_only(make_net, batch, outside, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", outside)
+    seen, (x, y), net = [], batch, make_net().eval()
+    net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    attacked(Engine(Levers(cudnn_benchmark=True)), net, x, y)
+    trained(net, levers=Levers(cudnn_benchmark=True))
+    assert set(seen) == {True}
+    attacked(Engine(PLAIN), net, x, y)
+    assert seen[-1] is outside
+    assert torch.backends.cudnn.benchmark is outside
 
 
 def test_a_real_calibration_leaves_the_network_alone_and_reports_every_lever(make_net, batch):

@@ -1,7 +1,6 @@
 """Which levers pay on the machine at hand: each is tried in turn beside the best so far, and kept if it is faster."""
 
 import statistics
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -14,19 +13,23 @@ from torch import Generator, Tensor, nn
 from lib.attacks import PerImage, at_image, pgd
 from lib.engine.core import Engine
 from lib.engine.levers import PLAIN, Levers
-from lib.engine.update import step_alone
+from lib.engine.update import Stepper
 from lib.errors import UserError
 from lib.losses import cross_entropy
+from lib.meter import seconds
 
 PAYS = 1.02  # how many times as fast a lever has to be, not to be taken for noise
 FLIPS = 0.01  # the share of images whose verdict bf16 may change
+STRAYS = 0.25  # the share of pixels that rounding may send the other way in a step or two; an attack gone wrong: half
 GPU_ONLY = {
+    "cudnn_benchmark": "a CPU has no cuDNN",
     "compile": "on a CPU it takes longer to build than it saves",
     "cuda_graph": "needs a CUDA device",
 }
-ORDER = ("folding", "bf16", "channels_last", "leave", "compile", "cuda_graph", "fused")
+ORDER = ("folding", "bf16", "channels_last", "leave", "cudnn_benchmark", "compile", "cuda_graph", "fused")
 
 Work = Callable[[], object]
+Low = ("bf16", "bf16_crafting")
 
 
 @dataclass(frozen=True)
@@ -77,21 +80,29 @@ class Probe:
         return partial(self.attack(levers), steps=steps)
 
     def update(self, levers: Levers) -> Work:
-        """The optimiser's step, which is what `fused` acts on: weight by weight where it is done in the backward."""
+        """The optimiser's step, which is what `fused` acts on: in parts where it is done in the backward."""
         net = deepcopy(self.net)
         optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=5e-4, **levers.optimizer)
 
         def work() -> None:
+            stepper = Stepper(optimizer)
             for parameter in net.parameters():
                 parameter.requires_grad_().grad = torch.zeros_like(parameter)
                 if levers.in_backward:
-                    step_alone(optimizer, parameter)
-            if not levers.in_backward:
-                optimizer.step()
+                    stepper.add(parameter)
+            optimizer.step()
+            stepper.free()
 
         return work
 
-    def on(self, lever: str, levers: Levers) -> Work:
+    def strays(self, lever: str, levers: Levers) -> float:
+        """The share of pixels of x' that are not where the plain path puts them; 0 for `fused`, which makes no x'."""
+        if lever == "fused":
+            return 0.0
+        plain, other = (self.on(lever, which)() for which in (PLAIN, levers))
+        return float(((plain - other).abs() > 1e-6).float().mean())
+
+    def on(self, lever: str, levers: Levers) -> Callable[[], Any]:
         """The work that `lever` acts on, under `levers`."""
         return {"leave": self.uneven, "fused": self.update}.get(lever, self.attack)(levers)
 
@@ -119,8 +130,9 @@ def calibrate(
 ) -> tuple[Levers, list[Tried]]:
     """The levers that pay for attacks on `net` with batches like x (N, C, H, W), y (N,), and what was found of each.
 
-    bf16 changes more than rounding: it is kept only if at most 1 % of these images, or one, are judged otherwise, and
-    not tried where the result has to be `exact`; a training whose `precision` is bf16 attacks in it anyway. What needs
+    A lever that sends a quarter of the pixels elsewhere than the plain path does is refused. bf16 changes more than
+    rounding: it is kept only if at most 1 % of these images, or one, are judged otherwise, and not tried where the
+    result has to be `exact`; a training whose `precision` is bf16 or bf16_crafting attacks in it anyway. What needs
     another device is not tried either, and says so. `in_backward` is always kept: it is for memory, and may cost time.
 
     Raises:
@@ -128,8 +140,8 @@ def calibrate(
     """
     if repeats < 1:
         raise UserError(f"a calibration wants repeats >= 1, got {repeats}")
-    low = precision == "bf16"
-    probe, levers, tried = Probe(net, x, y, epsilon, steps, precision), replace(PLAIN, in_backward=True, bf16=low), []
+    low, trained_in = precision in Low, "bf16" if precision == "bf16" else "fp32"
+    probe, levers, tried = Probe(net, x, y, epsilon, steps, trained_in), replace(PLAIN, in_backward=True, bf16=low), []
     why = "the precision is bf16 anyway" if low else "the result has to be exact" if exact else ""
     for name in ORDER:
         found = _try(probe, name, levers, repeats, why if name == "bf16" else "")
@@ -146,6 +158,8 @@ def _try(probe: Probe, name: str, levers: Levers, repeats: int, refused: str) ->
     if name == "bf16" and (flips := probe.flips(candidate)) > max(1, FLIPS * len(probe.y)):
         return Tried(name, (), False, f"refused: {flips} of {len(probe.y)} images are judged otherwise")
     try:
+        if (strays := probe.strays(name, candidate)) > STRAYS:
+            return Tried(name, (), False, f"refused: {strays:.0%} of the pixels come out otherwise")
         shares = _rounds(probe.on(name, levers), probe.on(name, candidate), repeats, probe.x.device)
     except RuntimeError as error:
         return Tried(name, (), False, "failed: " + str(error).partition("\n")[0])
@@ -158,14 +172,4 @@ def _try(probe: Probe, name: str, levers: Levers, repeats: int, refused: str) ->
 def _rounds(before: Work, after: Work, repeats: int, device: torch.device) -> tuple[float, ...]:
     """before / after in seconds, taken in turns, each called once uncounted."""
     before(), after()
-    return tuple(_seconds(before, device) / _seconds(after, device) for _ in range(repeats))
-
-
-def _seconds(work: Work, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begun = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
+    return tuple(seconds(before, device) / seconds(after, device) for _ in range(repeats))

@@ -29,7 +29,8 @@ class Captured:
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], record: Recorder) -> None:
         self.function = function  # the recording reads what it holds, where it lies
         self.buffers = tuple(given.clone() for given in inputs)
-        self.replay, self.result = record(lambda: function(*self.buffers))
+        with torch.cuda.device_of(self.buffers[0]):  # streams and graphs are made on the current device
+            self.replay, self.result = record(lambda: function(*self.buffers))
 
     @property
     def size(self) -> int:

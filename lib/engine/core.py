@@ -1,6 +1,7 @@
 """The engine of one training or evaluation: what an attack sees of a network, and how the attack is run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -92,15 +93,16 @@ class Engine:
     ) -> Tensor:
         """attack(objective, x, ...) -> x', recorded and replayed where that is wanted and the attack is static."""
         settings = {**attack.keywords, **chosen}
-        if not self.levers.cuda_graph or not isinstance(objective, PerImage) or not _static(settings):
-            leaves = self.levers.leave and not self.levers.compile  # each size of a batch would be compiled anew
-            offered = objective if leaves else _whole(objective)
-            return attack(offered, x, start=start, generator=generator, **chosen)
-        begun = start(x, per_image(settings["epsilon"], x), generator)
-        run = self._recording(objective, x, begun, settings)
-        if run is None:
-            return attack(objective, x, start=lambda *_: begun, **chosen)
-        return run(x, begun, *objective.constants)
+        with cudnn_benchmark(self.levers.cudnn_benchmark):
+            if not self.levers.cuda_graph or not isinstance(objective, PerImage) or not _static(settings):
+                leaves = self.levers.leave and not self.levers.compile  # each size of a batch would be compiled anew
+                offered = objective if leaves else _whole(objective)
+                return attack(offered, x, start=start, generator=generator, **chosen)
+            begun = start(x, per_image(settings["epsilon"], x), generator)
+            run = self._recording(objective, x, begun, settings)
+            if run is None:
+                return attack(objective, x, start=lambda *_: begun, **chosen)
+            return run(x, begun, *objective.constants)
 
     def _recording(self, objective: PerImage, x: Tensor, begun: Tensor, settings: dict[str, Any]) -> Captured | None:
         inputs = (x, begun, *objective.constants)
@@ -142,6 +144,17 @@ class Engine:
             return answer
 
         return forward
+
+
+@contextmanager
+def cudnn_benchmark(wanted: bool) -> Iterator[None]:
+    """Inside, cuDNN times its algorithms for every new shape, where that is wanted; else it does what it did."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _static(settings: dict[str, Any]) -> bool:
