@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from lib import ROOT
+from lib.engine import LEVERS
 from lib.errors import UserError, choose
 from lib.evaluate import PRESETS, PROTOCOLS, Column, at_radius
 from lib.methods import METHODS
@@ -63,6 +64,7 @@ class Scale:
     precision: str = "fp32"
     max_steps: int = 0  # stop every training after so many optimisation steps; 0: never
     sustained_tflops: float = 0.0
+    levers: str = "standard"  # or plain, or calibrated: those that pay on the machine at hand (lib/engine)
 
     def schedule(self, method: str) -> Schedule:
         """The method's own schedule, or the default one."""
@@ -168,6 +170,7 @@ def _check_scale(scale: Scale) -> None:
     if scale.selection == "held_out" and not scale.held_out:
         raise UserError("settings: selection held_out wants held_out > 0 images")
     choose("precision", scale.precision, dict.fromkeys(PRECISIONS))
+    choose("levers", scale.levers, LEVERS)
     for model in scale.models.values():
         choose("model", model, MODELS)
     tables = [read_yaml(path) for path in (PARAMS / "tables").glob("*.yaml")]

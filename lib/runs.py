@@ -17,8 +17,9 @@ from torch import nn
 
 from lib import ROOT, data, strategies
 from lib.attacks import pgd
+from lib.calibrated import calibrated, told
 from lib.checkpoints import file_digest, load_weights, save_weights
-from lib.engine import STANDARD, Levers
+from lib.engine import STANDARD, Levers, Tried
 from lib.errors import UserError, choose
 from lib.evaluate import VERSION, Accuracy, Column, Means, accuracy, evaluate
 from lib.methods import METHODS
@@ -42,7 +43,7 @@ class Place:
     download: bool = False
     device: str = "cpu"
     weights_files: dict[str, Path] = field(default_factory=dict)  # SHA-256 of a given file -> where it lies
-    levers: Levers = STANDARD  # of them bf16 is the run's to decide, by its precision
+    levers: Levers | None = STANDARD  # None: a calibration finds them; bf16 is the run's to decide, by its precision
 
     @property
     def store(self) -> Store:
@@ -124,7 +125,8 @@ def make(spec: RunSpec, place: Place, notify: Callable[[float], None] = lambda s
     with store.claim(spec.digest):
         if store.has(spec.digest):
             return
-        training = start(spec, place)
+        levers, tried = _levers(spec, place)
+        training = start(spec, replace(place, levers=levers))
         resumed = store.load_checkpoint(spec.digest)
         seconds = 0.0
         if resumed is not None:
@@ -138,7 +140,8 @@ def make(spec: RunSpec, place: Place, notify: Callable[[float], None] = lambda s
             notify(training.step / training.stop)
 
         training.run(after_epoch)
-        _publish(spec, training, place, time.monotonic() - begun, resumed is not None)
+        done = {"seconds": round(time.monotonic() - begun, 2), "resumed": resumed is not None}
+        _publish(spec, training, place, done | {"levers": told(training.engine.levers, tried, training.engine.said)})
         store.drop_checkpoint(spec.digest)
 
 
@@ -185,7 +188,7 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
         precision=spec.precision,
         max_steps=spec.max_steps,
         follow=partial(follow, selection=selection, column=longer) if method.trains_guide or method.guided else None,
-        levers=replace(place.levers, bf16=False),
+        levers=replace(place.levers or STANDARD, bf16=False),
     )
 
 
@@ -301,8 +304,22 @@ def _key(column: Column, checkpoint: str) -> str:
     return digest_of([asdict(column.what), checkpoint, VERSION])
 
 
-def _publish(spec: RunSpec, training: Training, place: Place, seconds: float, resumed: bool) -> None:
-    facts = provenance(place) | {"seconds": round(seconds, 2), "resumed": resumed, "steps": training.step}
+def _levers(spec: RunSpec, place: Place) -> tuple[Levers, list[Tried]]:
+    """The place's levers, or those that a calibration for this run finds or found, and what it says of them.
+
+    A run without an attack, or one that is cut off after some steps, is not worth a calibration.
+    """
+    if place.levers is not None or spec.max_steps or METHODS[spec.method].objective is None:
+        return place.levers or STANDARD, []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        net = fresh_network(spec.model, spec.data, place)
+    x, y = next(place.dataset(spec.data).train.batches(spec.schedule.batch_size))
+    return calibrated(spec, net, x, y, place.store, provenance(place)["device"])
+
+
+def _publish(spec: RunSpec, training: Training, place: Place, done: dict[str, Any]) -> None:
+    facts = provenance(place) | done | {"steps": training.step}
     facts["best_epoch"], facts["best_score"] = training.best["epoch"], training.best["score"]
     history = [row | cost for row, cost in zip(training.history, training.costs, strict=True)]
     with place.store.publishing(spec.digest) as folder:

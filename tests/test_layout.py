@@ -25,7 +25,7 @@ LAYERS = [
     {"methods", "cw2", "jsma", "strategies", "trajectory", "landscape", "autoattack", "engine"},
     {"train"},
     {"spec"},
-    {"evaluate"},
+    {"evaluate", "calibrated"},
     {"parameters", "runs", "plain", "released"},
     {"cost", "checked", "table", "render"},
     {"execute", "classifier"},

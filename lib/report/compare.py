@@ -228,7 +228,9 @@ def _said_of(table: Table) -> str:
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
     made = [facts for result in results for facts in result.made]
     shared = {key: sorted({str(facts[key]) for facts in made}) for key in MADE_WITH}
+    levers = sorted({facts["levers"] for facts in made if "levers" in facts})  # of trainings, and not of old ones
     return shared | {
+        "levers": levers,
         "scale": table.scale_name,
         "settings": asdict(table.scale),
         "data_sha256": table.data.sha256,

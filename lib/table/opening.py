@@ -7,6 +7,7 @@ import torch
 
 from lib import ROOT
 from lib.checkpoints import file_digest
+from lib.engine import LEVERS
 from lib.errors import choose
 from lib.evaluate import check_fits
 from lib.parameters import PARAMS, Parameters, device_of, load_scale, read_yaml
@@ -39,6 +40,7 @@ def open_table(name: str, parameters: Parameters) -> Table:
         download=parameters.download,
         device=str(device_of(parameters.device)),
         weights_files={digests[name]: path for name, path in weights.items()},
+        levers=LEVERS[scale.levers],
     )
     if place.device == "cpu":
         torch.set_num_threads(1)
