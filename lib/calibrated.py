@@ -1,10 +1,12 @@
 """The levers of a run where its place asks for a calibration: made once per kind of work on a machine, then read."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -13,15 +15,38 @@ from lib.spec import RunSpec, digest_of
 from lib.store import Store, said_plainly, write_atomically
 
 VERSION = 1  # raised when a calibration's code may find other levers
+COLUMNS = ("lever", "times faster", "lowest", "highest", "verdict")
 
 
-def calibrated(
-    spec: RunSpec, net: nn.Module, x: Tensor, y: Tensor, store: Store, device: str
-) -> tuple[Levers, list[Tried]]:
-    """The levers that pay for `spec` on networks like net with batches like x, y, and what was found of each.
+@dataclass(frozen=True)
+class Calibration:
+    """The levers that were chosen, what was found of each, and the seconds that it took; by name, nothing was found."""
 
-    Kept in <outputs>/calibrations/ by network, batch, precision, device (its name), threads and torch; in fp32 what
-    changes more than rounding is left out. The processes that want the same wait for the first.
+    levers: Levers
+    tried: tuple[Tried, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A line for each lever that was tried."""
+        return pd.DataFrame([one.row for one in self.tried], columns=list(COLUMNS)).set_index("lever")
+
+    def told(self, used: Levers, missing: Mapping[str, str]) -> str:
+        """The levers that a run `used`: how many times as fast each made its work here, or why it was `missing`."""
+        notes = {one.lever: f" ({one.row['times faster']:.2f} times faster)" for one in self.tried if one.shares}
+        notes |= {name: f" (not to be had: {why})" for name, why in missing.items()}
+        names = (name for name, on in asdict(used).items() if on)
+        return " + ".join(name + notes.get(name, "") for name in names) or str(used)
+
+
+def calibrated(spec: RunSpec, net: nn.Module, x: Tensor, y: Tensor, store: Store, device: str) -> Calibration:
+    """What pays for `spec` on networks like net with batches like x (N, C, H, W), y (N,).
+
+    Kept in <outputs>/calibrations/ by network, batch, precision, device (its name), threads and torch. The processes
+    that want the same wait for the first.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     kind: dict[str, Any] = {"model": spec.model, "batch": list(x.shape), "precision": spec.precision, "device": device}
     kind |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "version": VERSION}
@@ -29,19 +54,17 @@ def calibrated(
     path = store.outputs / "calibrations" / f"{key}.json"
     with store.claim(f"calibration-{key}"):
         if not path.exists():
-            exact = spec.precision == "fp32"
-            levers, tried = calibrate(net, x, y, epsilon=spec.epsilon, exact=exact, precision=spec.precision)
-            found = {"kind": kind, "levers": asdict(levers), "tried": [asdict(one) for one in tried]}
+            found = {"kind": kind} | _found(spec, net, x, y)
             with said_plainly(store.outputs):
                 path.parent.mkdir(exist_ok=True)
                 write_atomically(path, json.dumps(found, indent=1))
         kept = json.loads(path.read_text())
-    return Levers(**kept["levers"]), [Tried(**one) for one in kept["tried"]]
+    tried = tuple(Tried(**{**one, "shares": tuple(one["shares"])}) for one in kept["tried"])
+    return Calibration(Levers(**kept["levers"]), tried, kept["seconds"])
 
 
-def told(levers: Levers, tried: Sequence[Tried], missing: Mapping[str, str]) -> str:
-    """The levers: how many times as fast each made its work in the calibration, or why it was `missing` in the run."""
-    notes = {one.lever: f" ({one.row['times faster']:.2f} times faster)" for one in tried if one.kept}
-    notes |= {name: f" (not to be had: {why})" for name, why in missing.items()}
-    names = (name for name, on in asdict(levers).items() if on)
-    return " + ".join(name + notes.get(name, "") for name in names) or str(levers)
+def _found(spec: RunSpec, net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+    begun = time.monotonic()
+    levers, tried = calibrate(net, x, y, epsilon=spec.epsilon, precision=spec.precision)
+    taken = round(time.monotonic() - begun, 2)
+    return {"levers": asdict(levers), "tried": [asdict(one) for one in tried], "seconds": taken}

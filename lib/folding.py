@@ -99,7 +99,7 @@ class Lowered(Folded):
                 return False
         return True
 
-    def release(self) -> None:
+    def free(self) -> None:
         """Hold no weights until the next `refresh`."""
         for copy in (*(both for *_, both in self.pairs), *(copy for _, copy in self.alone)):
             for parameter in copy.parameters():
@@ -148,7 +148,7 @@ def _traced(kind: type[F], net: nn.Module, kept: "WeakKeyDictionary[nn.Module, F
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return None
     if net not in kept or not ((found := kept[net]) is None or found.fits(net)):
-        kept[net] = _try(kind, net)
+        kept[net] = _made(kind, net)
     return kept[net]
 
 
@@ -161,21 +161,21 @@ def _kinds(net: nn.Module) -> list[tuple[torch.dtype, torch.device]]:
     return [(parameter.dtype, parameter.device) for parameter in net.parameters()]
 
 
-def release(net: nn.Module) -> None:
+def free(net: nn.Module) -> None:
     """Free what `lowered` holds for `net`, until it is asked for again."""
     if (found := _LOWERED.get(net)) is not None:
-        found.release()
+        found.free()
 
 
 def _take(own: Any, new: Any) -> None:
-    """Write `new` where `own` lies, or anew where it was released."""
+    """Write `new` where `own` lies, or anew where it was freed."""
     if own.numel():
         own.copy_(new)
     else:
         own.data = torch.empty_like(new, dtype=own.dtype).copy_(new)
 
 
-def _try(kind: type[F], net: nn.Module) -> F | None:
+def _made(kind: type[F], net: nn.Module) -> F | None:
     try:
         return kind(net)
     except Exception:  # a user's network may fail in any way when traced, and the plain path is always right

@@ -14,7 +14,7 @@ KEYS = ("seconds", "peak_mb")
 
 
 class Meter:
-    """Measures from its making to `read`; on a GPU the allocator's peak is reset in between."""
+    """Measures from its making to `read`; on a GPU the allocator's peak is reset at the start."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.begun = device, time.monotonic()
@@ -28,7 +28,7 @@ class Meter:
 
     def _peak(self) -> float:
         if self.device.type == "cuda":
-            return float(torch.cuda.max_memory_allocated(self.device))
+            return float(torch.cuda.max_memory_reserved(self.device))  # a recorded attack's own memory is in it
         if sys.platform == "win32":
             return float("nan")
         unit = 1 if sys.platform == "darwin" else 1024
@@ -48,3 +48,5 @@ def drain(device: torch.device) -> None:
     """Wait until the device has done what it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

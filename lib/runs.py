@@ -17,9 +17,9 @@ from torch import nn
 
 from lib import ROOT, data, strategies
 from lib.attacks import pgd
-from lib.calibrated import calibrated, told
+from lib.calibrated import Calibration, calibrated
 from lib.checkpoints import file_digest, load_weights, save_weights
-from lib.engine import STANDARD, Levers, Tried
+from lib.engine import STANDARD, Levers
 from lib.errors import UserError, choose
 from lib.evaluate import VERSION, Accuracy, Column, Means, accuracy, evaluate
 from lib.methods import METHODS
@@ -125,8 +125,8 @@ def make(spec: RunSpec, place: Place, notify: Callable[[float], None] = lambda s
     with store.claim(spec.digest):
         if store.has(spec.digest):
             return
-        levers, tried = _levers(spec, place)
-        training = start(spec, replace(place, levers=levers))
+        chosen = levers_of(spec, place)
+        training = start(spec, replace(place, levers=chosen.levers))
         resumed = store.load_checkpoint(spec.digest)
         seconds = 0.0
         if resumed is not None:
@@ -140,8 +140,9 @@ def make(spec: RunSpec, place: Place, notify: Callable[[float], None] = lambda s
             notify(training.step / training.stop)
 
         training.run(after_epoch)
-        done = {"seconds": round(time.monotonic() - begun, 2), "resumed": resumed is not None}
-        _publish(spec, training, place, done | {"levers": told(training.engine.levers, tried, training.engine.said)})
+        done: dict[str, Any] = {"seconds": round(time.monotonic() - begun, 2), "resumed": resumed is not None}
+        done["levers"] = chosen.told(training.engine.levers, training.engine.said)
+        _publish(spec, training, place, done)
         store.drop_checkpoint(spec.digest)
 
 
@@ -190,6 +191,20 @@ def start(spec: RunSpec, place: Place, fresh_teacher: bool = False) -> Training:
         follow=partial(follow, selection=selection, column=longer) if method.trains_guide or method.guided else None,
         levers=replace(place.levers or STANDARD, bf16=False),
     )
+
+
+def levers_of(spec: RunSpec, place: Place) -> Calibration:
+    """The place's levers; where it names none, those that a calibration for this run finds, or found before.
+
+    A run without an attack, or one that is cut off after some steps, is not worth a calibration.
+    """
+    if place.levers is not None or spec.max_steps or METHODS[spec.method].objective is None:
+        return Calibration(place.levers or STANDARD)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        net = fresh_network(spec.model, spec.data, place)
+    x, y = next(place.dataset(spec.data).train.batches(spec.schedule.batch_size))
+    return calibrated(spec, net, x, y, place.store, provenance(place)["device"])
 
 
 def measure(
@@ -302,20 +317,6 @@ def follow(training: Training, selection: data.Split, column: Column) -> dict[st
 
 def _key(column: Column, checkpoint: str) -> str:
     return digest_of([asdict(column.what), checkpoint, VERSION])
-
-
-def _levers(spec: RunSpec, place: Place) -> tuple[Levers, list[Tried]]:
-    """The place's levers, or those that a calibration for this run finds or found, and what it says of them.
-
-    A run without an attack, or one that is cut off after some steps, is not worth a calibration.
-    """
-    if place.levers is not None or spec.max_steps or METHODS[spec.method].objective is None:
-        return place.levers or STANDARD, []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        net = fresh_network(spec.model, spec.data, place)
-    x, y = next(place.dataset(spec.data).train.batches(spec.schedule.batch_size))
-    return calibrated(spec, net, x, y, place.store, provenance(place)["device"])
 
 
 def _publish(spec: RunSpec, training: Training, place: Place, done: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 from small import parameters
 
 from lib import calibrated, runs
+from lib.calibrated import Calibration
 from lib.engine import PLAIN, STANDARD, Levers, Tried
 from lib.errors import UserError
 from lib.store import Store
@@ -38,7 +39,7 @@ def test_a_run_is_calibrated_once_and_says_what_paid(tmp_path, asked):
     runs.make(first, table.place)
     second = replace(first, seed=1)
     runs.make(second, table.place)
-    assert [how for _, how in asked] == [{"epsilon": first.epsilon, "exact": True, "precision": "fp32"}]
+    assert [how for _, how in asked] == [{"epsilon": first.epsilon, "precision": "fp32"}]
     assert facts(table, first)["levers"] == facts(table, second)["levers"] == "folding (1.50 times faster) + fused"
     (kept,) = (tmp_path / "calibrations").iterdir()
     assert json.loads(kept.read_text())["kind"]["model"] == first.model
@@ -53,14 +54,14 @@ def test_another_kind_of_work_is_calibrated_anew(change, tmp_path, asked, make_n
     for _ in range(2):
         calibrated.calibrated(replace(spec, **other), make_net(), x[:count], y[:count], store, device)
     assert len(asked) == 2
-    assert asked[1][1]["exact"] == (change != "precision")
+    assert asked[1][1]["precision"] == ("bf16" if change == "precision" else "fp32")
 
 
 @pytest.mark.parametrize(("levers", "expected"), [("standard", STANDARD), ("plain", PLAIN)])
 def test_named_levers_are_taken_without_a_calibration_and_change_no_digest(levers, expected, tmp_path, asked):
     table = opened(tmp_path, levers)
     runs.make(table.cells[0].network, table.place)
-    assert facts(table, table.cells[0].network)["levers"] == str(expected)
+    assert facts(table, table.cells[0].network)["levers"] == str(expected.for_equal_steps)
     assert table.cells[0].network.digest == opened(tmp_path, "calibrated").cells[0].network.digest
     assert asked == []
 
@@ -69,7 +70,7 @@ def test_what_has_no_attack_or_is_cut_off_after_some_steps_is_not_calibrated(tmp
     table = opened(tmp_path, "calibrated")
     for network in (table.controls[0].network, replace(table.cells[0].network, max_steps=1)):
         runs.make(network, table.place)
-        assert facts(table, network)["levers"] == str(STANDARD)
+        assert facts(table, network)["levers"] == str(STANDARD.for_equal_steps)
     assert asked == []
 
 
@@ -90,7 +91,15 @@ def test_levers_that_nobody_knows_are_refused_with_the_valid_ones(tmp_path):
 
 
 def test_what_a_run_could_not_have_is_told_with_the_reason_in_place_of_what_the_calibration_found():
-    tried = [Tried("cuda_graph", (2.0,), True, "pays"), Tried("folding", (1.2,), True, "pays")]
-    levers = Levers(folding=True, cuda_graph=True)
-    said = calibrated.told(levers, tried, {"cuda_graph": "the attack asks the host"})
+    tried = (Tried("cuda_graph", (2.0,), True, "pays"), Tried("folding", (1.2,), True, "pays"))
+    used = Levers(folding=True, cuda_graph=True)
+    said = Calibration(used, tried).told(used, {"cuda_graph": "the attack asks the host"})
     assert said == "folding (1.20 times faster) + cuda_graph (not to be had: the attack asks the host)"
+    assert Calibration(used, tried).told(used.for_own_steps, {}) == "folding (1.20 times faster)"
+
+
+def test_a_calibration_shows_a_line_for_each_lever_and_levers_by_name_show_none():
+    frame = Calibration(*FOUND, 3.0).frame
+    assert frame.loc["folding"].tolist() == [1.5, 1.0, 2.0, "pays"]
+    assert list(Calibration(PLAIN).frame.columns) == list(frame.columns)
+    assert Calibration(PLAIN).frame.empty

@@ -1,6 +1,7 @@
 """Each lever makes the same images, and where one cannot be had the plain path is taken."""
 
 import gc
+import time
 import weakref
 from copy import deepcopy
 from dataclasses import replace
@@ -8,36 +9,24 @@ from functools import partial
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from recorder import Recorder
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from lib.attacks import PerImage, at_image, pgd
 from lib.data import Split
 from lib.engine import PLAIN, STANDARD, Captured, Engine, Levers, Tried, calibrate, core, stepped_in_backward
-from lib.engine.calibration import ORDER, Probe
+from lib.engine.calibration import ORDER, Probe, _try
 from lib.errors import UserError
 from lib.folding import lowered
 from lib.losses import cross_entropy
 from lib.methods import METHODS
-from lib.train import Schedule, Training
+from lib.models import build
+from lib.strategies import Strategy, StrategySpec
+from lib.train import Around, Schedule, Training
 
 ATTACK = partial(pgd, epsilon=0.1, step_size=0.03, steps=3)
-
-
-class FakeGraph:
-    """Records on the CPU as a CUDA graph does: the result lies where it lay, and only static inputs are read."""
-
-    def __init__(self):
-        self.records = self.replays = 0
-
-    def __call__(self, work):
-        self.records += 1
-        result = work()
-
-        def replay():
-            self.replays += 1
-            result.copy_(work())
-
-        return replay, result
 
 
 def attacked(engine, net, x, y, **chosen):
@@ -56,15 +45,24 @@ def trained(net, **settings):
     return training
 
 
-@pytest.mark.parametrize("lever", ["folding", "channels_last", "leave", "fused", "cuda_graph"])
+@pytest.mark.parametrize("lever", ["folding", "channels_last", "leave", "cuda_graph"])
 def test_an_fp32_lever_makes_the_same_images_as_the_plain_path(lever, make_net, batch):
     net, (x, y) = make_net().eval(), batch
     steps = torch.tensor([1, 4, 2, 3, 1, 2])
     for chosen in ({}, {"steps": steps}):
         plain = attacked(Engine(PLAIN), net, x, y, **chosen)
         assert not torch.equal(plain, x)
-        other = attacked(Engine(replace(PLAIN, **{lever: True}), record=FakeGraph()), net, x, y, **chosen)
+        engine = Engine(replace(PLAIN, **{lever: True}), record=Recorder())
+        other = attacked(engine, engine.laid_out(deepcopy(net)), x, y, **chosen)
         torch.testing.assert_close(other, plain)
+
+
+def test_networks_are_laid_out_as_the_levers_say_whatever_they_were(make_net):
+    net = make_net()
+    for levers in (STANDARD, PLAIN, STANDARD):
+        weight = Engine(levers).laid_out(net)[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == levers.channels_last
+        assert weight.is_contiguous() != levers.channels_last
 
 
 def test_with_leave_each_image_is_forwarded_as_often_as_it_steps_and_without_it_as_often_as_the_longest(
@@ -82,7 +80,7 @@ def test_with_leave_each_image_is_forwarded_as_often_as_it_steps_and_without_it_
 
 def test_a_recording_is_made_once_replayed_padded_and_follows_the_weights(make_net, batch):
     net, (x, y) = make_net().eval(), batch
-    graph = FakeGraph()
+    graph = Recorder()
     engine = Engine(Levers(folding=True, leave=True, cuda_graph=True), record=graph)
     for count in (6, 6, 4, 1):
         with torch.no_grad():
@@ -113,7 +111,7 @@ def test_what_a_recording_reads_lives_as_long_as_the_recording(make_net, batch, 
 
 def test_a_larger_batch_is_recorded_anew_and_a_result_survives_the_next_replay(make_net, batch):
     net, (x, y) = make_net().eval(), batch
-    graph = FakeGraph()
+    graph = Recorder()
     engine = Engine(Levers(leave=True, cuda_graph=True), record=graph)
     first = attacked(engine, net, x[:2], y[:2])
     kept = first.clone()
@@ -125,7 +123,7 @@ def test_a_larger_batch_is_recorded_anew_and_a_result_survives_the_next_replay(m
 
 def test_attacks_that_differ_from_image_to_image_are_not_recorded(make_net, batch):
     net, (x, y) = make_net().eval(), batch
-    graph = FakeGraph()
+    graph = Recorder()
     engine = Engine(Levers(leave=True, cuda_graph=True), record=graph)
     attacked(engine, net, x, y, steps=torch.tensor([1, 4, 2, 3, 1, 2]))
     attacked(engine, net, x, y, rule=lambda x_adv, gradient, index: torch.ones_like(index, dtype=torch.bool))
@@ -167,8 +165,36 @@ def test_a_compiler_that_fails_leaves_the_plain_path_and_says_why(make_net, batc
     assert engine.said == {"compile": "no compiler here"}
 
 
+def compiled_with(backward_graphs):
+    """torch.compile as it stands in place of: the backward graphs are kept and everything runs as it is."""
+    real = torch.compile
+    backend = aot_autograd(
+        fw_compiler=lambda graph, given: make_boxed_func(graph),
+        bw_compiler=lambda graph, given: backward_graphs.append(graph) or make_boxed_func(graph),
+    )
+    return lambda function, **options: real(function, backend=backend, **options)
+
+
+@pytest.mark.parametrize("folding", [False, True])
+def test_a_compiled_attack_is_the_plain_one_follows_the_weights_and_wants_no_gradient_of_theirs(
+    folding, make_net, batch, monkeypatch
+):
+    net, (x, y) = make_net().eval(), batch
+    graphs = []
+    monkeypatch.setattr(torch, "compile", compiled_with(graphs))
+    engine = Engine(Levers(compile=True, folding=folding))
+    for _ in range(2):
+        torch.testing.assert_close(attacked(engine, net, x, y), attacked(Engine(PLAIN), net, x, y))
+        with torch.no_grad():
+            net[0].weight.neg_()
+    assert engine.said == {}
+    calls = [node for graph in graphs for node in graph.graph.nodes if "convolution_backward" in str(node.target)]
+    assert calls
+    assert all(node.args[-1][1:] == [False, False] for node in calls)  # of the images alone
+
+
 def test_padding_repeats_the_last_image_and_is_cut_off():
-    recorded = Captured(lambda a, b: a + b, (torch.zeros(4, 2), torch.ones(4, 2)), FakeGraph())
+    recorded = Captured(lambda a, b: a + b, (torch.zeros(4, 2), torch.ones(4, 2)), Recorder())
     a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
     assert torch.equal(recorded(a, b), a + b)
     assert torch.equal(recorded.buffers[0], a.expand(4, 2))
@@ -197,6 +223,19 @@ def test_a_lowered_network_follows_its_networks_weights(make_net, batch):
     assert not torch.equal(lowered(net, x[:1])(x), first)
 
 
+@pytest.mark.parametrize(
+    "model", ["ResNet8-w8", "PreActResNet8-w8", "WideResNet-10-1", "MobileNetV2-small", "VGG-small"]
+)
+def test_under_bf16_an_attack_sees_every_network_of_ours_with_its_convolutions_cast_beforehand(model):
+    net, x = build(model, classes=10).eval(), torch.rand(2, 3, 16, 16)
+    seen = Engine(Levers(bf16=True)).seen(net, x)
+    convolutions = [module for module in seen.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == sum(isinstance(module, nn.Conv2d) for module in net.modules())
+    assert all(module.weight.dtype == torch.bfloat16 for module in convolutions)
+    assert not any(module.weight.requires_grad for module in convolutions)
+    torch.testing.assert_close(seen(x), net(x), atol=0.1, rtol=0.1)
+
+
 class Unmixable(nn.Module):
     """Multiplies by an fp32 matrix of its own, which bf16 images cannot be."""
 
@@ -220,7 +259,7 @@ def test_bf16_crafting_changes_the_images_and_trains_in_fp32(make_net):
     net = make_net()
     plain, crafted = (trained(deepcopy(net), precision=p) for p in ("fp32", "bf16_crafting"))
     assert crafted.precision == "fp32"
-    assert crafted.engine.levers == replace(STANDARD, bf16=True)
+    assert crafted.engine.levers == replace(STANDARD.for_equal_steps, bf16=True)
     logits = crafted.nets.student(torch.rand(2, 3, 4, 4))
     assert not torch.equal(logits, logits.bfloat16().float())
     assert any(not torch.equal(a, b) for a, b in both(plain, crafted))
@@ -275,32 +314,52 @@ def test_stepped_in_backward_no_gradient_outlives_its_weights_step_and_the_momen
 
 @pytest.mark.parametrize("lever", ["folding", "channels_last", "leave", "fused", "cuda_graph", "in_backward"])
 def test_a_training_under_an_fp32_lever_reaches_the_plain_trainings_weights(lever, make_net, monkeypatch):
-    graph = FakeGraph()
-    monkeypatch.setattr(Engine, "record", graph, raising=False)
+    graph = Recorder()
+    monkeypatch.setattr(core, "on_cuda", graph)
     net = make_net()
     plain = trained(deepcopy(net), levers=PLAIN)
     other = trained(deepcopy(net), levers=replace(PLAIN, **{lever: True}))
     assert bool(graph.records) == (lever == "cuda_graph")
+    assert bool(other.optimizer.defaults["fused"]) == (lever == "fused")
+    assert all(parameter.grad is None for parameter in other.student.parameters()) == (lever == "in_backward")
     for a, b in both(plain, other):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_a_training_has_the_levers_that_act_on_its_attack(make_net):
+    every = Levers(folding=True, compile=True, cuda_graph=True, leave=True)
+    data = Split(torch.rand(4, 3, 4, 4), torch.arange(4))
+
+    def levers(method, strategy=None):
+        around = Around(strategy=strategy)
+        schedule = Schedule(1, batch_size=4)
+        made = Training(
+            make_net(), None, METHODS[method], ATTACK, data, schedule, lambda net: 0.0, around=around, levers=every
+        )
+        return str(made.engine.levers)
+
+    assert levers("pgd_at") == "folding + compile + cuda_graph"
+    assert levers("fat") == "folding + leave"  # its images stop when they are wrong
+    assert levers("pgd_at_smoothed", Strategy(StrategySpec("random"))) == "folding + leave"
 
 
 # --- calibration ---------------------------------------------------------------------------------------------------
 
 
 def clocked(monkeypatch, seconds):
-    """Calibration believes that work under `levers` takes seconds(levers)."""
+    """Calibration believes that work under `levers` takes seconds(levers), and that all make the same attack."""
     for kind in ("attack", "uneven", "update"):
-        monkeypatch.setattr(Probe, kind, lambda self, levers: Timed(levers, self.y))
-    monkeypatch.setattr("lib.engine.calibration.seconds", lambda work, device: seconds(work.levers))
+        monkeypatch.setattr(Probe, kind, lambda self, levers: Timed(levers))
+    monkeypatch.setattr(Probe, "strays", lambda self, before, after: 0.0)
+    monkeypatch.setattr("lib.engine.calibration.seconds", lambda work, device, clock: seconds(work.levers))
 
 
 class Timed:
-    def __init__(self, levers, y):
-        self.levers, self.y = levers, y
+    def __init__(self, levers):
+        self.levers = levers
 
     def __call__(self):
-        return torch.zeros(len(self.y), 3, 4, 4)
+        return None
 
 
 def test_calibration_keeps_what_pays_and_nothing_else(make_net, batch, monkeypatch):
@@ -308,17 +367,19 @@ def test_calibration_keeps_what_pays_and_nothing_else(make_net, batch, monkeypat
     levers, tried = calibrate(make_net(), *batch, epsilon=0.1)
     assert levers == Levers(folding=True, bf16=True, in_backward=True)
     assert [one.lever for one in tried] == list(ORDER)
+    assert [one.row["verdict"] for one in tried][-1] == "kept for memory"
     said = {one.lever: one for one in tried}
     assert said["folding"].row["times faster"] == pytest.approx(4 / 3)
     assert said["channels_last"].why == said["leave"].why == "does not pay"
     assert said["cuda_graph"].why == "not tried: needs a CUDA device"
 
 
-def test_the_calibration_of_a_bf16_training_is_in_bf16_and_does_not_try_it(make_net, batch, monkeypatch):
-    clocked(monkeypatch, lambda levers: 4 - levers.bf16 - levers.folding)
-    levers, tried = calibrate(make_net(), *batch, epsilon=0.1, precision="bf16")
-    assert levers == Levers(folding=True, bf16=True, in_backward=True)
-    assert next(one.why for one in tried if one.lever == "bf16") == "not tried: the precision is bf16 anyway"
+@pytest.mark.parametrize(("precision", "low"), [("fp32", False), ("bf16", True), ("bf16_crafting", True)])
+def test_a_trainings_precision_decides_about_bf16_and_it_is_not_tried(precision, low, make_net, batch, monkeypatch):
+    clocked(monkeypatch, lambda levers: 4 - 2 * levers.bf16 - levers.folding)
+    levers, tried = calibrate(make_net(), *batch, epsilon=0.1, precision=precision)
+    assert levers == Levers(folding=True, bf16=low, in_backward=True)
+    assert next(one.why for one in tried if one.lever == "bf16") == f"not tried: the precision is {precision}"
 
 
 def test_a_lever_that_fails_or_falls_back_is_not_kept_and_says_why(make_net, batch, monkeypatch):
@@ -327,10 +388,10 @@ def test_a_lever_that_fails_or_falls_back_is_not_kept_and_says_why(make_net, bat
             raise RuntimeError("no such layout\nand more")
         if levers.folding:
             self.said["folding"] = "something"
-        return lambda **chosen: torch.zeros(6, 3, 4, 4)
+        return lambda: None
 
     monkeypatch.setattr(Probe, "attack", attack)
-    monkeypatch.setattr(Probe, "flips", lambda self, levers: 0)
+    monkeypatch.setattr(Probe, "strays", lambda self, before, after: 0.0)
     _, tried = calibrate(make_net(), *batch, epsilon=0.1, repeats=1)
     said = {one.lever: (one.kept, one.why) for one in tried}
     assert said["channels_last"] == (False, "failed: no such layout")
@@ -361,48 +422,21 @@ def test_beside_compile_nobody_leaves_the_batch(make_net, batch):
     assert sizes == [6, 4, 2, 1, 6, 6, 6, 6]
 
 
-def test_an_exact_calibration_does_not_try_bf16(make_net, batch, monkeypatch):
-    clocked(monkeypatch, lambda levers: 4 - 2 * levers.bf16)
-    levers, tried = calibrate(make_net(), *batch, epsilon=0.1, exact=True)
-    assert levers == Levers(in_backward=True)
-    assert next(one.why for one in tried if one.lever == "bf16") == "not tried: the result has to be exact"
-
-
-def test_bf16_is_refused_where_it_changes_what_the_network_says(make_net, batch, monkeypatch):
-    clocked(monkeypatch, lambda levers: 4 - 2 * levers.bf16)
-    monkeypatch.setattr(Probe, "flips", lambda self, levers: 2)
-    levers, tried = calibrate(make_net(), *batch, epsilon=0.1)
-    assert levers == Levers(in_backward=True)
-    assert next(one.why for one in tried if one.lever == "bf16") == "refused: 2 of 6 images are judged otherwise"
-
-
 def test_a_lever_that_makes_another_attack_is_refused(make_net, batch, monkeypatch):
-    """One that sends every second pixel the other way: what a recording of the wrong thing would do."""
-    clocked(monkeypatch, lambda levers: 4 - levers.folding - levers.channels_last)
+    """Here a recording that does not follow the weights: the folded ones are put elsewhere at every step."""
+    monkeypatch.setattr(core, "on_cuda", Recorder())
+    monkeypatch.setattr("lib.engine.calibration.GPU_ONLY", {"compile": "not asked"})
+    assert (tried := of("cuda_graph", make_net(), batch)).shares, tried.why
 
-    def call(self):
-        images = torch.zeros(len(self.y), 3, 4, 4)
-        images[..., ::2] = 0.1 * self.levers.channels_last
-        return images
+    def take(own, new):
+        own.data = new.to(own.dtype)
 
-    monkeypatch.setattr(Timed, "__call__", call)
-    levers, tried = calibrate(make_net(), *batch, epsilon=0.1, exact=True)
-    assert levers == Levers(folding=True, in_backward=True)
-    said = {one.lever: one.why for one in tried}
-    assert said["channels_last"] == "refused: 50% of the pixels come out otherwise"
+    monkeypatch.setattr("lib.folding._take", take)
+    assert of("cuda_graph", make_net(), batch).why.startswith("refused: ")
 
 
-@pytest.mark.parametrize("outside", [False, True])
-def test_cudnn_times_its_algorithms_inside_an_attack_and_a_training_step_only(make_net, batch, outside, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", outside)
-    seen, (x, y), net = [], batch, make_net().eval()
-    net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
-    attacked(Engine(Levers(cudnn_benchmark=True)), net, x, y)
-    trained(net, levers=Levers(cudnn_benchmark=True))
-    assert set(seen) == {True}
-    attacked(Engine(PLAIN), net, x, y)
-    assert seen[-1] is outside
-    assert torch.backends.cudnn.benchmark is outside
+def of(lever, net, batch):
+    return _try(Probe(net, *batch, 0.1, 1), lever, Levers(folding=True), 1, time.perf_counter)
 
 
 def test_a_real_calibration_leaves_the_network_alone_and_reports_every_lever(make_net, batch):

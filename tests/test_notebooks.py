@@ -19,7 +19,7 @@ from lib.parameters import PARAMS, Parameters
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = [path for path in NOTEBOOKS if (PARAMS / "tables" / f"{path.stem}.yaml").exists()]
 DECLARED = {  # notebooks that are not about a table
-    "benchmark_speed": speed.Settings,
+    "benchmark_speed": speed.SpeedParameters,
     "speedrun_robust": partial(Parameters, seeds=[0, 1, 2]),
     "evaluate_your_model": Classifier,
 }

@@ -6,11 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from test_engine import FakeGraph
+from recorder import Recorder
+from torch import nn
 
 from lib.attacks import pgd
 from lib.data import Split
-from lib.engine import PLAIN, Engine
+from lib.engine import PLAIN, Captured, core
 from lib.methods import METHODS
 from lib.train import Around, Schedule, Training
 
@@ -39,8 +40,8 @@ def trained(name, nets, levers):
 
 @pytest.mark.parametrize("name", ATTACKING)
 def test_a_method_whose_attack_is_recorded_reaches_the_plain_paths_weights(name, make_net, monkeypatch):
-    graph = FakeGraph()
-    monkeypatch.setattr(Engine, "record", graph, raising=False)
+    graph = Recorder()
+    monkeypatch.setattr(core, "on_cuda", graph)
     nets = make_net(), make_net()
     plain, recorded = (trained(name, nets, levers) for levers in (PLAIN, replace(PLAIN, folding=True, cuda_graph=True)))
     method = METHODS[name]
@@ -50,3 +51,15 @@ def test_a_method_whose_attack_is_recorded_reaches_the_plain_paths_weights(name,
         own, other = getattr(recorded, part).state_dict(), getattr(plain, part).state_dict()
         for key in own:
             torch.testing.assert_close(own[key], other[key], atol=1e-5, rtol=1e-4, msg=lambda said, key=key: key + said)
+
+
+def test_the_recorder_of_these_tests_knows_memory_and_no_names_and_asks_the_host_nothing():
+    weight = nn.Parameter(torch.ones(3))
+    run = Captured(lambda x: x * weight, (torch.ones(3),), Recorder())
+    with torch.no_grad():
+        weight.mul_(2)
+    assert run(torch.ones(3)).tolist() == [2, 2, 2]
+    weight.data = torch.zeros(3)
+    assert run(torch.ones(3)).tolist() == [2, 2, 2]
+    with pytest.raises(RuntimeError, match="capturing"):
+        Captured(lambda x: x * float(x.sum()), (torch.ones(3),), Recorder())

@@ -17,6 +17,14 @@ def test_contenders_are_called_before_they_are_timed_and_then_take_turns():
     assert {name: len(timed.seconds) for name, timed in taken.items()} == {"a": 2, "b": 2}
 
 
+def test_the_devices_queue_is_empty_before_anything_is_timed(monkeypatch):
+    log = []
+    monkeypatch.setattr(measure, "drain", lambda device: log.append("drained"))
+    timer = measure.Timer(CPU, clock=lambda: log.append("clock") or 0.0)
+    measure.in_turns({"a": lambda: log.append("a")}, 1, timer)
+    assert log == ["a", "drained", "clock", "a", "drained", "clock"]
+
+
 def test_a_ratio_comes_with_the_rounds_lowest_and_highest_and_the_seconds():
     taken = {"theirs": Timed((2.0, 20.0, 4.0)), "ours": Timed((1.0, 10.0, 1.0))}
     frame = measure.ratios(taken, "theirs")
@@ -65,4 +73,4 @@ def test_what_work_reaches_is_its_operations_by_its_seconds(monkeypatch):
     assert measure.matmul_peak(TIMER, torch.float32, (64,), 1) > 0
     a = torch.ones(8, 8)
     monkeypatch.setattr(measure, "seconds", lambda work, device, clock: 2.0)
-    assert measure.achieved(lambda: None, lambda: a @ a, TIMER) == 2 * 8**3 / 2  # a recording counts nothing
+    assert measure.achieved(lambda: None, lambda: a @ a, TIMER, 3) == 2 * 8**3 / 2  # a recording counts nothing

@@ -10,9 +10,11 @@ from small import SETTINGS
 from test_notebooks import NOTEBOOKS, PAPERMILL, code_cells, execute
 
 from lib import ROOT, speed
+from lib.engine import Levers
 from lib.errors import UserError
 
 (PATH,) = [path for path in NOTEBOOKS if path.stem == "benchmark_speed"]
+CPU = torch.device("cpu")
 TINY = {
     "model": "ResNet8-w8",
     "batch_size": 4,
@@ -48,6 +50,8 @@ def test_the_speed_notebook_runs_and_leaves_its_tables_and_says_that_there_is_no
         "PGD-AT",
         "LAS-PGD-AT",
     }
+    assert set(measured["cpu: met"][[speed.PGD, speed.STEP + "PGD-AT"]]) == {"not the bar's setting"}
+    assert measured.loc[speed.EXACT, ["cpu: measured", "cpu: met"]].tolist() == ["0", "met"]
     agreement = pd.read_csv(tmp_path / "tables" / "benchmark_speed_agreement.csv", index_col=0)
     assert agreement.loc["all of them", "judged otherwise"] <= 0.01 * agreement.loc["all of them", "of"]
 
@@ -92,17 +96,42 @@ def test_what_the_speed_notebook_cannot_do_is_refused_in_one_sentence(given, sai
 
 def test_a_bar_is_met_from_its_value_on_and_memory_up_to_it():
     measured = {speed.PGD: 2.4, speed.STEP + "TRADES": 1.99, speed.MEMORY + "TRADES": 0.6, speed.MEMORY + "DGAD": 0.61}
-    verdict = speed.bars(measured, torch.device("cpu"))["cpu: met"]
+    verdict = speed.bars(measured, CPU, speed.SpeedParameters())["cpu: met"]
     assert [verdict[name] for name in measured] == ["met", "not met", "met", "not met"]
     assert verdict[speed.PEAK] == ""
 
 
 def test_the_share_of_a_gpus_peak_has_a_bar_of_its_own_for_the_wide_network():
     shares = [
-        speed.bars({}, torch.device("cpu"), model).loc[speed.PEAK, "gpu: bar"]
+        speed.bars({}, CPU, speed.SpeedParameters(model=model)).loc[speed.PEAK, "gpu: bar"]
         for model in ("ResNet18", "WideResNet-34-10")
     ]
     assert shares == ["at least 0.35", "at least 0.5"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"steps": 10}, {"side": 16}, {"batch_size": 32}, {"attack_steps": 5}, {"model": "MobileNetV2"}]
+)
+def test_a_bar_is_not_judged_by_another_network_or_size_than_it_was_set_for(other):
+    measured = {speed.PGD: 9.0, speed.EXACT: 1.0}
+    verdict = speed.bars(measured, CPU, speed.SpeedParameters(**other))["cpu: met"]
+    assert verdict[speed.PGD] == "not the bar's setting"
+    assert verdict[speed.EXACT] == "not met"  # which has a network of its own
+
+
+def test_the_bars_hear_of_flags_and_points_what_the_agreement_found():
+    lines = {"folding": (0.0, 0, 500), "bf16": (-0.4, 2, 500), "all of them": (0.2, 6, 500)}
+    frame = pd.DataFrame.from_dict(lines, orient="index", columns=["shift", "judged otherwise", "of"])
+    found = speed.changes(frame, Levers(folding=True, bf16=True))
+    assert found == {speed.EXACT: 0.0, speed.FLAGS: 0.012, speed.SHIFT: 0.4}
+    exact = speed.changes(frame.drop(index="bf16"), Levers(folding=True))
+    assert exact == {speed.EXACT: 6.0}
+
+
+def test_the_curves_have_points_for_each_kind_of_device_or_those_that_are_given():
+    asked = speed.SpeedParameters()
+    assert asked.points(CPU)[1]["batch"] < asked.points(torch.device("cuda"))[1]["batch"]
+    assert speed.SpeedParameters(curve={"side": [8, 16]}).points(CPU)[1] == {"side": [8, 16]}
 
 
 def test_the_growth_of_a_linear_cost_is_one():

@@ -6,7 +6,7 @@ bf16 says so in its spec.
 
 from lib.engine.calibration import Tried, calibrate
 from lib.engine.capture import Captured, on_cuda
-from lib.engine.core import PRECISIONS, Engine, cudnn_benchmark, in_precision
+from lib.engine.core import PRECISIONS, Engine, in_precision
 from lib.engine.levers import LEVERS, PLAIN, STANDARD, Levers
 from lib.engine.update import stepped_in_backward
 
@@ -20,7 +20,6 @@ __all__ = [
     "Levers",
     "Tried",
     "calibrate",
-    "cudnn_benchmark",
     "in_precision",
     "on_cuda",
     "stepped_in_backward",

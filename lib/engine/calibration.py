@@ -1,6 +1,7 @@
 """Which levers pay on the machine at hand: each is tried in turn beside the best so far, and kept if it is faster."""
 
 import statistics
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -11,25 +12,24 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lib.attacks import PerImage, at_image, pgd
-from lib.engine.core import Engine
+from lib.engine.core import PRECISIONS, Engine
 from lib.engine.levers import PLAIN, Levers
 from lib.engine.update import Stepper
-from lib.errors import UserError
+from lib.errors import UserError, choose
 from lib.losses import cross_entropy
 from lib.meter import seconds
 
 PAYS = 1.02  # how many times as fast a lever has to be, not to be taken for noise
-FLIPS = 0.01  # the share of images whose verdict bf16 may change
-STRAYS = 0.25  # the share of pixels that rounding may send the other way in a step or two; an attack gone wrong: half
+STRAYS = 0.25  # the share of pixels that rounding may send the other way in one step; an attack gone wrong: half
 GPU_ONLY = {
-    "cudnn_benchmark": "a CPU has no cuDNN",
     "compile": "on a CPU it takes longer to build than it saves",
     "cuda_graph": "needs a CUDA device",
 }
-ORDER = ("folding", "bf16", "channels_last", "leave", "cudnn_benchmark", "compile", "cuda_graph", "fused")
+ORDER = ("folding", "bf16", "channels_last", "leave", "compile", "cuda_graph", "fused", "in_backward")
+ON_WEIGHTS = ("fused", "in_backward")  # the levers that no attack knows
 
 Work = Callable[[], object]
-Low = ("bf16", "bf16_crafting")
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,33 @@ class Tried:
     def row(self) -> dict[str, str | float | bool]:
         """A line of the report: the median ratio, its lowest and highest, and the decision."""
         middle, low, high = (f(self.shares or (float("nan"),)) for f in (statistics.median, min, max))
-        return {"lever": self.lever, "times faster": middle, "lowest": low, "highest": high, "": self.why}
+        return {"lever": self.lever, "times faster": middle, "lowest": low, "highest": high, "verdict": self.why}
+
+
+class Probed:
+    """PGD on the cross-entropy of a copy of `net` under some levers, from x itself, in steps of epsilon / 4."""
+
+    def __init__(self, net: nn.Module, epsilon: float, engine: Engine) -> None:
+        self.net, self.engine = deepcopy(net).eval(), engine
+        engine.laid_out(self.net)
+        self.pgd = partial(pgd, epsilon=epsilon, step_size=epsilon / 4)
+
+    def __call__(self, x: Tensor, y: Tensor, **chosen: Any) -> Tensor:
+        seen = self.engine.seen(self.net, x)
+        objective = PerImage(lambda z, y: cross_entropy(seen(z), y), (y,))
+        return self.engine.attack(self.pgd, objective, x, **{"start": at_image, **chosen})
+
+    @torch.no_grad()
+    def turn(self) -> None:
+        """Change the network, in place: the sign of every weight of a convolution or a linear layer."""
+        for parameter in self.net.parameters():
+            if parameter.dim() > 1:
+                parameter.neg_()
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The work that levers are tried on: `steps` steps of PGD on net's cross-entropy at (x, y)."""
+    """The work that levers are tried on: `steps` steps of PGD on net's cross-entropy at (x, y), radius epsilon."""
 
     net: nn.Module
     x: Tensor
@@ -60,27 +81,22 @@ class Probe:
     precision: str = "fp32"  # of the training that the attack is part of
     said: dict[str, str] = field(default_factory=dict)  # what its engines could not have, and why
 
+    def attacker(self, levers: Levers) -> Probed:
+        """The attack under `levers`, to be told its images, labels and steps."""
+        return Probed(self.net, self.epsilon, Engine(levers, self.precision, said=self.said))
+
     def attack(self, levers: Levers) -> Callable[..., Tensor]:
-        """The attack under `levers`, on a copy of the network; images have different steps where `leave` is tried."""
-        net, engine = deepcopy(self.net).eval(), Engine(levers, self.precision, said=self.said)
-        engine.laid_out(net)
-        run = partial(pgd, epsilon=self.epsilon, step_size=self.epsilon / 4, steps=self.steps)
-
-        def work(**chosen: Any) -> Tensor:
-            seen = engine.seen(net, self.x)
-            objective = PerImage(lambda z, y: cross_entropy(seen(z), y), (self.y,))
-            return engine.attack(run, objective, self.x, **{"start": at_image, **chosen})
-
-        return work
+        """The same for all of (x, y)."""
+        return partial(self.attacker(levers), self.x, self.y, steps=self.steps)
 
     def uneven(self, levers: Levers) -> Work:
         """The same with 1 to 2 x steps per image, which is what `leave` acts on."""
         generator = Generator().manual_seed(0)
         steps = torch.randint(1, 2 * self.steps + 1, (len(self.x),), generator=generator).to(self.x)
-        return partial(self.attack(levers), steps=steps)
+        return partial(self.attacker(levers), self.x, self.y, steps=steps)
 
     def update(self, levers: Levers) -> Work:
-        """The optimiser's step, which is what `fused` acts on: in parts where it is done in the backward."""
+        """The optimiser's step, which is what `fused` and `in_backward` act on: in parts under the second."""
         net = deepcopy(self.net)
         optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=5e-4, **levers.optimizer)
 
@@ -95,26 +111,21 @@ class Probe:
 
         return work
 
-    def strays(self, lever: str, levers: Levers) -> float:
-        """The share of pixels of x' that are not where the plain path puts them; 0 for `fused`, which makes no x'."""
-        if lever == "fused":
-            return 0.0
-        plain, other = (self.on(lever, which)() for which in (PLAIN, levers))
-        return float(((plain - other).abs() > 1e-6).float().mean())
-
-    def on(self, lever: str, levers: Levers) -> Callable[[], Any]:
+    def on(self, lever: str, levers: Levers) -> Work:
         """The work that `lever` acts on, under `levers`."""
-        return {"leave": self.uneven, "fused": self.update}.get(lever, self.attack)(levers)
+        return {"leave": self.uneven, **dict.fromkeys(ON_WEIGHTS, self.update)}.get(lever, self.attack)(levers)
 
-    def flips(self, levers: Levers) -> int:
-        """On how many images the network itself says another class of x' than of the plain path's x'.
+    def strays(self, before: Levers, after: Levers) -> float:
+        """The share of x''s pixels that one step under `after` puts elsewhere than under `before`.
 
-        Of a network that says one class of everything this tells nothing.
+        Asked of a network that has changed since the first call, and of one image fewer: a recording has to follow.
         """
-        judge = deepcopy(self.net).eval()
-        with torch.no_grad():
-            plain, other = (judge(self.attack(which)()).argmax(1) for which in (PLAIN, levers))
-        return int((plain != other).sum())
+        made, rest = [], slice(min(1, len(self.x) - 1), None)
+        for attacker in (self.attacker(before), self.attacker(after)):
+            attacker(self.x, self.y, steps=1)
+            attacker.turn()
+            made.append(attacker(self.x[rest], self.y[rest], steps=1))
+        return float(((made[0] - made[1]).abs() > 1e-6).float().mean())
 
 
 def calibrate(
@@ -125,51 +136,54 @@ def calibrate(
     epsilon: float,
     steps: int = 1,
     repeats: int = 3,
-    exact: bool = False,
-    precision: str = "fp32",
+    precision: str = "",
+    clock: Clock = time.perf_counter,
 ) -> tuple[Levers, list[Tried]]:
     """The levers that pay for attacks on `net` with batches like x (N, C, H, W), y (N,), and what was found of each.
 
-    A lever that sends a quarter of the pixels elsewhere than the plain path does is refused. bf16 changes more than
-    rounding: it is kept only if at most 1 % of these images, or one, are judged otherwise, and not tried where the
-    result has to be `exact`; a training whose `precision` is bf16 or bf16_crafting attacks in it anyway. What needs
-    another device is not tried either, and says so. `in_backward` is always kept: it is for memory, and may cost time.
+    epsilon is in [0, 1]; a step is a quarter of it. A lever under which one step puts more than a quarter of the pixels
+    elsewhere than without it is refused: rounding moves some percent, another attack half. bf16 changes more than
+    rounding: a training's `precision` decides it, and without one it is tried as all others are, and the caller has to
+    see what it changes. What needs another device is not tried, and says so. `in_backward` is for memory: it is timed,
+    and kept whatever it costs.
 
     Raises:
-        UserError: fewer than one round.
+        UserError: fewer than one round, or no such precision.
     """
     if repeats < 1:
         raise UserError(f"a calibration wants repeats >= 1, got {repeats}")
-    low, trained_in = precision in Low, "bf16" if precision == "bf16" else "fp32"
-    probe, levers, tried = Probe(net, x, y, epsilon, steps, trained_in), replace(PLAIN, in_backward=True, bf16=low), []
-    why = "the precision is bf16 anyway" if low else "the result has to be exact" if exact else ""
+    choose("precision", precision, dict.fromkeys(("", *PRECISIONS)))
+    probe = Probe(net, x, y, epsilon, steps, "bf16" if precision == "bf16" else "fp32")
+    levers, tried = replace(PLAIN, bf16=precision in ("bf16", "bf16_crafting")), []
     for name in ORDER:
-        found = _try(probe, name, levers, repeats, why if name == "bf16" else "")
-        levers = replace(levers, **{name: True}) if found.kept else levers
+        if name == "bf16" and precision:
+            found = Tried(name, (), levers.bf16, f"not tried: the precision is {precision}")
+        else:
+            found = _try(probe, name, levers, repeats, clock)
+        levers = replace(levers, **{name: found.kept})
         tried.append(found)
     return levers, tried
 
 
-def _try(probe: Probe, name: str, levers: Levers, repeats: int, refused: str) -> Tried:
-    refused = refused or (GPU_ONLY.get(name, "") if probe.x.device.type != "cuda" else "")
-    if refused:
-        return Tried(name, (), False, f"not tried: {refused}")
+def _try(probe: Probe, name: str, levers: Levers, repeats: int, clock: Clock) -> Tried:
+    if name in GPU_ONLY and probe.x.device.type != "cuda":
+        return Tried(name, (), False, f"not tried: {GPU_ONLY[name]}")
     candidate = replace(levers, **{name: True})
-    if name == "bf16" and (flips := probe.flips(candidate)) > max(1, FLIPS * len(probe.y)):
-        return Tried(name, (), False, f"refused: {flips} of {len(probe.y)} images are judged otherwise")
     try:
-        if (strays := probe.strays(name, candidate)) > STRAYS:
+        if name not in ON_WEIGHTS and (strays := probe.strays(levers, candidate)) > STRAYS:
             return Tried(name, (), False, f"refused: {strays:.0%} of the pixels come out otherwise")
-        shares = _rounds(probe.on(name, levers), probe.on(name, candidate), repeats, probe.x.device)
+        shares = _rounds(probe.on(name, levers), probe.on(name, candidate), repeats, probe.x.device, clock)
     except RuntimeError as error:
         return Tried(name, (), False, "failed: " + str(error).partition("\n")[0])
     if fell_back := probe.said.get(name):
         return Tried(name, shares, False, f"not to be had here: {fell_back}")
+    if name == "in_backward":
+        return Tried(name, shares, True, "kept for memory")
     pays = statistics.median(shares) >= PAYS
     return Tried(name, shares, pays, "pays" if pays else "does not pay")
 
 
-def _rounds(before: Work, after: Work, repeats: int, device: torch.device) -> tuple[float, ...]:
+def _rounds(before: Work, after: Work, repeats: int, device: torch.device, clock: Clock) -> tuple[float, ...]:
     """before / after in seconds, taken in turns, each called once uncounted."""
     before(), after()
-    return tuple(seconds(before, device) / seconds(after, device) for _ in range(repeats))
+    return tuple(seconds(before, device, clock) / seconds(after, device, clock) for _ in range(repeats))

@@ -1,20 +1,20 @@
 """The engine of one training or evaluation: what an attack sees of a network, and how the attack is run."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.func import functional_call
 
 from lib.attacks import Objective, PerImage, Start, ascend, per_image, project
 from lib.engine.capture import Captured, Recorder, on_cuda
 from lib.engine.levers import STANDARD, Levers
 from lib.engine.recast import recast
 from lib.errors import choose
-from lib.folding import folded, lowered, release
+from lib.folding import folded, free, lowered
 
 Net = Callable[[Tensor], Tensor]
 Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound
@@ -43,10 +43,8 @@ def in_precision(net: Net, precision: str) -> Net:
 class Engine:
     """Runs attacks under `levers`; where one of them cannot be had, what it replaces is used and `said` tells why.
 
-    One engine serves one set of networks and one objective: recordings are kept by shapes and settings alone.
+    One engine serves one set of networks: recordings are kept by objective, shapes and settings alone.
     """
-
-    record: Recorder = staticmethod(on_cuda)
 
     def __init__(
         self,
@@ -56,15 +54,14 @@ class Engine:
         said: dict[str, str] | None = None,
     ) -> None:
         self.levers, self.precision = levers, precision
-        if record is not None:
-            self.record = record
+        self.record = record or on_cuda
         self.said: dict[str, str] = {} if said is None else said
         self._compiled: WeakKeyDictionary[nn.Module, Net] = WeakKeyDictionary()
         self._captured: dict[tuple[Any, ...], Captured] = {}
 
     def laid_out(self, net: nn.Module) -> nn.Module:
         """`net` itself, in the memory format that the levers want."""
-        return net.to(memory_format=torch.channels_last) if self.levers.channels_last else net
+        return net.to(memory_format=torch.channels_last if self.levers.channels_last else torch.contiguous_format)
 
     def seen(self, net: nn.Module, x: Tensor) -> Net:
         """`net` in its present mode as an attack sees it, with the weights it has now; x (N, C, H, W) is what comes."""
@@ -79,7 +76,7 @@ class Engine:
         """Free the bf16 weights of these until the next attack; what is recorded or compiled keeps its own in place."""
         if not self.levers.cuda_graph and not self.levers.compile:
             for net in filter(None, nets):
-                release(net)
+                free(net)
 
     def attack(
         self,
@@ -93,20 +90,20 @@ class Engine:
     ) -> Tensor:
         """attack(objective, x, ...) -> x', recorded and replayed where that is wanted and the attack is static."""
         settings = {**attack.keywords, **chosen}
-        with cudnn_benchmark(self.levers.cudnn_benchmark):
-            if not self.levers.cuda_graph or not isinstance(objective, PerImage) or not _static(settings):
-                leaves = self.levers.leave and not self.levers.compile  # each size of a batch would be compiled anew
-                offered = objective if leaves else _whole(objective)
-                return attack(offered, x, start=start, generator=generator, **chosen)
-            begun = start(x, per_image(settings["epsilon"], x), generator)
-            run = self._recording(objective, x, begun, settings)
-            if run is None:
-                return attack(objective, x, start=lambda *_: begun, **chosen)
-            return run(x, begun, *objective.constants)
+        if not self.levers.cuda_graph or not isinstance(objective, PerImage) or not _static(settings):
+            leaves = self.levers.leave and not self.levers.compile  # each size of a batch would be compiled anew
+            offered = objective if leaves else _whole(objective)
+            return attack(offered, x, start=start, generator=generator, **chosen)
+        begun = start(x, per_image(settings["epsilon"], x), generator)
+        run = self._recording(objective, x, begun, settings)
+        if run is None:
+            return attack(objective, x, start=lambda *_: begun, **chosen)
+        return run(x, begun, *objective.constants)
 
     def _recording(self, objective: PerImage, x: Tensor, begun: Tensor, settings: dict[str, Any]) -> Captured | None:
         inputs = (x, begun, *objective.constants)
-        key = (*((given.shape[1:], given.dtype) for given in inputs), *map(str, settings.items()))
+        source = getattr(objective.value, "__code__", objective.value)
+        key = (source, *((given.shape[1:], given.dtype) for given in inputs), *map(str, settings.items()))
         if key in self._captured and self._captured[key].size >= len(x):
             return self._captured[key]
         if "cuda_graph" in self.said:
@@ -128,7 +125,7 @@ class Engine:
         if not self.levers.compile:
             return net
         if net not in self._compiled:
-            self._compiled[net] = self._or_plain(torch.compile(net, dynamic=False), net)
+            self._compiled[net] = self._or_plain(torch.compile(_of_images_alone(net), dynamic=False), net)
         return self._compiled[net]
 
     def _or_plain(self, fast: Net, net: nn.Module) -> Net:
@@ -146,15 +143,15 @@ class Engine:
         return forward
 
 
-@contextmanager
-def cudnn_benchmark(wanted: bool) -> Iterator[None]:
-    """Inside, cuDNN times its algorithms for every new shape, where that is wanted; else it does what it did."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or wanted
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+def _of_images_alone(net: nn.Module) -> Net:
+    """`net` as a function of its images: a compiled backward pass would compute every weight's gradient too."""
+
+    def forward(x: Tensor) -> Tensor:
+        weights = {name: parameter.detach() for name, parameter in net.named_parameters()}
+        answer: Tensor = functional_call(net, weights, (x,))
+        return answer
+
+    return forward
 
 
 def _static(settings: dict[str, Any]) -> bool:

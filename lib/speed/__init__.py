@@ -1,33 +1,37 @@
 """The speed benchmark: what is timed, and the tables that come of it."""
 
-from lib.speed.agreement import agreement, digits_net, each_alone, trainings
-from lib.speed.bars import BARS, BEYOND, GROWTH, MEMORY, PEAK, PGD, STEP, bars, share_of_peak
+from lib.speed.agreement import agreement, changes, digits_net, each_alone, trainings
+from lib.speed.bars import BARS, BEYOND, EXACT, FLAGS, GROWTH, MEMORY, PEAK, PGD, SHIFT, STEP, bars, share_of_peak
 from lib.speed.cases import LAS, TITLES, Case, Given, ReleasedStep, case, training
 from lib.speed.forms import attack_of, our_step, pgd_forms, unswitched
 from lib.speed.measure import Timer, in_turns, ratios
-from lib.speed.settings import Settings, check
+from lib.speed.settings import SpeedParameters, check
 from lib.speed.tables import RADIUS, curves, growth, memory, noise, paired, steps, warm_ups
 
 __all__ = [
     "BARS",
     "BEYOND",
+    "EXACT",
+    "FLAGS",
     "GROWTH",
     "LAS",
     "MEMORY",
     "PEAK",
     "PGD",
     "RADIUS",
+    "SHIFT",
     "STEP",
     "TITLES",
     "Case",
     "Given",
     "ReleasedStep",
-    "Settings",
+    "SpeedParameters",
     "Timer",
     "agreement",
     "attack_of",
     "bars",
     "case",
+    "changes",
     "check",
     "curves",
     "digits_net",

@@ -1,6 +1,7 @@
 """Whether what is faster finds the same: the flags of one attack under each lever, judged in fp32."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from lib.engine import PLAIN, Levers
 from lib.evaluate import Column, accuracy, mcnemar
 from lib.methods import METHODS
 from lib.models import build
+from lib.speed.bars import EXACT, FLAGS, SHIFT
 from lib.speed.forms import attack_of
 from lib.train import Schedule, Training
 
@@ -39,15 +41,17 @@ def digits_net(epochs: int, device: torch.device, precision: str = "fp32") -> tu
 def agreement(net: nn.Module, test: Split, steps: int, variants: Mapping[str, Levers]) -> pd.DataFrame:
     """PGD on the same images from the same start under each variant, judged by the network itself in fp32.
 
-    Where images leave the batch, they have from one step to `steps`, on both sides. Columns: robust accuracy in %, its
-    shift from the plain path in points, and how many images are judged otherwise.
+    Where images leave the batch, they have from one step to `steps`, on both sides. On a GPU fp32 is fp32 here: TF32,
+    which torch uses in convolutions, rounds a folded weight otherwise. Columns: robust accuracy in %, its shift from
+    the plain path in points, and how many images are judged otherwise.
     """
     x, y = to_float(test.images), test.labels
     run, rows = partial(attack_of, net, x, y, DIGITS_RADIUS, steps), {}
     uneven = {"steps": 1 + torch.arange(len(y), device=y.device) % steps}
     for name, levers in variants.items():
         chosen = uneven if name == "leave" else {}
-        base, right = (_right(net, run(which)(**chosen), y) for which in (PLAIN, levers))
+        with _without_tf32():
+            base, right = (_right(net, run(which)(**chosen), y) for which in (PLAIN, levers))
         shift = 100 * float(right.float().mean() - base.float().mean())
         rows[name] = {"robust %": 100 * float(right.float().mean()), "shift": shift}
         rows[name] |= {"judged otherwise": int((right != base).sum()), "of": len(y)}
@@ -67,6 +71,27 @@ def trainings(nets: Mapping[str, nn.Module], test: Split, steps: int) -> pd.Data
         said = {"lead": lead.difference, "error": lead.error, "noise": not lead.told_apart}
         rows[name] = {"robust %": one.percent, "of": one.n} | said
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def changes(agreed: pd.DataFrame, levers: Levers) -> dict[str, float]:
+    """What the bars ask of `agreement`: how many flags fp32 levers change; the share of flags, the points, of bf16."""
+    low = ["bf16", "all of them"] if levers.bf16 else []
+    exact, rounded = agreed.drop(index=low), agreed.loc[low]
+    found = {EXACT: float(exact["judged otherwise"].sum())}
+    if low:
+        found[FLAGS] = float((rounded["judged otherwise"] / rounded["of"]).max())
+        found[SHIFT] = float(rounded["shift"].abs().max())
+    return found
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """The pieces of work that the speed benchmark times: ours, torchattacks', and the plain forms, on the same images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,15 +20,23 @@ from lib.speed.cases import Case, training
 from lib.speed.measure import Work
 from lib.trajectory import snapshots
 
+BATCH, LOADED = 128, 512  # images of a batch, and of the epoch that loading is timed on
+
 
 def pgd_forms(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int, levers: Levers) -> dict[str, Work]:
-    """PGD three ways: torchattacks', the loop around loss.backward(), and ours; none of them changes the network."""
+    """PGD as torchattacks has it, as the loop around loss.backward(), and ours, in fp32 too where the levers have bf16.
+
+    None of them changes the network.
+    """
     theirs, looped, ball = deepcopy(net).eval(), deepcopy(net).eval(), Ball(radius, radius / 4, steps)
-    return {
+    forms: dict[str, Work] = {
         "torchattacks": lambda: released.pgd_by_torchattacks(theirs, x, y, ball),
         "loss.backward()": lambda: released.pgd_with_backward(looped, x, y, _start(x, radius), ball),
         "ours": attack_of(net, x, y, radius, steps, levers),
     }
+    if levers.bf16:
+        forms["ours in fp32"] = attack_of(net, x, y, radius, steps, replace(levers, bf16=False))
+    return forms
 
 
 def attack_of(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int, levers: Levers) -> Callable[[], Tensor]:
@@ -40,16 +49,19 @@ def _start(x: Tensor, radius: float) -> Tensor:
     return uniform_in_image(x, x.new_tensor(radius), generator)
 
 
-def our_step(case: Case, levers: Levers) -> Work:
-    """One training step of ours per call."""
-    ours = training(case, levers, "bf16" if levers.bf16 else "fp32")
+def our_step(case: Case, levers: Levers, precision: str = "") -> Work:
+    """One training step of ours per call, in this precision; without one, bf16 throughout where the levers have it."""
+    ours = training(case, levers, precision or ("bf16" if levers.bf16 else "fp32"))
     return lambda: ours.train_step(case.x, case.y)
 
 
 def unswitched(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> dict[str, tuple[Work, Work]]:
     """What has no switch, as (without, with): it is always done, and changes no result."""
     net = deepcopy(net).eval()
-    start, split, ball = _start(x, radius), Split((255 * x).byte(), y), Ball(radius, radius / 4, steps)
+    start, ball = _start(x, radius), Ball(radius, radius / 4, steps)
+    times = -(-LOADED // len(x))
+    split = Split((255 * x).byte().repeat(times, 1, 1, 1), y.repeat(times))
+    loader = released.loader(split, BATCH)
     run = partial(pgd, epsilon=radius, step_size=radius / 4, start=lambda *_: start)
 
     def separate() -> None:
@@ -71,7 +83,10 @@ def unswitched(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) 
             lambda: run(leave_clean(Nets(net), x, y), x, steps=steps),
         ),
         "one trajectory for PGD-n/2 and PGD-n": (separate, shared),
-        "data and augmentation on the device": (partial(_by_loader, split, x.device), partial(_on_device, split)),
+        f"{LOADED} images: data and augmentation on the device, not in a DataLoader without workers": (
+            partial(_by_loader, loader, x.device),
+            partial(_on_device, split),
+        ),
     }
 
 
@@ -79,11 +94,15 @@ def _recomputed(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tens
     return lambda z: released.RELEASED["trades_as_released"].inner(PlainNets(net), x, z, y)
 
 
-def _by_loader(split: Split, device: torch.device) -> None:
-    for x, y in released.loader(split, len(split.labels)):
+def _by_loader(loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> None:
+    for x, y in loader:
         x.to(device), y.to(device)
 
 
 def _on_device(split: Split) -> None:
-    generator = Generator(split.images.device).manual_seed(0)
-    crop_and_flip(to_float(split.images), padding=4, flip=True, generator=generator)
+    """As `Training.epoch` takes its batches."""
+    device = split.images.device
+    generator = Generator(device).manual_seed(0)
+    for index in torch.randperm(len(split.labels), generator=generator, device=device).split(BATCH):
+        x, _ = to_float(split.images[index]), split.labels[index]
+        crop_and_flip(x, padding=4, flip=True, generator=generator)

@@ -1,5 +1,7 @@
 """What is measured: ratios of rounds in turn, the bytes that a piece of work holds, operations per second."""
 
+import gc
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +33,10 @@ class Timer:
 
 def in_turns(works: Mapping[Name, Work], repeats: int, timer: Timer, warm_up: int = 1) -> dict[Name, Timed]:
     """`benchmark.in_turns`, each work called `warm_up` times before, and the device's queue drained with every call."""
-    for _ in range(warm_up):
-        for work in works.values():
-            work()
     whole = {name: drained(work, timer.device) for name, work in works.items()}
+    for _ in range(warm_up):
+        for work in whole.values():
+            work()
     return benchmark.in_turns(whole, repeats, timer.clock)
 
 
@@ -62,14 +64,16 @@ def ratios(taken: Mapping[str, Timed], base: str) -> pd.DataFrame:
 
 
 def peak_memory(work: Work, device: torch.device) -> int:
-    """Bytes that one call held at most beyond those from before, counted by a GPU's allocator or by `Allocations`."""
+    """Bytes that one call held at most beyond those from before: by `Allocations`; on a GPU, what was reserved."""
+    gc.collect()  # what an earlier work left is not to be freed in this one's time
     if device.type == "cuda":
         drain(device)
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = torch.cuda.memory_reserved(device)
         work()
         drain(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_reserved(device) - before
     with Allocations() as made:
         work()
     return made.most
@@ -126,7 +130,8 @@ def _product(timer: Timer, dtype: torch.dtype, size: int) -> float:
     return count * 2 * size**3 / seconds(products, timer.device, timer.clock)
 
 
-def achieved(work: Work, plain: Work, timer: Timer) -> float:
-    """FLOP/s of a piece of work: the operations of `plain`, which does the same unrecorded, by the work's seconds."""
+def achieved(work: Work, plain: Work, timer: Timer, repeats: int) -> float:
+    """FLOP/s of a piece of work: the operations of `plain`, which does the same unrecorded, by the median's seconds."""
     work(), work()
-    return counted(plain) / seconds(work, timer.device, timer.clock)
+    taken = [seconds(work, timer.device, timer.clock) for _ in range(repeats)]
+    return counted(plain) / statistics.median(taken)

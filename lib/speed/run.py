@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import ROOT, runs
+from lib.engine import LEVERS
 from lib.evaluate import Column, heading
 from lib.parameters import Parameters, Scale, device_of
 from lib.runs import Place, describe_data
@@ -20,10 +21,11 @@ GOAL = {"training, s": 400.0, "AA, %": 50.5}  # on one H200, no extra data
 
 
 def place_of(parameters: Parameters) -> Place:
-    """Where the parameters say that runs are made, with the standard levers."""
+    """Where the parameters say that runs are made: calibrated, unless their settings name the levers."""
+    levers = LEVERS[parameters.settings.get("levers", "calibrated")]
     folders = (Path(folder) for folder in (parameters.outputs, parameters.data_dir))
     outputs, data_dir = (folder if folder.is_absolute() else ROOT / folder for folder in folders)
-    return Place(outputs, data_dir, parameters.download, str(device_of(parameters.device)))
+    return Place(outputs, data_dir, parameters.download, str(device_of(parameters.device)), levers=levers)
 
 
 def data_of(scale: Scale, place: Place) -> DataSpec:

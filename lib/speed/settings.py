@@ -14,11 +14,22 @@ from lib.speed.cases import TITLES
 from lib.speed.measure import Timer
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+BATCHES = {"cpu": 64, "cuda": 128}
+CURVES = {
+    "cpu": (
+        {"batch": 8, "steps": 4, "width": 16, "side": 32},
+        {"batch": [4, 8, 16, 32], "steps": [2, 4, 8], "width": [8, 16, 32], "side": [16, 32]},
+    ),
+    "cuda": (
+        {"batch": 256, "steps": 4, "width": 64, "side": 32},
+        {"batch": [128, 256, 512, 1024], "steps": [2, 4, 8], "width": [32, 64, 128], "side": [32, 64]},
+    ),
+}
 SMALLEST = {"batch": 1, "steps": 2, "width": 1, "side": 8}
 
 
 @dataclass(frozen=True)
-class Settings:
+class SpeedParameters:
     """The parameters of benchmark_speed, with their defaults: a quarter of an hour on two cores."""
 
     device: str = "auto"
@@ -32,14 +43,7 @@ class Settings:
     repeats: int = 3
     small_batch: int = 8
     small_repeats: int = 3
-    curve: dict[str, list[int]] = field(
-        default_factory=lambda: {
-            "batch": [4, 8, 16, 32],
-            "steps": [2, 4, 8],
-            "width": [8, 16, 32],
-            "side": [16, 32],
-        }
-    )
+    curve: dict[str, list[int]] = field(default_factory=dict)
     curve_repeats: int = 9
     epochs: int = 4
     outputs: str = "outputs"
@@ -51,16 +55,26 @@ class Settings:
 
     def on(self, device: torch.device) -> int:
         """The batch size: as given, or the bars' own."""
-        return self.batch_size or (128 if device.type == "cuda" else 64)
+        return self.batch_size or BATCHES.get(device.type, BATCHES["cpu"])
+
+    def as_asked(self, device: torch.device) -> bool:
+        """Whether the sizes are those that the bars were set for, whatever the network."""
+        wanted = BATCHES.get(device.type, BATCHES["cpu"]), 32, 20, 10
+        return (self.on(device), self.side, self.steps, self.attack_steps) == wanted
+
+    def points(self, device: torch.device) -> tuple[dict[str, int], dict[str, list[int]]]:
+        """Where the curves cross, and their points: as given, or sizes that keep this device at work."""
+        base, along = CURVES.get(device.type, CURVES["cpu"])
+        return base, self.curve or along
 
 
-def check(namespace: Mapping[str, Any]) -> tuple[Settings, Timer]:
+def check(namespace: Mapping[str, Any]) -> tuple[SpeedParameters, Timer]:
     """The notebook's parameters out of its globals, each of its declared type, and what times work on the device.
 
     Raises:
         UserError: an unknown name, a wrong type, a number that is too small, or no such model, method or device.
     """
-    settings = read_parameters(namespace, Settings)
+    settings = read_parameters(namespace, SpeedParameters)
     choose("model", settings.model, MODELS)
     choose("clock", settings.clock, CLOCKS)
     for title in settings.methods:

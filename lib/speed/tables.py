@@ -16,6 +16,7 @@ from lib.speed.forms import our_step, pgd_forms
 from lib.speed.measure import Timer, Work, in_turns, peak_memory, ratios
 
 RADIUS = 8 / 255
+PRECISIONS = ("bf16 crafting", "in fp32")  # the others than bf16 throughout, as columns
 
 
 def paired(pairs: Mapping[str, tuple[Work, Work]], repeats: int, timer: Timer, warm_up: int = 1) -> pd.DataFrame:
@@ -30,18 +31,22 @@ def paired(pairs: Mapping[str, tuple[Work, Work]], repeats: int, timer: Timer, w
 def steps(cases: Mapping[str, Case], levers: Levers, repeats: int, timer: Timer) -> pd.DataFrame:
     """How many times as fast our training step is as each method's released form, method by method, as `paired`.
 
-    Beside that the same of our step in fp32, where the levers have bf16.
+    Beside that the same of our step with bf16 in the attack alone, and in fp32, where the levers have bf16.
     """
     lines = []
     for name, one in cases.items():
         works: dict[str, Work] = {"before": ReleasedStep(one), TITLES[name]: our_step(one, levers)}
         if levers.bf16:
-            works["in fp32"] = our_step(one, replace(levers, bf16=False))
+            works |= {form: our_step(one, *how) for form, how in _other_precisions(levers).items()}
         taken = in_turns(works, repeats, timer, warm_ups(timer.device))
         line = ratios(taken, "before")
-        wide = line.loc["in fp32" if levers.bf16 else TITLES[name], "times faster"]
-        lines.append(line.loc[[TITLES[name]]].assign(before=taken["before"].median, **{"in fp32": wide}))
+        others = {form: line.loc[form if form in taken else TITLES[name], "times faster"] for form in PRECISIONS}
+        lines.append(line.loc[[TITLES[name]]].assign(before=taken["before"].median, **others))
     return pd.concat(lines)
+
+
+def _other_precisions(levers: Levers) -> dict[str, tuple[Levers, str]]:
+    return dict(zip(PRECISIONS, ((levers, "bf16_crafting"), (replace(levers, bf16=False), "fp32")), strict=True))
 
 
 def warm_ups(device: torch.device) -> int:
@@ -52,13 +57,15 @@ def warm_ups(device: torch.device) -> int:
 def memory(cases: Mapping[str, Case], levers: Levers, device: torch.device) -> pd.DataFrame:
     """Bytes that a second training step and all that it needs hold at most: networks, optimiser, copies, activations.
 
-    Columns: released and ours in MB, and ours as a share of the released form's.
+    Columns in MB: released, ours, ours in fp32, ours without `in_backward`; then ours as a share of released.
     """
     rows = {}
     for name, one in cases.items():
         forms: dict[str, Callable[[], Work]] = {
             "released": partial(ReleasedStep, one),
             "ours": partial(our_step, one, levers),
+            "in fp32": partial(our_step, one, replace(levers, bf16=False)),
+            "without in_backward": partial(our_step, one, replace(levers, in_backward=False)),
         }
         rows[TITLES[name]] = {form: peak_memory(partial(_twice, make), device) / 1e6 for form, make in forms.items()}
     frame = pd.DataFrame.from_dict(rows, orient="index")

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from lib.data import Split, crop_and_flip, to_float
-from lib.engine import STANDARD, Engine, Levers, cudnn_benchmark, in_precision, stepped_in_backward
+from lib.engine import STANDARD, Engine, Levers, in_precision, stepped_in_backward
 from lib.errors import UserError
 from lib.meter import Meter
 from lib.methods import Method, Net, Nets, Weight, weight_at
@@ -79,6 +79,8 @@ class Training:
         if precision in ("bf16", "bf16_crafting"):
             levers = replace(levers, bf16=True)
         precision = "bf16" if precision == "bf16" else "fp32"
+        stops = self.around.strategy is not None or method.watch is not None  # images, each at its own time
+        levers = levers.for_own_steps if stops else levers.for_equal_steps
         self.engine = Engine(levers, precision)
         for net in filter(None, (student, teacher, self.around.guide)):
             self.engine.laid_out(net)
@@ -276,13 +278,11 @@ class Training:
         """The guide's one answer to the loss as the recipe's several."""
         return nullcontext() if self.guide is None else as_if_forwarded(self.guide, self.method.guide_forwards)
 
-    @contextmanager
-    def _stepping(self) -> Iterator[None]:
-        """The forward and backward pass as the levers want them: the second may step the weights itself."""
-        levers, trained = self.engine.levers, self.optimizer.param_groups[0]["params"]
-        stepped = stepped_in_backward(self.optimizer, trained) if levers.in_backward else nullcontext()
-        with cudnn_benchmark(levers.cudnn_benchmark), stepped:
-            yield
+    def _stepping(self) -> AbstractContextManager[None]:
+        """The backward pass, which steps most weights itself where the levers say so."""
+        if not self.engine.levers.in_backward:
+            return nullcontext()
+        return stepped_in_backward(self.optimizer, self.optimizer.param_groups[0]["params"])
 
     def _heard(self, y: Tensor) -> Nets:
         """The networks; how often the guide tells the loss y is noted."""
