@@ -4,7 +4,8 @@ Training(student, None, METHODS["pgd_at"], attack, data.train, Schedule(epochs=1
 """
 
 from lib.engine import PRECISIONS, in_precision
-from lib.train.core import Around, Attack, Training
+from lib.train.around import Around
+from lib.train.core import Attack, Training
 from lib.train.mode import mode
 from lib.train.schedule import Schedule
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,26 +22,16 @@ from lib.engine import STANDARD, Engine, Levers, in_precision, stepped_in_backwa
 from lib.errors import UserError
 from lib.meter import Meter
 from lib.methods import Method, Net, Nets, Weight, weight_at
-from lib.strategies import ATTACK_SETTINGS, Settings, Strategy
+from lib.strategies import ATTACK_SETTINGS, Settings
+from lib.train.around import Around
 from lib.train.mode import mode
 from lib.train.schedule import Schedule
 from lib.watch import Watch
-from lib.weights import AWP, EMA, as_if_forwarded, jittered, perturbed
+from lib.weights import EMA, as_if_forwarded, jittered, perturbed
 
 Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (objective, x, *, start, generator, ...) -> x'
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
 Follow = Callable[["Training"], dict[str, Any]]  # what else is told of an epoch, in the history only
-
-
-@dataclass(frozen=True)
-class Around:
-    """What stands around a method's step without being part of its loss."""
-
-    guide: nn.Module | None = None  # a second network, trained beside the student
-    strategy: Strategy | None = None  # picks the attack's settings per image
-    awp: AWP | None = None
-    awp_method: Method | None = None  # whose loss the perturbation maximises, where it is not the method's own
-    average: float = 0.0  # the decay of an average of the weights, which is then what is scored and kept
 
 
 class Training:
