@@ -15,16 +15,20 @@ from lib.spec import RunSpec, digest_of
 from lib.store import Store, said_plainly, write_atomically
 
 VERSION = 1  # raised when a calibration's code may find other levers
-COLUMNS = ("lever", "times faster", "lowest", "highest", "verdict")
+COLUMNS = ("lever", "tried on", "times as fast", "lowest", "highest", "verdict")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The levers that were chosen, what was found of each, and the seconds that it took; by name, nothing was found."""
+    """The levers that were chosen, what was found of each, the seconds that it took, and its file in the outputs.
+
+    Of levers by name nothing was found.
+    """
 
     levers: Levers
     tried: tuple[Tried, ...] = ()
     seconds: float = 0.0
+    file: str = ""
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -32,18 +36,19 @@ class Calibration:
         return pd.DataFrame([one.row for one in self.tried], columns=list(COLUMNS)).set_index("lever")
 
     def told(self, used: Levers, missing: Mapping[str, str]) -> str:
-        """The levers that a run `used`: how many times as fast each made its work here, or why it was `missing`."""
-        notes = {one.lever: f" ({one.row['times faster']:.2f} times faster)" for one in self.tried if one.shares}
-        notes |= {name: f" (not to be had: {why})" for name, why in missing.items()}
+        """The levers that a run `used`: what each made of its work's speed here, or why it was `missing`; the file."""
+        notes = {one.lever: f" (x {one.row['times as fast']:.2f})" for one in self.tried if one.kept and one.shares}
+        notes |= {"in_backward": " (for memory)"} | {name: f" (not to be had: {why})" for name, why in missing.items()}
         names = (name for name, on in asdict(used).items() if on)
-        return " + ".join(name + notes.get(name, "") for name in names) or str(used)
+        said = " + ".join(name + notes.get(name, "") for name in names) or str(used)
+        return f"{said}, by {self.file}" if self.file else said
 
 
 def calibrated(spec: RunSpec, net: nn.Module, x: Tensor, y: Tensor, store: Store, device: str) -> Calibration:
     """What pays for `spec` on networks like net with batches like x (N, C, H, W), y (N,).
 
-    Kept in <outputs>/calibrations/ by network, batch, precision, device (its name), threads and torch. The processes
-    that want the same wait for the first.
+    Kept in <outputs>/calibrations/ by network, batch, precision, device (its name), threads and torch, until the file
+    is deleted. The processes that want the same wait for the first.
 
     Raises:
         UserError: the folder cannot be written.
@@ -60,7 +65,7 @@ def calibrated(spec: RunSpec, net: nn.Module, x: Tensor, y: Tensor, store: Store
                 write_atomically(path, json.dumps(found, indent=1))
         kept = json.loads(path.read_text())
     tried = tuple(Tried(**{**one, "shares": tuple(one["shares"])}) for one in kept["tried"])
-    return Calibration(Levers(**kept["levers"]), tried, kept["seconds"])
+    return Calibration(Levers(**kept["levers"]), tried, kept["seconds"], f"calibrations/{path.name}")
 
 
 def _found(spec: RunSpec, net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Plan:
     todo: tuple[Job, ...]
     frame: pd.DataFrame
     checks: tuple[tuple[Check, float], ...]
+    edited: tuple[str, ...] = ()  # finished runs whose method's code is another now
 
     @property
     def workers(self) -> int:
@@ -40,7 +41,12 @@ class Plan:
 
     def summary(self) -> str:
         """The plan in a sentence or two."""
-        cached = f"{len(self.jobs) - len(self.todo)} of {len(self.jobs)} networks are trained and measured"
+        cached = self._cached()
+        if self.edited:
+            cached = (
+                f"The method's code was edited since these were trained: {', '.join(self.edited)}. A digest knows "
+                f"settings and not code, so they are kept; another `outputs` trains them anew. {self._cached()}"
+            )
         if not self.todo and not self.checks:
             return cached + "; nothing will be trained."
         work = float(self.frame["seconds"].sum()) + sum(seconds for _, seconds in self.checks)
@@ -54,6 +60,9 @@ class Plan:
                 f"{self.table.scale.sustained_tflops:g} TFLOP/s are sustained"
             )
         return text + "."
+
+    def _cached(self) -> str:
+        return f"{len(self.jobs) - len(self.todo)} of {len(self.jobs)} networks are trained and measured"
 
     def _longest_wait(self) -> float:
         """Seconds of the longest job, with the one that it has to wait for."""
@@ -106,7 +115,8 @@ def plan(table: Table) -> Plan:
     frame = pd.DataFrame(records, columns=None if records else ["network", "state", "seconds"])
     missing = {check.digest: check for check in _checks(table) if check.stored(table.place) is None}
     checks = tuple((check, _check_seconds(check, table, known)) for check in missing.values())
-    return Plan(table, jobs, todo, frame, checks)
+    edited = tuple(job.label for job in jobs if runs.edited(job.network, table.place))
+    return Plan(table, jobs, todo, frame, checks, edited)
 
 
 def _check_seconds(check: Check, table: Table, known: dict[tuple[object, ...], cost.Cost]) -> float:

@@ -208,8 +208,14 @@ def device_of(name: str) -> torch.device:
         torch.empty(0, device=device)
         choose("device", device.type, dict.fromkeys(("cpu", "cuda", "mps")))
     except (RuntimeError, AssertionError, UserError) as error:
-        raise UserError(f"no device {name!r} here; choose from: auto, cpu, cuda, cuda:0 ..., mps") from error
+        raise UserError(f"no device {name!r} here; choose from: auto, {', '.join(_devices())}") from error
     return device
+
+
+def _devices() -> list[str]:
+    """The devices of this machine."""
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["cpu", *(["cuda"] if gpus else []), *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 @lru_cache

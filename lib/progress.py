@@ -29,7 +29,8 @@ class Progress:
         elif (due := int(LINES * share + 1e-9)) > self.printed:
             self.printed = due
             elapsed = time.monotonic() - self.begun
-            time_left = f"{clock(elapsed * (1 - share) / share)} left" if share < 1 else f"took {clock(elapsed)}"
+            left = f"{clock(elapsed * (1 - share) / share)} left" if done else "begun"  # until one is done: a guess
+            time_left = left if share < 1 else f"took {clock(elapsed)}"
             print(f"{'█' * due}{'░' * (LINES - due)} {time_left} · {runs}", flush=True)
 
     def close(self) -> None:

@@ -265,6 +265,15 @@ def made_with(spec: Network, data_spec: DataSpec, place: Place) -> list[dict[str
     return stored
 
 
+def edited(spec: Network, place: Place) -> bool:
+    """Whether the code of a finished run's method is another now; a run from before this was kept does not say."""
+    if not isinstance(spec, RunSpec) or not place.store.folder(spec.digest).exists():
+        return False
+    facts = json.loads((place.store.folder(spec.digest) / "provenance.json").read_text())
+    code = METHODS[spec.method].code
+    return bool(facts.get("method_code", code) != code)
+
+
 def provenance(place: Place) -> dict[str, Any]:
     """What is running now: code, versions, machine, threads."""
     device = torch.device(place.device)
@@ -320,7 +329,7 @@ def _key(column: Column, checkpoint: str) -> str:
 
 
 def _publish(spec: RunSpec, training: Training, place: Place, done: dict[str, Any]) -> None:
-    facts = provenance(place) | done | {"steps": training.step}
+    facts = provenance(place) | done | {"steps": training.step, "method_code": METHODS[spec.method].code}
     facts["best_epoch"], facts["best_score"] = training.best["epoch"], training.best["score"]
     history = [row | cost for row, cost in zip(training.history, training.costs, strict=True)]
     with place.store.publishing(spec.digest) as folder:

@@ -40,8 +40,9 @@ def test_a_run_is_calibrated_once_and_says_what_paid(tmp_path, asked):
     second = replace(first, seed=1)
     runs.make(second, table.place)
     assert [how for _, how in asked] == [{"epsilon": first.epsilon, "precision": "fp32"}]
-    assert facts(table, first)["levers"] == facts(table, second)["levers"] == "folding (1.50 times faster) + fused"
     (kept,) = (tmp_path / "calibrations").iterdir()
+    said = f"folding (x 1.50) + fused, by calibrations/{kept.name}"
+    assert facts(table, first)["levers"] == facts(table, second)["levers"] == said
     assert json.loads(kept.read_text())["kind"]["model"] == first.model
 
 
@@ -94,12 +95,12 @@ def test_what_a_run_could_not_have_is_told_with_the_reason_in_place_of_what_the_
     tried = (Tried("cuda_graph", (2.0,), True, "pays"), Tried("folding", (1.2,), True, "pays"))
     used = Levers(folding=True, cuda_graph=True)
     said = Calibration(used, tried).told(used, {"cuda_graph": "the attack asks the host"})
-    assert said == "folding (1.20 times faster) + cuda_graph (not to be had: the attack asks the host)"
-    assert Calibration(used, tried).told(used.for_own_steps, {}) == "folding (1.20 times faster)"
+    assert said == "folding (x 1.20) + cuda_graph (not to be had: the attack asks the host)"
+    assert Calibration(used, tried).told(used.for_own_steps, {}) == "folding (x 1.20)"
 
 
 def test_a_calibration_shows_a_line_for_each_lever_and_levers_by_name_show_none():
     frame = Calibration(*FOUND, 3.0).frame
-    assert frame.loc["folding"].tolist() == [1.5, 1.0, 2.0, "pays"]
+    assert frame.loc["folding"].tolist() == ["PGD", 1.5, 1.0, 2.0, "pays"]
     assert list(Calibration(PLAIN).frame.columns) == list(frame.columns)
     assert Calibration(PLAIN).frame.empty

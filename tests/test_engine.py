@@ -369,7 +369,7 @@ def test_calibration_keeps_what_pays_and_nothing_else(make_net, batch, monkeypat
     assert [one.lever for one in tried] == list(ORDER)
     assert [one.row["verdict"] for one in tried][-1] == "kept for memory"
     said = {one.lever: one for one in tried}
-    assert said["folding"].row["times faster"] == pytest.approx(4 / 3)
+    assert said["folding"].row["times as fast"] == pytest.approx(4 / 3)
     assert said["channels_last"].why == said["leave"].why == "does not pay"
     assert said["cuda_graph"].why == "not tried: needs a CUDA device"
 

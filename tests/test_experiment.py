@@ -16,6 +16,7 @@ from lib import ROOT, cost, execute, experiment, runs
 from lib.errors import UserError
 from lib.execute import Tally
 from lib.experiment import open_table, plan, run
+from lib.methods import METHODS
 from lib.table import Table
 
 
@@ -63,6 +64,19 @@ def test_a_finished_table_trains_and_measures_nothing_again(finished, monkeypatc
     assert again.todo == ()
     assert "nothing will be trained" in again.summary()
     run(again)
+
+
+def test_a_plan_says_whose_methods_code_was_edited_since_and_trains_nothing(finished, monkeypatch):
+    assert "edited" not in plan(finished).summary()
+
+    def edited(nets, x, x_adv, y):
+        return {"adv": 2 * nets.student(x).sum(1)}
+
+    monkeypatch.setitem(METHODS, "pgd_at", replace(METHODS["pgd_at"], loss=edited))
+    again = plan(finished)
+    assert again.todo == ()
+    assert "edited since these were trained: teacher WideResNet-34-10, PGD-AT, ResNet18. A digest" in again.summary()
+    assert METHODS["pgd_at"].code != METHODS["trades"].code
 
 
 def test_the_plan_names_what_will_run_and_for_how_long(tmp_path):
@@ -128,6 +142,7 @@ from small import parameters
 from lib import train
 from lib.execute import Tally
 from lib.experiment import open_table, plan, run
+from lib.methods import METHODS
 import time
 step = train.Training.train_step
 def slow(self, x, y):

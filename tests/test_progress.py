@@ -24,6 +24,16 @@ def test_a_log_gets_twenty_lines_however_many_runs_and_the_last_says_it_is_done(
     assert "took 0 s · 200/200 runs · job 200" in lines[-1]
 
 
+def test_how_long_it_may_take_is_told_once_something_is_done(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    progress = Progress(2)
+    progress.show(0.2, 0, "starting")
+    progress.show(0.5, 1, "job 1")
+    first, second = capsys.readouterr().out.splitlines()
+    assert " begun · 0/2 runs" in first
+    assert " left · 1/2 runs" in second
+
+
 def test_a_terminal_gets_one_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = Progress(2)

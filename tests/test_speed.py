@@ -29,7 +29,7 @@ def test_a_ratio_comes_with_the_rounds_lowest_and_highest_and_the_seconds():
     taken = {"theirs": Timed((2.0, 20.0, 4.0)), "ours": Timed((1.0, 10.0, 1.0))}
     frame = measure.ratios(taken, "theirs")
     assert frame.loc["ours"].tolist() == [4.0, 2.0, 4.0, 1.0, 1.0, 10.0]
-    assert frame.loc["theirs", "times faster"] == 1.0
+    assert frame.loc["theirs", "times as fast"] == 1.0
 
 
 def test_the_peak_is_what_is_held_at_once_and_not_what_is_made_in_all():

@@ -12,6 +12,8 @@ from test_notebooks import NOTEBOOKS, PAPERMILL, code_cells, execute
 from lib import ROOT, speed
 from lib.engine import Levers
 from lib.errors import UserError
+from lib.parameters import Parameters
+from lib.speed import run as speed_run
 
 (PATH,) = [path for path in NOTEBOOKS if path.stem == "benchmark_speed"]
 CPU = torch.device("cpu")
@@ -58,7 +60,7 @@ def test_the_speed_notebook_runs_and_leaves_its_tables_and_says_that_there_is_no
 
 def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_goal(tmp_path):
     path = PATH.with_name("speedrun_robust.ipynb")
-    done, copy = execute(path, tmp_path, seeds=[0, 1], settings=SETTINGS)
+    done, copy = execute(path, tmp_path, seeds=[0, 1], settings=SETTINGS, workers=0)
     assert done.returncode == 0, done.stderr[-3000:]
     outputs = [out for cell in code_cells(copy) for out in cell.outputs]
     assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
@@ -79,6 +81,7 @@ def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_go
         ({"model": "ResNet19"}, "unknown model 'ResNet19'"),
         ({"methods": ["TRADE"]}, "unknown method 'TRADE'; choose one of: PGD-AT, TRADES"),
         ({"steps": 1}, "parameter steps wants 2 or more, got 1"),
+        ({"batch_size": -4}, "parameter batch_size wants 0 or more, got -4"),
         ({"repeats": "3"}, "parameter repeats wants int, got '3'"),
         ({"curve": {"depth": [1, 2]}}, "unknown axis of the curves 'depth'; choose one of: batch, steps"),
         ({"curve": {"batch": [1]}}, "parameter curve wants two points or more of batch"),
@@ -89,6 +92,16 @@ def test_what_the_speed_notebook_cannot_do_is_refused_in_one_sentence(given, sai
     injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
     with pytest.raises(UserError, match="^" + said.replace("(", "\\(")):
         speed.check({"In": [injected], **given})
+
+
+def test_what_means_nothing_in_the_speed_run_is_refused_there():
+    with pytest.raises(UserError, match="parameter rows means nothing in the speed run"):
+        speed_run.place_of(Parameters(rows=["PGD-AT"]))
+
+
+def test_outputs_that_cannot_be_written_are_said_before_anything_is_measured():
+    with pytest.raises(UserError, match="cannot write"):
+        speed.check({"outputs": "Makefile/below"})
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------

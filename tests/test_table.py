@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import runs
+from lib import report, runs
 from lib.checkpoints import load_weights, save_weights
 from lib.errors import UserError
 from lib.methods import METHODS, NominalBatch
@@ -352,3 +352,13 @@ def test_with_selection_on_the_test_split_nothing_is_held_out(opened):
 def test_a_rows_numbers_and_names_are_checked(opened, row, said):
     with pytest.raises(UserError, match=said):
         opened(f"a, {row}")
+
+
+def test_a_table_of_ones_own_has_no_reported_numbers_and_an_unknown_item_is_refused(tmp_path):
+    table = open_table("table1_las_at", Parameters(outputs=str(tmp_path), device="cpu"))
+    own = replace(table, file=replace(table.file, item="", title="Mine"))
+    assert own.reported == {}
+    assert report.compare(own, []).caption.startswith("Mine, accuracy in %.")
+    assert report.reported_table(own).isna().all(axis=None)
+    with pytest.raises(UserError, match="unknown item of las_at 'mine'; choose one of: meta, table1"):
+        report.compare(replace(table, file=replace(table.file, item="mine")), [])

@@ -378,3 +378,13 @@ def test_a_mode_gives_a_frozen_batch_norm_its_own_mode_back(make_net):
         assert frozen.training
     assert not frozen.training
     assert net.training
+
+
+@pytest.mark.parametrize("wrong", [lambda loss: loss.mean(), lambda loss: loss[:, None]], ids=["mean", "column"])
+def test_a_loss_that_does_not_give_one_value_per_image_is_refused_in_a_sentence(wrong, make_net, batch):
+    def loss(nets, x, x_adv, y):
+        return {"adv": wrong(cross_entropy(nets.student(x), y))}
+
+    training = make_training(make_net(), replace(METHODS["pgd_at"], loss=loss))
+    with pytest.raises(UserError, match="PGD-AT: the term 'adv' of its loss has shape .* one value per image"):
+        training.train_step(*batch)

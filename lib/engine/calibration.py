@@ -45,7 +45,17 @@ class Tried:
     def row(self) -> dict[str, str | float | bool]:
         """A line of the report: the median ratio, its lowest and highest, and the decision."""
         middle, low, high = (f(self.shares or (float("nan"),)) for f in (statistics.median, min, max))
-        return {"lever": self.lever, "times faster": middle, "lowest": low, "highest": high, "verdict": self.why}
+        line: dict[str, str | float | bool] = {"lever": self.lever, "tried on": acts_on(self.lever)}
+        return line | {"times as fast": middle, "lowest": low, "highest": high, "verdict": self.why}
+
+
+def acts_on(lever: str) -> str:
+    """The work that a lever is tried on."""
+    own = {
+        "leave": "PGD, its images having other numbers of steps",
+        **dict.fromkeys(ON_WEIGHTS, "the optimiser's step"),
+    }
+    return own.get(lever, "PGD")
 
 
 class Probed:

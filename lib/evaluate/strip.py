@@ -22,7 +22,8 @@ def summary(findings: Mapping[str, Sequence[Finding]], contradictions: Mapping[s
     said += [f"{network}: {sentence}." for network, sentences in contradictions.items() for sentence in sentences]
     if not findings:
         return [*said, "No sanity checks were made."]
-    return said or [f"No sanity check fired on any of {len(findings)} networks."]
+    whom = "the network" if len(findings) == 1 else f"any of {len(findings)} networks"
+    return said or [f"No sanity check fired on {whom}."]
 
 
 def strip(findings: Mapping[str, Sequence[Finding]], contradictions: Mapping[str, Sequence[str]]) -> str:

@@ -1,8 +1,10 @@
 """What a method is: an objective for the attack, a loss for training, and the recipe that goes with them."""
 
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -103,6 +105,19 @@ class Method:
     watch_weights: Mapping[str, Weight] = field(default_factory=dict)
 
     @property
+    def code(self) -> str:
+        """Twelve hexadecimal digits that change when objective, loss, label or watch is edited, not what they call."""
+        parts = (getattr(part, "func", part) for part in (self.objective, self.loss, self.attack_label, self.watch))
+        return hashlib.sha256("".join(map(_source, filter(None, parts))).encode()).hexdigest()[:12]
+
+    @property
     def all_weights(self) -> dict[str, Weight]:
         """The defaults of every number that a row may set."""
         return {**self.weights, **self.watch_weights}
+
+
+def _source(part: Any) -> str:
+    try:
+        return inspect.getsource(part)
+    except (OSError, TypeError):  # typed into a console, say
+        return repr(part)

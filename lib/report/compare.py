@@ -163,12 +163,15 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
             trained.setdefault(METHODS[net.method].title, []).append(name)
     quoted = _source_marks(frame)
     teachers = [f"by {how}: {', '.join(names)}" for how, names in trained.items()]
+    replaced = sorted(table.replaced.keys() - {"levers"})  # which runs had what is told below the table, run by run
     told, paper = bool(frame["reported"].notna().any()), table.file.paper.upper().replace("_", "-")
     parts = [
-        f"{table.file.title} ({paper}, {table.file.item.rpartition('.')[2]}), accuracy in %.",
+        f"{table.file.title} ({paper}, {table.file.item.rpartition('.')[2]}), accuracy in %."
+        if table.file.item
+        else f"{table.file.title}, accuracy in %.",
         f"Reported: {_said_of(table)}." if told else "",
         f"Measured at scale '{table.scale_name}': {table.scale.title}; data: {', '.join(data)}.",
-        f"Settings replaced: {', '.join(sorted(table.replaced))}." if table.replaced else "",
+        f"Settings replaced: {', '.join(replaced)}." if replaced else "",
         f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
         f"Teachers trained here {'; '.join(teachers)}." if teachers else "",
         *(f"{mark} {_said_of_source(source)}." for source, mark in quoted.items()),
@@ -180,7 +183,7 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
         _worst_case_said(table, results),
         _first_images(table, results),
     ]
-    if told and (stand_ins or table.replaced):
+    if told and (stand_ins or replaced):
         parts.append("The difference compares different conditions, so it says nothing about the paper.")
     return " ".join(part for part in parts if part)
 

@@ -53,13 +53,13 @@ def drained(work: Work, device: torch.device) -> Work:
 def ratios(taken: Mapping[str, Timed], base: str) -> pd.DataFrame:
     """How many times as fast as `base` each contender is: of the medians, and the lowest and highest of the rounds.
 
-    Then the seconds: median, least, most. One row per contender, in order.
+    Then the seconds: median, shortest, longest. One row per contender, in order.
     """
     rows = {}
     for name, timed in taken.items():
         share = ratio(taken[base], timed)
-        rows[name] = {"times faster": share.median, "lowest": share.low, "highest": share.high}
-        rows[name] |= {"seconds": timed.median, "least": min(timed.seconds), "most": max(timed.seconds)}
+        rows[name] = {"times as fast": share.median, "lowest": share.low, "highest": share.high}
+        rows[name] |= {"seconds": timed.median, "shortest": min(timed.seconds), "longest": max(timed.seconds)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("form")
 
 

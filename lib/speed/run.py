@@ -8,6 +8,7 @@ import pandas as pd
 
 from lib import ROOT, runs
 from lib.engine import LEVERS
+from lib.errors import UserError
 from lib.evaluate import Column, heading
 from lib.parameters import Parameters, Scale, device_of
 from lib.runs import Place, describe_data
@@ -17,11 +18,19 @@ REFERENCE = (  # ResNet-18 on CIFAR-10 at 8/255
     {"run": "FastAT Benchmark (2026): PGD-AT, averaged weights, 100 epochs", "training, s": 7027.0, "AA, %": 50.49},
     {"run": "LAS-AT's Table 1: PGD-AT, 110 epochs", "training, s": 261 * 60.0},
 )
+UNUSED = ("rows", "students", "teachers", "teacher_files", "workers", "protocol")
 GOAL = {"training, s": 400.0, "AA, %": 50.5}  # on one H200, no extra data
 
 
 def place_of(parameters: Parameters) -> Place:
-    """Where the parameters say that runs are made: calibrated, unless their settings name the levers."""
+    """Where the parameters say that runs are made: calibrated, unless their settings name the levers.
+
+    Raises:
+        UserError: they name what only a table has.
+    """
+    for name in UNUSED:
+        if getattr(parameters, name) != getattr(Parameters(), name):
+            raise UserError(f"parameter {name} means nothing in the speed run; leave it out")
     levers = LEVERS[parameters.settings.get("levers", "calibrated")]
     folders = (Path(folder) for folder in (parameters.outputs, parameters.data_dir))
     outputs, data_dir = (folder if folder.is_absolute() else ROOT / folder for folder in folders)

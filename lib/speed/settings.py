@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from lib import ROOT
 from lib.errors import UserError, choose
 from lib.models import MODELS
 from lib.parameters import device_of, read_parameters
 from lib.speed.cases import TITLES
 from lib.speed.measure import Timer
+from lib.store import said_plainly
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 BATCHES = {"cpu": 64, "cuda": 128}
@@ -72,14 +74,15 @@ def check(namespace: Mapping[str, Any]) -> tuple[SpeedParameters, Timer]:
     """The notebook's parameters out of its globals, each of its declared type, and what times work on the device.
 
     Raises:
-        UserError: an unknown name, a wrong type, a number that is too small, or no such model, method or device.
+        UserError: an unknown name, a wrong type, a number that is too small, no such model, method or device, or
+            outputs that cannot be written.
     """
     settings = read_parameters(namespace, SpeedParameters)
     choose("model", settings.model, MODELS)
     choose("clock", settings.clock, CLOCKS)
     for title in settings.methods:
         choose("method", title, dict.fromkeys(TITLES.values()))
-    least = {"side": 8, "steps": 2, "attack_steps": 1, "small_batch": 1, "epochs": 1}
+    least = {"side": 8, "steps": 2, "attack_steps": 1, "batch_size": 0, "small_batch": 1, "epochs": 1}
     least |= {"repeats": 1, "small_repeats": 1, "curve_repeats": 1}
     for name, low in least.items():
         if getattr(settings, name) < low:
@@ -88,6 +91,9 @@ def check(namespace: Mapping[str, Any]) -> tuple[SpeedParameters, Timer]:
         low = choose("axis of the curves", axis, SMALLEST)
         if len(points) < 2 or min(points) < low:
             raise UserError(f"parameter curve wants two points or more of {axis}, each at least {low}, got {points}")
+    folder = ROOT / settings.outputs
+    with said_plainly(folder):  # before a quarter of an hour of measuring
+        (folder / "tables").mkdir(parents=True, exist_ok=True)
     device = device_of(settings.device)
     if settings.clock == "cpu" and device.type != "cpu":
         raise UserError(f"the clock cpu says nothing of work on {device}; choose wall")

@@ -16,7 +16,7 @@ from lib.speed.forms import our_step, pgd_forms
 from lib.speed.measure import Timer, Work, in_turns, peak_memory, ratios
 
 RADIUS = 8 / 255
-PRECISIONS = ("bf16 crafting", "in fp32")  # the others than bf16 throughout, as columns
+PRECISIONS = ("with bf16 crafting", "in fp32")  # the others than bf16 throughout, as columns: times as fast
 
 
 def paired(pairs: Mapping[str, tuple[Work, Work]], repeats: int, timer: Timer, warm_up: int = 1) -> pd.DataFrame:
@@ -40,8 +40,11 @@ def steps(cases: Mapping[str, Case], levers: Levers, repeats: int, timer: Timer)
             works |= {form: our_step(one, *how) for form, how in _other_precisions(levers).items()}
         taken = in_turns(works, repeats, timer, warm_ups(timer.device))
         line = ratios(taken, "before")
-        others = {form: line.loc[form if form in taken else TITLES[name], "times faster"] for form in PRECISIONS}
-        lines.append(line.loc[[TITLES[name]]].assign(before=taken["before"].median, **others))
+        others = {form: line.loc[form if form in taken else TITLES[name], "times as fast"] for form in PRECISIONS}
+        line = line.loc[[TITLES[name]]].assign(before=taken["before"].median)
+        for place, (form, share) in enumerate(others.items()):
+            line.insert(3 + place, form, share)
+        lines.append(line)
     return pd.concat(lines)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import ROOT
+from lib.errors import choose
 from lib.evaluate import Column, heading
 from lib.parameters import PARAMS, Scale, read_yaml
 from lib.runs import Network, Place
@@ -54,11 +55,16 @@ class Table:
         return self.reported_for("")
 
     def reported_for(self, student: str) -> dict[str, Any]:
-        """The entry that a block's numbers stand in: the table's, where the block names no other."""
+        """The entry that a block's numbers stand in: the table's, where the block names no other; {} without an item.
+
+        Raises:
+            UserError: the paper has no such item.
+        """
         entry: Any = read_yaml(PARAMS / "reported" / f"{self.file.paper}.yaml")
-        for key in (self.file.blocks.get(student, {}).get("item") or self.file.item).split("."):
-            entry = entry[int(key)] if isinstance(entry, list) else entry[key]
-        return dict(entry)
+        item = self.file.blocks.get(student, {}).get("item") or self.file.item
+        for key in item.split(".") if item else ():
+            entry = entry[int(key)] if isinstance(entry, list) else choose(f"item of {self.file.paper}", key, entry)
+        return dict(entry) if item else {}
 
     def headings(self) -> dict[str, str]:
         """Each column's name with what this scale reduces."""

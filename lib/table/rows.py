@@ -73,7 +73,7 @@ class TableFile:
 
     Where `surrogates` are named, they take the students' place: each block's attacks are made on its surrogate, and the
     network attacked is `student_model`. A student that `blocks` names is a block of another kind, such as a data set.
-    `item` is the way to an entry of the paper's numbers, with a dot at each turn.
+    `item` is the way to an entry of the paper's numbers, with a dot at each turn; "" is for a table of one's own.
     """
 
     paper: str

@@ -166,7 +166,7 @@ class Training:
         self.student.train()
         with self._perturbed(self.student, x, x_adv, y, settings), self._guide_forwards(), self._stepping():
             per_image = self._terms(self._heard(y), self.student, x, x_adv, y, settings)
-            terms = {name: term.mean() for name, term in per_image.items()}
+            terms = {name: self._mean(name, term, y) for name, term in per_image.items()}
             torch.stack(list(terms.values())).sum().backward()
             self.optimizer.step()
         self.scheduler.step()
@@ -174,6 +174,14 @@ class Training:
             self.average.update(self.student)
         self.step += 1
         return {name: term.detach() for name, term in terms.items()}
+
+    def _mean(self, name: str, term: Tensor, y: Tensor) -> Tensor:
+        if term.shape != y.shape:
+            raise UserError(
+                f"{self.method.title}: the term {name!r} of its loss has shape {tuple(term.shape)}; "
+                f"a loss gives one value per image, here ({len(y)},), and the loop takes the mean"
+            )
+        return term.mean()
 
     def craft(self, x: Tensor, y: Tensor) -> Tensor:
         """x' of the method's attack on the student, in the method's attack mode."""
