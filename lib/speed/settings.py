@@ -32,7 +32,7 @@ SMALLEST = {"batch": 1, "steps": 2, "width": 1, "side": 8}
 
 @dataclass(frozen=True)
 class SpeedParameters:
-    """The parameters of benchmark_speed, with their defaults: a quarter of an hour on two cores."""
+    """The parameters of benchmark_speed, with their defaults: twenty minutes on two cores."""
 
     device: str = "auto"
     clock: str = "wall"
@@ -92,7 +92,7 @@ def check(namespace: Mapping[str, Any]) -> tuple[SpeedParameters, Timer]:
         if len(points) < 2 or min(points) < low:
             raise UserError(f"parameter curve wants two points or more of {axis}, each at least {low}, got {points}")
     folder = ROOT / settings.outputs
-    with said_plainly(folder):  # before a quarter of an hour of measuring
+    with said_plainly(folder):  # before anything is measured
         (folder / "tables").mkdir(parents=True, exist_ok=True)
     device = device_of(settings.device)
     if settings.clock == "cpu" and device.type != "cpu":
