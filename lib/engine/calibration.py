@@ -51,11 +51,9 @@ class Tried:
 
 def acts_on(lever: str) -> str:
     """The work that a lever is tried on."""
-    own = {
-        "leave": "PGD, its images having other numbers of steps",
-        **dict.fromkeys(ON_WEIGHTS, "the optimiser's step"),
-    }
-    return own.get(lever, "PGD")
+    if lever in ON_WEIGHTS:
+        return "the optimiser's step"
+    return "PGD with steps per image" if lever == "leave" else "PGD"
 
 
 class Probed:

@@ -44,7 +44,7 @@ def source(*functions: Any) -> Markdown:
 def provenance_table(comparison: Comparison, saved: list[Path]) -> Styler:
     """What a result was made with, and where it was written, for the end of a notebook."""
     facts = {k: v for k, v in comparison.provenance.items() if k not in ("settings", "runs")}
-    facts = {k: ", ".join(v) if isinstance(v, list) else v for k, v in facts.items()}
+    facts = {k: "; ".join(v) if isinstance(v, list) else v for k, v in facts.items()}
     facts = {k: v for k, v in facts.items() if v not in ("None", {}, "")}
     facts |= {"runs": f"{len(comparison.provenance['runs'])} digests", "written": ", ".join(map(show_path, saved))}
     return pd.DataFrame({"": facts.values()}, index=list(facts)).style.set_properties(**{"text-align": "left"})
