@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from lib.attacks import pgd
+from lib.attacks.pgd import pgd
 from lib.data import Split
 from lib.methods import METHODS, Nets, weight_at
-from lib.methods.adversarial import CountIterates
-from lib.train import Around, Schedule, Training
+from lib.methods.at import CountIterates
+from lib.train import Schedule, Training, TrainingExtras
 
 N, C = 6, 5
 STEPS = 3  # of the attack, in the tests of a whole training step
@@ -101,11 +101,11 @@ def gair_weight(kappa):
     return w * len(w) / w.sum()
 
 
-def make_training(name, student, teacher, x, y, guide=None, steps=STEPS, **around):
+def make_training(name, student, teacher, x, y, guide=None, steps=STEPS, **extras):
     attack = partial(pgd, epsilon=0.05, step_size=0.02, steps=steps)
     method, schedule = METHODS[name], Schedule(5, len(y), milestones=(4,))
-    around = Around(guide, **around)
-    return Training(student, teacher, method, attack, Split(x, y), schedule, lambda net: 0.0, around=around)
+    extras = TrainingExtras(guide, **extras)
+    return Training(student, teacher, method, attack, Split(x, y), schedule, lambda net: 0.0, extras=extras)
 
 
 def batches_seen(net):

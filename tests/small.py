@@ -3,7 +3,7 @@
 from typing import Any
 
 from lib.evaluate import PRESETS, STEPPED
-from lib.parameters import Parameters
+from lib.experiment.parameters import Parameters
 
 SETTINGS: dict[str, Any] = {
     "train_images": 60,

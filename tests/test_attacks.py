@@ -4,7 +4,7 @@ import torchattacks
 from torch import Generator
 
 from lib import attacks
-from lib.attacks import PerImage, at_image, gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
+from lib.attacks.pgd import PerImage, at_image, gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
 from lib.errors import UserError
 from lib.losses import cross_entropy
 

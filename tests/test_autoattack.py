@@ -9,9 +9,10 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import nn
 
-from lib.autoattack import STAGES, Found, driver, standard
-from lib.autoattack.batches import Setting
-from lib.autoattack.reference import REFERENCE
+from lib.attacks import autoattack
+from lib.attacks.autoattack import STAGES, Found, standard
+from lib.attacks.batches import Setting
+from lib.attacks.reference import REFERENCE
 from lib.errors import UserError
 
 EPSILON, BATCH, STEPS, QUERIES = 0.1, 5, 12, 150
@@ -53,7 +54,7 @@ def right(net, x, y):
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(driver, "Setting", partial(Setting, steps=STEPS, queries=QUERIES))
+    monkeypatch.setattr(autoattack, "Setting", partial(Setting, steps=STEPS, queries=QUERIES))
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def killed_after(batches):
 
         return run
 
-    return {name: through(stage) for name, stage in driver.OWN.items()}, done
+    return {name: through(stage) for name, stage in autoattack.OWN.items()}, done
 
 
 @pytest.mark.parametrize("batches", [0, 2, 5])

@@ -6,11 +6,11 @@ from pyautoattack.autopgd_base import APGDAttack_targeted
 from pyautoattack.fab_projections import projection_linf
 from test_autoattack import EPSILON, attack, labelled, right, small_net, theirs
 
-from lib.autoattack import STAGES, apgd, driver
-from lib.autoattack.batches import Batch, Setting
-from lib.autoattack.driver import OWN
-from lib.autoattack.fab import to_hyperplane
-from lib.autoattack.reference import REFERENCE
+from lib.attacks import apgd, autoattack
+from lib.attacks.autoattack import OWN, STAGES
+from lib.attacks.batches import Batch, Setting
+from lib.attacks.fab import to_hyperplane
+from lib.attacks.reference import REFERENCE
 
 RADII = (0.2, 0.05, 0.07, 0.1)  # where every stage breaks some images of `case(seed)` and leaves some
 SHORT = Setting(EPSILON, seed=0, targets=9, width=12, steps=15, queries=300)
@@ -19,7 +19,7 @@ SHORT = Setting(EPSILON, seed=0, targets=9, width=12, steps=15, queries=300)
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     short = {"steps": SHORT.steps, "queries": SHORT.queries}
-    monkeypatch.setattr(driver, "Setting", lambda *given: replace(Setting(*given), **short))
+    monkeypatch.setattr(autoattack, "Setting", lambda *given: replace(Setting(*given), **short))
 
 
 def case(seed=0, classes=10, n=16):
@@ -74,7 +74,7 @@ def test_a_whole_evaluation_has_the_authors_flags_after_every_stage(seed, classe
 
 def test_the_standard_lengths_have_the_authors_flags_too(monkeypatch):
     net, (x, y) = case(5, n=5)
-    monkeypatch.setattr(driver, "Setting", Setting)
+    monkeypatch.setattr(autoattack, "Setting", Setting)
     ours, authors = (run(net, x, y, epsilon=0.05) for run in (attack, theirs))
     assert all(ours.robust[stage].equal(flags) for stage, flags in authors.robust.items())
     assert 0 < authors.robust["square"].sum() < 5

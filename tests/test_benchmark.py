@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from lib.benchmark import Timed, in_turns, ratio, table, total
+from lib.benchmark.timing import Timed, in_turns, ratio, table, total
 from lib.errors import UserError
 
 

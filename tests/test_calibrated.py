@@ -7,12 +7,13 @@ import pytest
 import torch
 from small import parameters
 
-from lib import calibrated, runs
-from lib.calibrated import Calibration
-from lib.engine import PLAIN, STANDARD, Levers, Tried
+from lib.attacks.calibration import Tried
+from lib.attacks.levers import PLAIN, STANDARD, Levers
 from lib.errors import UserError
-from lib.store import Store
-from lib.table import open_table
+from lib.experiment import calibrated, runs
+from lib.experiment.calibrated import Calibration
+from lib.experiment.opening import open_table
+from lib.experiment.store import Store
 
 FOUND = Levers(folding=True, fused=True), [Tried("folding", (1.0, 1.5, 2.0), True, "pays")]
 
@@ -30,15 +31,15 @@ def opened(tmp_path, levers, **settings):
 
 
 def facts(table, network):
-    return json.loads((table.place.store.folder(network.digest) / "provenance.json").read_text())
+    return json.loads((table.workspace.store.folder(network.digest) / "provenance.json").read_text())
 
 
 def test_a_run_is_calibrated_once_and_says_what_paid(tmp_path, asked):
     table = opened(tmp_path, "calibrated")
     first = table.cells[0].network
-    runs.make(first, table.place)
+    runs.make(first, table.workspace)
     second = replace(first, seed=1)
-    runs.make(second, table.place)
+    runs.make(second, table.workspace)
     assert [how for _, how in asked] == [{"epsilon": first.epsilon, "precision": "fp32"}]
     (kept,) = (tmp_path / "calibrations").iterdir()
     said = f"folding (x 1.50) + fused, by calibrations/{kept.name}"
@@ -61,7 +62,7 @@ def test_another_kind_of_work_is_calibrated_anew(change, tmp_path, asked, make_n
 @pytest.mark.parametrize(("levers", "expected"), [("standard", STANDARD), ("plain", PLAIN)])
 def test_named_levers_are_taken_without_a_calibration_and_change_no_digest(levers, expected, tmp_path, asked):
     table = opened(tmp_path, levers)
-    runs.make(table.cells[0].network, table.place)
+    runs.make(table.cells[0].network, table.workspace)
     assert facts(table, table.cells[0].network)["levers"] == str(expected.for_equal_steps)
     assert table.cells[0].network.digest == opened(tmp_path, "calibrated").cells[0].network.digest
     assert asked == []
@@ -70,7 +71,7 @@ def test_named_levers_are_taken_without_a_calibration_and_change_no_digest(lever
 def test_what_has_no_attack_or_is_cut_off_after_some_steps_is_not_calibrated(tmp_path, asked):
     table = opened(tmp_path, "calibrated")
     for network in (table.controls[0].network, replace(table.cells[0].network, max_steps=1)):
-        runs.make(network, table.place)
+        runs.make(network, table.workspace)
         assert facts(table, network)["levers"] == str(STANDARD.for_equal_steps)
     assert asked == []
 
@@ -79,8 +80,8 @@ def test_a_run_under_a_real_calibration_ends_where_the_standard_levers_do(tmp_pa
     weights = []
     for levers in ("standard", "calibrated"):
         table = opened(tmp_path / levers, levers)
-        runs.make(table.cells[0].network, table.place)
-        weights.append(runs.network(table.cells[0].network, table.data, table.place).state_dict())
+        runs.make(table.cells[0].network, table.workspace)
+        weights.append(runs.network(table.cells[0].network, table.data, table.workspace).state_dict())
     assert "in_backward" in facts(table, table.cells[0].network)["levers"]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3)

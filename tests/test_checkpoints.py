@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.checkpoints import load_weights, read_state, save_weights
 from lib.errors import UserError
+from lib.models.checkpoints import load_weights, read_state, save_weights
 
 
 def net() -> nn.Module:

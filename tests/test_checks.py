@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lib import data
-from lib.attacks import pgd
-from lib.evaluate import checks
-from lib.evaluate.checks import CHECKS, Evidence, Finding, sanity
+from lib.attacks.pgd import pgd
+from lib.evaluate import sanity as checks
+from lib.evaluate.sanity import CHECKS, Evidence, Finding, sanity_checks
 from lib.methods import METHODS
 from lib.models import build
 from lib.train import Schedule, Training
@@ -80,7 +80,9 @@ class Probabilities(Scaled):
 
 
 def fired(net, images, unrelated=None):
-    return {finding.check for finding in sanity(net, *images, epsilon=EPSILON, unrelated=unrelated) if finding.fired}
+    return {
+        finding.check for finding in sanity_checks(net, *images, epsilon=EPSILON, unrelated=unrelated) if finding.fired
+    }
 
 
 def test_nothing_fires_on_a_robust_network(robust, undefended, images):
@@ -115,11 +117,13 @@ def test_a_network_that_another_breaks_more_easily_than_itself_is_caught(robust,
 
 
 def test_every_check_is_run_but_transfer_only_beside_another_network(robust, images):
-    assert len(sanity(robust, *images, epsilon=EPSILON)) == len(CHECKS) - 1 == 10
+    assert len(sanity_checks(robust, *images, epsilon=EPSILON)) == len(CHECKS) - 1 == 10
 
 
 def test_the_checks_find_the_same_in_batches(robust, undefended, images):
-    whole, parts = (sanity(robust, *images, epsilon=EPSILON, unrelated=undefended, batch_size=size) for size in (N, 37))
+    whole, parts = (
+        sanity_checks(robust, *images, epsilon=EPSILON, unrelated=undefended, batch_size=size) for size in (N, 37)
+    )
     assert [finding.check for finding in parts] == [finding.check for finding in whole]
     for one, other in zip(whole, parts, strict=True):
         assert abs(one.value - other.value) <= 100 * 2 / N, one  # Square draws anew for every batch

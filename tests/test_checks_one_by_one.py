@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.evaluate.checks import CHECKS, sanity
+from lib.evaluate.sanity import CHECKS, sanity_checks
 
 EPSILON, N, SIDE, CLASSES = 0.02, 120, 16, 10
 LEVELS = torch.arange(1, 10) / 10  # more than two radii apart
@@ -43,9 +43,9 @@ def two(margin):
     return torch.stack([margin, 0 * margin, *[0 * margin - 20] * (CLASSES - 2)], 1)
 
 
-def wrong_where(place, margin):
+def wrong_where(workspace, margin):
     """The margin, but -1 where `place` says so; its gradient is the same everywhere."""
-    return two(torch.where(place, margin - margin.detach() - 1, margin))
+    return two(torch.where(workspace, margin - margin.detach() - 1, margin))
 
 
 def flat_in_the_ball(d):
@@ -138,7 +138,7 @@ class Other(nn.Module):
 def findings(net):
     levels = LEVELS[torch.arange(N) % len(LEVELS)]
     x = torch.stack([torch.full((N,), 0.5), levels], 1)[:, :, None, None].expand(N, 2, SIDE, SIDE).contiguous()
-    return sanity(net, x, torch.zeros(N, dtype=torch.long), epsilon=EPSILON, unrelated=Other())
+    return sanity_checks(net, x, torch.zeros(N, dtype=torch.long), epsilon=EPSILON, unrelated=Other())
 
 
 def test_every_check_has_its_fault():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.classifier import Classifier, Normalised, check, load, load_data
 from lib.errors import UserError
+from lib.experiment.your_model import Classifier, Normalised, load, load_data, validate
 from lib.models import build
 
 MEAN, STD = torch.tensor([0.4]), torch.tensor([0.25])
@@ -99,7 +99,7 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path, digits, net):
 )
 def test_a_wrong_parameter_is_refused_in_a_sentence(given, said):
     with pytest.raises(UserError, match=said):
-        check(given)
+        validate(given)
 
 
 def test_a_normalised_networks_gradient_is_with_respect_to_the_image():

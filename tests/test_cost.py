@@ -2,9 +2,9 @@
 
 import pytest
 
-from lib import cost
-from lib.parameters import Parameters
-from lib.table import open_table
+from lib.experiment import cost
+from lib.experiment.opening import open_table
+from lib.experiment.parameters import Parameters
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def flops(tmp_path_factory):
         return cost.training(cell.network, cell_place(outputs), True).flops
 
     def cell_place(outputs):
-        return open_table("table1_las_at", Parameters(outputs=outputs, device="cpu")).place
+        return open_table("table1_las_at", Parameters(outputs=outputs, device="cpu")).workspace
 
     return of
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.cw2 import cw2
+from lib.attacks.cw2 import cw2
 
 WEIGHTS = torch.tensor([[1.0, -0.75], [-1.0, 0.75], [0.2, 0.2]], dtype=torch.double)
 

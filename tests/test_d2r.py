@@ -16,7 +16,7 @@ from cases import (
 )
 
 from lib.losses import kl
-from lib.methods import METHODS, Nets, leave_guide, leave_guide_as_printed
+from lib.methods import METHODS, Nets, kl_guide, kl_guide_as_printed
 from lib.methods.d2r import kl_mean, kl_mean_as_released
 
 D2R = [name for name in METHODS if name.startswith("d2r")]
@@ -155,7 +155,7 @@ def test_the_loss_is_finite_where_probabilities_underflow(name):
 # --- collaborative adversarial generation -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("objective", "printed"), [(leave_guide, False), (leave_guide_as_printed, True)])
+@pytest.mark.parametrize(("objective", "printed"), [(kl_guide, False), (kl_guide_as_printed, True)])
 def test_cag_is_the_divergence_of_guide_and_target_with_the_guides_clean_answer_asked_for_once(objective, printed):
     (a, b), calls = torch.randn(2, 48, C, dtype=torch.double), []
     x, x_adv = torch.rand(2, 6, 3, 4, 4, dtype=torch.double)

@@ -16,12 +16,12 @@ from cases import (
     terms_of,
 )
 
-from lib.attacks import pgd
+from lib.attacks.pgd import pgd
 from lib.data import Split
-from lib.methods import METHODS, fool_label, guides_answer
-from lib.methods.adversarial import margin_weight
-from lib.train import Around, Schedule, Training
-from lib.weights import AWP
+from lib.methods import METHODS, ce_label, guides_answer
+from lib.methods.at import margin_weight
+from lib.train import Schedule, Training, TrainingExtras
+from lib.train.weights import AWP
 
 INNER = [name for name, method in METHODS.items() if method.attack_label is guides_answer]
 TEN = 10  # the attack's steps in DYNAT's code
@@ -113,7 +113,7 @@ def test_attack_and_loss_of_a_step_use_the_same_labels(make_net, batch):
 
     def objective(nets, x, y):
         told["attack"] = y
-        return fool_label(nets, x, y)
+        return ce_label(nets, x, y)
 
     def loss(nets, x, x_adv, y, **weights):
         told["loss"], told["true"] = nets.guide(x).argmax(1), y
@@ -125,10 +125,10 @@ def test_attack_and_loss_of_a_step_use_the_same_labels(make_net, batch):
     assert told["true"].equal(batch[1])
 
 
-def train_with(method, student, guide, batch, steps=3, **around):
+def train_with(method, student, guide, batch, steps=3, **extras):
     attack, (x, y) = partial(pgd, epsilon=0.05, step_size=0.02, steps=steps), batch
-    schedule, around = Schedule(100, len(y), milestones=(75, 90)), Around(guide, **around)
-    return Training(student, None, method, attack, Split(x, y), schedule, lambda net: 0.0, around=around)
+    schedule, extras = Schedule(100, len(y), milestones=(75, 90)), TrainingExtras(guide, **extras)
+    return Training(student, None, method, attack, Split(x, y), schedule, lambda net: 0.0, extras=extras)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("dynat")])
@@ -177,7 +177,7 @@ def awp_training(name, make_net, batch, **changes):
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_a_step_with_awp_is_that_of_the_code(name, alpha, make_net, batch):
     (x, y), x_adv = batch, (batch[0] + 0.04).clamp(0, 1)
-    training = awp_training(name, make_net, batch, objective=fool_label)
+    training = awp_training(name, make_net, batch, objective=ce_label)
     training.weights |= {"trade_off": alpha, "target_weight": 0.2}
     training.attack, training.step = (lambda objective, x, **settings: x_adv), 50
     training.attack.keywords = {"steps": TEN}
@@ -218,7 +218,7 @@ def test_awp_comes_after_the_attack_moves_the_target_alone_and_is_gone_after_the
 
     def objective(nets, x, y):
         seen["attack"] = weights()
-        return fool_label(nets, x, y)
+        return ce_label(nets, x, y)
 
     def loss(nets, x, x_adv, y, **given):
         seen["loss"] = weights()

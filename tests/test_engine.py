@@ -14,17 +14,21 @@ from recorder import Recorder
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
-from lib.attacks import PerImage, at_image, pgd
+from lib.attacks import engine
+from lib.attacks.calibration import ORDER, Probe, Tried, _try, calibrate
+from lib.attacks.engine import Engine
+from lib.attacks.folding import lowered
+from lib.attacks.levers import PLAIN, STANDARD, Levers
+from lib.attacks.pgd import PerImage, at_image, pgd
+from lib.attacks.recorded import Captured
+from lib.attacks.update import stepped_in_backward
 from lib.data import Split
-from lib.engine import PLAIN, STANDARD, Captured, Engine, Levers, Tried, calibrate, core, stepped_in_backward
-from lib.engine.calibration import ORDER, Probe, _try
 from lib.errors import UserError
-from lib.folding import lowered
 from lib.losses import cross_entropy
 from lib.methods import METHODS
+from lib.methods.strategy import Strategy, StrategySpec
 from lib.models import build
-from lib.strategies import Strategy, StrategySpec
-from lib.train import Around, Schedule, Training
+from lib.train import Schedule, Training, TrainingExtras
 
 ATTACK = partial(pgd, epsilon=0.1, step_size=0.03, steps=3)
 
@@ -91,14 +95,14 @@ def test_a_recording_is_made_once_replayed_padded_and_follows_the_weights(make_n
 
 
 def test_what_a_recording_reads_lives_as_long_as_the_recording(make_net, batch, monkeypatch):
-    read, real = [], core.per_image
+    read, real = [], engine.per_image
 
     def per_image(value, x):
         made = real(value, x)
         read.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr(core, "per_image", per_image)
+    monkeypatch.setattr(engine, "per_image", per_image)
     engine = Engine(Levers(folding=True, cuda_graph=True), record=lambda work: (lambda: None, work()))
     attacked(engine, make_net().eval(), *batch)
     gc.collect()
@@ -315,7 +319,7 @@ def test_stepped_in_backward_no_gradient_outlives_its_weights_step_and_the_momen
 @pytest.mark.parametrize("lever", ["folding", "channels_last", "leave", "fused", "cuda_graph", "in_backward"])
 def test_a_training_under_an_fp32_lever_reaches_the_plain_trainings_weights(lever, make_net, monkeypatch):
     graph = Recorder()
-    monkeypatch.setattr(core, "on_cuda", graph)
+    monkeypatch.setattr(engine, "on_cuda", graph)
     net = make_net()
     plain = trained(deepcopy(net), levers=PLAIN)
     other = trained(deepcopy(net), levers=replace(PLAIN, **{lever: True}))
@@ -331,10 +335,10 @@ def test_a_training_has_the_levers_that_act_on_its_attack(make_net):
     data = Split(torch.rand(4, 3, 4, 4), torch.arange(4))
 
     def levers(method, strategy=None):
-        around = Around(strategy=strategy)
+        extras = TrainingExtras(strategy=strategy)
         schedule = Schedule(1, batch_size=4)
         made = Training(
-            make_net(), None, METHODS[method], ATTACK, data, schedule, lambda net: 0.0, around=around, levers=every
+            make_net(), None, METHODS[method], ATTACK, data, schedule, lambda net: 0.0, extras=extras, levers=every
         )
         return str(made.engine.levers)
 
@@ -351,7 +355,7 @@ def clocked(monkeypatch, seconds):
     for kind in ("attack", "uneven", "update"):
         monkeypatch.setattr(Probe, kind, lambda self, levers: Timed(levers))
     monkeypatch.setattr(Probe, "strays", lambda self, before, after: 0.0)
-    monkeypatch.setattr("lib.engine.calibration.seconds", lambda work, device, clock: seconds(work.levers))
+    monkeypatch.setattr("lib.attacks.calibration.seconds", lambda work, device, clock: seconds(work.levers))
 
 
 class Timed:
@@ -424,14 +428,14 @@ def test_beside_compile_nobody_leaves_the_batch(make_net, batch):
 
 def test_a_lever_that_makes_another_attack_is_refused(make_net, batch, monkeypatch):
     """Here a recording that does not follow the weights: the folded ones are put elsewhere at every step."""
-    monkeypatch.setattr(core, "on_cuda", Recorder())
-    monkeypatch.setattr("lib.engine.calibration.GPU_ONLY", {"compile": "not asked"})
+    monkeypatch.setattr(engine, "on_cuda", Recorder())
+    monkeypatch.setattr("lib.attacks.calibration.GPU_ONLY", {"compile": "not asked"})
     assert (tried := of("cuda_graph", make_net(), batch)).shares, tried.why
 
     def take(own, new):
         own.data = new.to(own.dtype)
 
-    monkeypatch.setattr("lib.folding._take", take)
+    monkeypatch.setattr("lib.attacks.folding._take", take)
     assert of("cuda_graph", make_net(), batch).why.startswith("refused: ")
 
 

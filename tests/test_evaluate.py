@@ -6,28 +6,28 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from lib.attacks import at_image, pgd
-from lib.autoattack import driver
-from lib.autoattack.batches import Setting
-from lib.autoattack.saved import Saved
-from lib.cw2 import cw2
+from lib.attacks import autoattack
+from lib.attacks.batches import Setting
+from lib.attacks.cw2 import cw2
+from lib.attacks.pgd import at_image, pgd
+from lib.attacks.saved import Saved
 from lib.data import Split
 from lib.errors import UserError
 from lib.evaluate import (
     ATTACKS,
     Accuracy,
-    Column,
+    AttackSpec,
     EvaluationAttack,
-    Means,
+    Resources,
     accuracy,
     check_perturbation,
     evaluate,
-    frozen,
     heading,
     together,
     wilson,
 )
 from lib.losses import cross_entropy
+from lib.models.modes import frozen
 
 EPSILON = 0.05
 CHEAP = ("apgd-ce", "apgd-t")
@@ -35,7 +35,7 @@ CHEAP = ("apgd-ce", "apgd-t")
 
 def column(attack, **changes):
     settings = {"epsilon": EPSILON, "step_size": 0.02, "steps": 3, "batch_size": 5, "stages": ("apgd-ce",)}
-    return Column("column", attack, **{**settings, **changes})
+    return AttackSpec("column", attack, **{**settings, **changes})
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_an_accuracy_survives_json():
     ],
 )
 def test_a_heading_says_what_is_other_than_the_preset_and_nothing_else(changes, said):
-    assert heading(Column(name="AA", **changes), 500) == said
+    assert heading(AttackSpec(name="AA", **changes), 500) == said
 
 
 # --- accuracy -----------------------------------------------------------------------------------------------------
@@ -283,10 +283,10 @@ def test_the_autoattack_column_equals_the_authors_code_called_directly(net, spli
 @pytest.mark.parametrize("stages", [("apgd-ce", "apgd-t", "fab-t", "square"), CHEAP])
 def test_autoattack_runs_its_columns_stages_with_the_standard_versions_settings(net, split, monkeypatch, stages):
     seen = []
-    for name in driver.OWN:
+    for name in autoattack.OWN:
         stage = lambda net, batch, setting, name=name: seen.append((name, setting)) or batch.x  # noqa: E731
-        monkeypatch.setitem(driver.OWN, name, stage)
-    accuracy(net, split, Column("AA", "autoattack", epsilon=EPSILON, seed=4, stages=stages))
+        monkeypatch.setitem(autoattack.OWN, name, stage)
+    accuracy(net, split, AttackSpec("AA", "autoattack", epsilon=EPSILON, seed=4, stages=stages))
     standard = Setting(EPSILON, seed=4, targets=9, width=200, steps=100, queries=5000)
     assert seen == [(name, standard) for name in stages]
 
@@ -296,8 +296,8 @@ def test_columns_that_differ_in_steps_alone_share_a_run_and_find_the_same_images
     net = make_net().eval()
     test = Split(torch.rand(30, 3, 4, 4), torch.randint(10, (30,)))
     test = Split(test.images, torch.where(torch.arange(30) % 3 > 0, net(test.images).argmax(1), test.labels))
-    columns = tuple(Column(f"{steps}", attack, 0.1, 0.02, steps, batch_size=7) for steps in (5, 2, 9))
-    assert together((*columns, Column("clean", "clean"))) == [columns, (Column("clean", "clean"),)]
+    columns = tuple(AttackSpec(f"{steps}", attack, 0.1, 0.02, steps, batch_size=7) for steps in (5, 2, 9))
+    assert together((*columns, AttackSpec("clean", "clean"))) == [columns, (AttackSpec("clean", "clean"),)]
     assert evaluate(net, test, columns) == [accuracy(net, test, column) for column in columns]
 
 
@@ -306,7 +306,7 @@ def test_what_is_right_without_an_attack_is_asked_for_once(net, split):
     net.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].equal(split.images[:size])))
     attacks = [replace(column("autoattack", stages=CHEAP, epsilon=e), name=f"AA {e}") for e in (0.1, 0.15)]
     columns, heard = (column("clean"), *attacks), []
-    found = evaluate(net, split, columns, means=Means(found=heard.append))
+    found = evaluate(net, split, columns, resources=Resources(found=heard.append))
     assert sum(asked) == 1
     assert found == heard == [evaluate(net, split, (one,))[0] for one in columns]
     assert sum(asked) == 1 + len(columns)
@@ -319,7 +319,7 @@ def test_clean_images_that_are_not_known_yet_are_added(net, split):
 
 
 def test_columns_that_differ_in_more_than_steps_do_not_share_a_run():
-    column = Column("a", "pgd", 0.1, 0.02, 5)
+    column = AttackSpec("a", "pgd", 0.1, 0.02, 5)
     others = [{"seed": 1}, {"images": 3}, {"epsilon": 0.2}, {"attack": "pgd_frozen"}, {"surrogate": "x"}]
     columns = (column, *(replace(column, steps=3, **other) for other in others))
     assert len(together(columns)) == len(columns)
@@ -348,12 +348,12 @@ def test_an_autoattack_that_was_killed_goes_on_to_the_same_flags(net, split, tmp
 
     monkeypatch.setattr(Saved, "write", dies_after_two)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(net, split, (setting,), means=Means(tmp_path))
+        evaluate(net, split, (setting,), resources=Resources(tmp_path))
 
     def notes(self, *arguments):
         write(self, *arguments)
         written.append(arguments[:2])
 
     monkeypatch.setattr(Saved, "write", notes)
-    assert evaluate(net, split, (setting,), means=Means(tmp_path)) == [whole]
+    assert evaluate(net, split, (setting,), resources=Resources(tmp_path)) == [whole]
     assert len(set(written)) == len(written) > 2  # no batch twice

@@ -12,12 +12,14 @@ import pytest
 from safetensors.torch import load_file
 from small import parameters
 
-from lib import ROOT, cost, execute, experiment, runs
+from lib import ROOT, experiment
 from lib.errors import UserError
-from lib.execute import Tally
-from lib.experiment import open_table, plan, run
+from lib.experiment import cost, jobs, runs
+from lib.experiment.jobs import Tally
+from lib.experiment.opening import open_table
+from lib.experiment.planning import plan, run
+from lib.experiment.table import Table
 from lib.methods import METHODS
-from lib.table import Table
 
 
 def small(outputs, **changes) -> Table:
@@ -25,7 +27,7 @@ def small(outputs, **changes) -> Table:
 
 
 def weights(table: Table) -> dict[str, dict]:
-    store = table.place.store
+    store = table.workspace.store
     return {d.name: load_file(d / "last.safetensors") for d in sorted(store.runs.iterdir())}
 
 
@@ -95,7 +97,7 @@ def test_a_plan_at_a_scale_with_a_gpu_rate_gives_gpu_hours_that_grow_with_the_te
 
 def test_every_epoch_of_a_run_says_what_it_cost(finished):
     for cell in finished.cells:
-        folder = finished.place.store.folder(cell.network.digest)
+        folder = finished.workspace.store.folder(cell.network.digest)
         history = json.loads((folder / "history.json").read_text())
         assert all(row["seconds"] > 0 and row["peak_mb"] > 10 for row in history)
         whole = json.loads((folder / "provenance.json").read_text())["seconds"]
@@ -104,20 +106,20 @@ def test_every_epoch_of_a_run_says_what_it_cost(finished):
 
 def test_a_plan_takes_the_seconds_that_runs_of_the_kind_logged_and_probes_for_others(finished, monkeypatch):
     monkeypatch.setattr(experiment.cost, "training", lambda *_: pytest.fail("probed"))
-    table = small(finished.place.outputs, seeds=[1])
+    table = small(finished.workspace.outputs, seeds=[1])
     assert {"PGD-AT, ResNet18"} <= {job.label for job in plan(table).todo}
     for cell in table.cells:
         twice = replace(cell.network, schedule=replace(cell.network.schedule, epochs=4))
-        once = cost.logged(cell.network, table.place)
-        assert cost.logged(twice, table.place) == pytest.approx(2 * once)
-        assert cost.logged(replace(cell.network, attack_steps=3), table.place) is None
-        assert cost.logged(replace(cell.network, max_steps=1), table.place) is None
+        once = cost.logged(cell.network, table.workspace)
+        assert cost.logged(twice, table.workspace) == pytest.approx(2 * once)
+        assert cost.logged(replace(cell.network, attack_steps=3), table.workspace) is None
+        assert cost.logged(replace(cell.network, max_steps=1), table.workspace) is None
 
 
 def test_an_added_column_is_measured_without_training(finished, monkeypatch):
     monkeypatch.setattr(runs, "start", lambda *_: pytest.fail("trained again"))
     columns = finished.scale.columns | {"PGD-10": {"steps": 4}}
-    changed = small(finished.place.outputs, settings={"columns": columns})
+    changed = small(finished.workspace.outputs, settings={"columns": columns})
     monkeypatch.setattr(experiment.cost, "training", lambda *_: pytest.fail("probed"))
     planned = plan(changed)
     assert {*planned.frame["state"]} == {"trained, to be measured"}
@@ -131,7 +133,7 @@ def test_two_processes_make_the_same_weights_as_one(finished, tmp_path):
 
 
 def test_an_equal_run_of_another_table_is_found_by_its_digest(finished):
-    one_row = small(finished.place.outputs, rows=["DGAD"])
+    one_row = small(finished.workspace.outputs, rows=["DGAD"])
     assert plan(one_row).todo == ()
 
 
@@ -171,7 +173,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_weights_as_one_that_was_
     assert not list(partial.iterdir())
 
 
-def make_and_note(spec, place, note) -> None:
+def make_and_note(spec, workspace, note) -> None:
     publish = runs._publish
 
     def noted(*arguments: object) -> None:
@@ -180,14 +182,14 @@ def make_and_note(spec, place, note) -> None:
         publish(*arguments)
 
     runs._publish = noted
-    runs.make(spec, place)
+    runs.make(spec, workspace)
 
 
 def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
     table, note = small(tmp_path, rows=["PGD-AT"]), tmp_path / "note"
     context = multiprocessing.get_context("fork")
     spec = table.cells[0].network
-    both = [context.Process(target=make_and_note, args=(spec, table.place, note)) for _ in range(2)]
+    both = [context.Process(target=make_and_note, args=(spec, table.workspace, note)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
@@ -225,7 +227,7 @@ def die(*_: object) -> None:
 
 def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
     planned = plan(small(tmp_path, workers=2))
-    monkeypatch.setattr(execute, "_work_in_process", die)
+    monkeypatch.setattr(jobs, "_work_in_process", die)
     with pytest.raises(UserError, match="a worker process died"):
         run(planned)
     deadline = time.monotonic() + 30  # the system may take a moment to end them
@@ -243,7 +245,7 @@ def test_a_students_job_waits_for_its_teachers(tmp_path):
 def test_a_damaged_run_stops_the_plan_by_name(finished, tmp_path):
     table = small(tmp_path, rows=["PGD-AT"])
     run(plan(table))
-    victim = table.place.store.folder(table.cells[0].network.digest) / "best.safetensors"
+    victim = table.workspace.store.folder(table.cells[0].network.digest) / "best.safetensors"
     victim.write_bytes(victim.read_bytes()[:100])
     with pytest.raises(UserError, match=r"damaged \(best.safetensors\)"):
         plan(table)
@@ -252,7 +254,7 @@ def test_a_damaged_run_stops_the_plan_by_name(finished, tmp_path):
 
 def test_a_given_teacher_is_used_and_measured_and_not_trained(finished, tmp_path):
     teacher = finished.teachers["WideResNet-34-10"]
-    file = finished.place.store.folder(teacher.digest) / "best.safetensors"
+    file = finished.workspace.store.folder(teacher.digest) / "best.safetensors"
     table = small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
     results = run(plan(table))
     assert [r.row for r in results] == ["DGAD", "Natural", "teacher"]
@@ -261,7 +263,7 @@ def test_a_given_teacher_is_used_and_measured_and_not_trained(finished, tmp_path
 
 def test_a_given_teacher_of_another_shape_is_refused_before_anything_runs(finished, tmp_path):
     student = finished.cells[0].network
-    file = finished.place.store.folder(student.digest) / "best.safetensors"
+    file = finished.workspace.store.folder(student.digest) / "best.safetensors"
     with pytest.raises(UserError, match="does not fit WideResNet; nothing was loaded. missing: "):
         small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
 
@@ -269,15 +271,15 @@ def test_a_given_teacher_of_another_shape_is_refused_before_anything_runs(finish
 def test_a_teacher_file_that_was_changed_after_the_table_was_opened_is_not_used(finished, tmp_path):
     teacher = finished.teachers["WideResNet-34-10"]
     file = tmp_path / "teacher.safetensors"
-    file.write_bytes((finished.place.store.folder(teacher.digest) / "best.safetensors").read_bytes())
+    file.write_bytes((finished.workspace.store.folder(teacher.digest) / "best.safetensors").read_bytes())
     table = small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
-    file.write_bytes((finished.place.store.folder(teacher.digest) / "last.safetensors").read_bytes() + b" ")
+    file.write_bytes((finished.workspace.store.folder(teacher.digest) / "last.safetensors").read_bytes() + b" ")
     with pytest.raises(UserError, match="is not the file any more"):
-        runs.make(table.cells[0].network, table.place)
+        runs.make(table.cells[0].network, table.workspace)
 
 
 def test_provenance_says_with_what_a_run_was_made(finished):
-    folder = finished.place.store.folder(finished.cells[0].network.digest)
+    folder = finished.workspace.store.folder(finished.cells[0].network.digest)
     facts = json.loads((folder / "provenance.json").read_text())
     assert facts["threads"] == 1
     assert facts["steps"] == finished.cells[0].network.schedule.steps(48)

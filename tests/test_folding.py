@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.folding import Folded, folded, same_answers
+from lib.attacks.folding import Folded, folded, same_answers
 from lib.models import MODELS, build
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from small import parameters
 
-from lib import figures, report, runs
+from lib import report
 from lib.data import hold_out
 from lib.errors import UserError
-from lib.evaluate import Column, accuracy
-from lib.table import open_table
+from lib.evaluate import AttackSpec, accuracy
+from lib.experiment import runs
+from lib.experiment.opening import open_table
+from lib.report import figures
 
 
 def opened(outputs, name, *rows):
@@ -19,32 +21,32 @@ def opened(outputs, name, *rows):
 
 
 def history_of(table, cell):
-    return json.loads((table.place.store.folder(cell.network.digest) / "history.json").read_text())
+    return json.loads((table.workspace.store.folder(cell.network.digest) / "history.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     table = opened(tmp_path_factory.mktemp("outputs"), "fig3_dynat", "DYNAT")
-    runs.make(table.cells[0].network, table.place)
+    runs.make(table.cells[0].network, table.workspace)
     return table
 
 
 def test_the_last_epochs_numbers_are_those_of_the_networks_it_left(made):
     (cell,) = made.cells
-    seen, unseen = hold_out(made.place.dataset(cell.data).train, 12)
-    target = runs.network(cell.network, cell.data, made.place, "last")
-    guide = runs.guide(cell.network, cell.data, made.place)
+    seen, unseen = hold_out(made.workspace.dataset(cell.data).train, 12)
+    target = runs.network(cell.network, cell.data, made.workspace, "last")
+    guide = runs.guide(cell.network, cell.data, made.workspace)
     told = history_of(made, cell)[-1]["followed"]
     for name, net in (("target", target), ("guide", guide)):
         for part, split in (("train", seen.take(slice(0, 12))), ("unseen", unseen)):
             right = net(split.images).argmax(1) == split.labels
             assert told[name][part] == pytest.approx(100 * right.float().mean().item()), (name, part)
     e = cell.network.epsilon
-    assert told["target"]["PGD-20"] == accuracy(target, unseen, Column("", "pgd", e, e / 4, 20)).percent
+    assert told["target"]["PGD-20"] == accuracy(target, unseen, AttackSpec("", "pgd", e, e / 4, 20)).percent
 
 
 def test_the_share_of_right_labels_is_that_of_the_epochs_own_batches(made):
-    training = runs.start(made.cells[0].network, made.place)
+    training = runs.start(made.cells[0].network, made.workspace)
     right, batches = [], []
     guide = training.guide
     guide.register_forward_hook(lambda module, inputs, logits: batches.append(logits.detach().argmax(1)))
@@ -65,7 +67,7 @@ def test_the_share_of_right_labels_is_that_of_the_epochs_own_batches(made):
 
 
 def test_following_moves_nothing_that_the_training_depends_on(made):
-    followed, alone = (runs.start(made.cells[0].network, made.place) for _ in range(2))
+    followed, alone = (runs.start(made.cells[0].network, made.workspace) for _ in range(2))
     alone.follow = None
     for training in (followed, alone):
         training.run()
@@ -78,25 +80,25 @@ def test_following_moves_nothing_that_the_training_depends_on(made):
 def test_a_guide_that_was_trained_beforehand_is_followed_and_a_run_without_any_is_not(tmp_path):
     table = opened(tmp_path, "fig2_d2r", "LBGAT (guide frozen)")
     for spec in (*table.teachers.values(), table.cells[0].network):
-        runs.make(spec, table.place)
+        runs.make(spec, table.workspace)
     told = [row["followed"] for row in history_of(table, table.cells[0])]
     assert told[0]["guide"] == told[-1]["guide"]
     assert told[0]["label"] is None
     plain = opened(tmp_path, "table1_dynat", "PGD-AT")
-    runs.make(plain.cells[0].network, plain.place)
+    runs.make(plain.cells[0].network, plain.workspace)
     assert "followed" not in history_of(plain, plain.cells[0])[0]
     with pytest.raises(UserError, match="trains no guide"):
-        runs.guide(plain.cells[0].network, plain.data, plain.place)
+        runs.guide(plain.cells[0].network, plain.data, plain.workspace)
 
 
 def test_a_guide_of_a_run_that_is_not_there_is_refused(tmp_path):
     table = opened(tmp_path, "fig3_dynat", "DYNAT")
     with pytest.raises(UserError, match="has not been made yet"):
-        runs.guide(table.cells[0].network, table.data, table.place)
+        runs.guide(table.cells[0].network, table.data, table.workspace)
 
 
 def test_the_curves_are_read_from_a_history_and_drawn_also_where_a_run_was_not_followed(made, tmp_path):
-    path = made.place.store.folder(made.cells[0].network.digest) / "history.json"
+    path = made.workspace.store.folder(made.cells[0].network.digest) / "history.json"
     (tmp_path / "plain.json").write_text(json.dumps([{"epoch": 1, "score": 50.0}, {"epoch": 2, "score": 60.0}]))
     curves = report.followed({"DYNAT": path, "PGD-AT": tmp_path / "plain.json"})
     assert curves.groupby("run").size().to_dict() == {"DYNAT": 2, "PGD-AT": 2}

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.landscape import Scaled, against_radius, against_steps, surface
+from lib.evaluate.landscape import Scaled, against_radius, against_steps, surface
 from lib.losses import cross_entropy
 
 

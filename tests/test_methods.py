@@ -23,26 +23,26 @@ from cases import (
     watched,
 )
 
-from lib.attacks import gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
+from lib.attacks.pgd import gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
+from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
 from lib.data import Split
 from lib.errors import UserError
 from lib.methods import (
     METHODS,
     Nets,
-    fool_label,
+    ce_label,
     gair,
     guides_answer,
-    leave_clean,
-    leave_guide,
-    leave_guide_as_printed,
-    leave_teacher,
+    kl_clean,
+    kl_guide,
+    kl_guide_as_printed,
+    kl_teacher,
+    kl_teacher_student,
     mail,
-    part_from_teacher,
     weight_at,
 )
-from lib.methods.adversarial import CountIterates, geometry_weight, margin_weight
+from lib.methods.at import CountIterates, geometry_weight, margin_weight
 from lib.train import Schedule, Training
-from lib.watch import UntilConverged, UntilGap, UntilWrong
 
 # What the student sees in train mode while a loss is computed: x the clean batch, a the adversarial one. g is the
 # clean batch as the guide sees it.
@@ -109,61 +109,61 @@ ATTACKED_IN_TRAIN_MODE = {"ard_as_released", "iad_as_released"}
 # What the attack maximises and where it starts (AKD's and our own ARD's and IAD's are clipped).
 ATTACKED = {
     "natural": (None, gaussian),
-    "pgd_at": (fool_label, gaussian_in_image),
-    "pgd_at_as_released": (fool_label, gaussian_in_image),
-    "pgd_at_uniform": (fool_label, uniform_in_image),
-    "pgd_at_uniform_as_released": (fool_label, uniform_in_image),
-    "trades": (leave_clean, gaussian),
-    "trades_as_released": (leave_clean, gaussian),
-    "pgd_at_smoothed": (fool_label, uniform_in_image),
-    "trades_smoothed": (leave_clean, uniform_in_image),
-    "mart": (fool_label, gaussian),
-    "fat": (fool_label, uniform_in_image),
-    "sat": (fool_label, uniform_in_image),
-    "dart": (fool_label, uniform),
-    "gairat": (fool_label, uniform_in_image),
-    "gairat_smoothed": (fool_label, uniform_in_image),
-    "mail_at": (fool_label, gaussian),
-    "mail_at_smoothed": (fool_label, gaussian),
-    "mail_trades": (leave_clean, gaussian),
-    "rat_trades": (leave_clean, gaussian),
-    "lbgat": (leave_clean, gaussian),
-    "lbgat_frozen": (leave_clean, gaussian),
-    "mail_mse": (fool_label, gaussian),
-    "dynat": (leave_clean, gaussian),
-    "dynat_inner": (fool_label, gaussian),
-    "dynat_awp": (leave_clean, gaussian),
-    "dynat_inner_awp": (fool_label, gaussian),
-    "dynat_inner_gairat": (fool_label, uniform_in_image),
-    "dynat_mail_at": (fool_label, gaussian),
-    "dynat_mail_inner": (fool_label, gaussian),
-    "d2r": (leave_guide_as_printed, gaussian),
-    "d2r_as_released": (leave_guide, gaussian),
-    "d2r_summed": (leave_guide_as_printed, gaussian),
-    "d2r_one_sided": (leave_guide_as_printed, gaussian),
-    "d2r_no_cag": (leave_clean, gaussian),
-    "d2r_no_cag_as_released": (leave_clean, gaussian),
-    "ard": (fool_label, uniform_in_image),
-    "ard_as_released": (fool_label, uniform),
-    "iad": (fool_label, uniform_in_image),
-    "iad_as_released": (fool_label, uniform),
-    "rslad": (leave_teacher, gaussian),
-    "rslad_as_released": (leave_teacher, gaussian),
-    "akd": (fool_label, uniform_in_image),
-    "adaad": (part_from_teacher, gaussian),
-    "adaad_as_released": (part_from_teacher, gaussian),
-    "dgad": (part_from_teacher, gaussian),
-    "dgad_as_printed": (part_from_teacher, gaussian),
-    "dgad_map": (part_from_teacher, gaussian),
-    "dgad_map_pcr": (part_from_teacher, gaussian),
-    "adaad_els": (part_from_teacher, gaussian),
-    "dgad_map_els_at": (part_from_teacher, gaussian),
-    "dgad_map_els_st": (part_from_teacher, gaussian),
-    "dgad_map_els": (part_from_teacher, gaussian),
-    "dgad_smoothing": (part_from_teacher, gaussian),
-    "dgad_mixing": (part_from_teacher, gaussian),
-    "dgad_as_released": (part_from_teacher, gaussian),
-    "dgad_mobilenet_as_released": (part_from_teacher, gaussian),
+    "pgd_at": (ce_label, gaussian_in_image),
+    "pgd_at_as_released": (ce_label, gaussian_in_image),
+    "pgd_at_uniform": (ce_label, uniform_in_image),
+    "pgd_at_uniform_as_released": (ce_label, uniform_in_image),
+    "trades": (kl_clean, gaussian),
+    "trades_as_released": (kl_clean, gaussian),
+    "pgd_at_smoothed": (ce_label, uniform_in_image),
+    "trades_smoothed": (kl_clean, uniform_in_image),
+    "mart": (ce_label, gaussian),
+    "fat": (ce_label, uniform_in_image),
+    "sat": (ce_label, uniform_in_image),
+    "dart": (ce_label, uniform),
+    "gairat": (ce_label, uniform_in_image),
+    "gairat_smoothed": (ce_label, uniform_in_image),
+    "mail_at": (ce_label, gaussian),
+    "mail_at_smoothed": (ce_label, gaussian),
+    "mail_trades": (kl_clean, gaussian),
+    "rat_trades": (kl_clean, gaussian),
+    "lbgat": (kl_clean, gaussian),
+    "lbgat_frozen": (kl_clean, gaussian),
+    "mail_mse": (ce_label, gaussian),
+    "dynat": (kl_clean, gaussian),
+    "dynat_inner": (ce_label, gaussian),
+    "dynat_awp": (kl_clean, gaussian),
+    "dynat_inner_awp": (ce_label, gaussian),
+    "dynat_inner_gairat": (ce_label, uniform_in_image),
+    "dynat_mail_at": (ce_label, gaussian),
+    "dynat_mail_inner": (ce_label, gaussian),
+    "d2r": (kl_guide_as_printed, gaussian),
+    "d2r_as_released": (kl_guide, gaussian),
+    "d2r_summed": (kl_guide_as_printed, gaussian),
+    "d2r_one_sided": (kl_guide_as_printed, gaussian),
+    "d2r_no_cag": (kl_clean, gaussian),
+    "d2r_no_cag_as_released": (kl_clean, gaussian),
+    "ard": (ce_label, uniform_in_image),
+    "ard_as_released": (ce_label, uniform),
+    "iad": (ce_label, uniform_in_image),
+    "iad_as_released": (ce_label, uniform),
+    "rslad": (kl_teacher, gaussian),
+    "rslad_as_released": (kl_teacher, gaussian),
+    "akd": (ce_label, uniform_in_image),
+    "adaad": (kl_teacher_student, gaussian),
+    "adaad_as_released": (kl_teacher_student, gaussian),
+    "dgad": (kl_teacher_student, gaussian),
+    "dgad_as_printed": (kl_teacher_student, gaussian),
+    "dgad_map": (kl_teacher_student, gaussian),
+    "dgad_map_pcr": (kl_teacher_student, gaussian),
+    "adaad_els": (kl_teacher_student, gaussian),
+    "dgad_map_els_at": (kl_teacher_student, gaussian),
+    "dgad_map_els_st": (kl_teacher_student, gaussian),
+    "dgad_map_els": (kl_teacher_student, gaussian),
+    "dgad_smoothing": (kl_teacher_student, gaussian),
+    "dgad_mixing": (kl_teacher_student, gaussian),
+    "dgad_as_released": (kl_teacher_student, gaussian),
+    "dgad_mobilenet_as_released": (kl_teacher_student, gaussian),
 }
 
 WATCHES = {
@@ -568,14 +568,14 @@ def views():
 def test_fool_label_is_the_cross_entropy_of_the_student(linear_nets, views):
     (nets, _), (x, x_adv, y) = linear_nets, views
     expected = -nets.student(x_adv).softmax(1)[range(N), y].log()
-    torch.testing.assert_close(fool_label(nets, x, y)(x_adv), expected)
+    torch.testing.assert_close(ce_label(nets, x, y)(x_adv), expected)
 
 
 def test_leave_clean_is_the_divergence_from_the_students_own_clean_prediction_made_once(linear_nets, views):
     (nets, calls), (x, x_adv, y) = linear_nets, views
     expected = divergence(nets.student(x).softmax(1), nets.student(x_adv).softmax(1))
     calls.clear()
-    objective = leave_clean(nets, x, y)
+    objective = kl_clean(nets, x, y)
     for _ in range(2):
         torch.testing.assert_close(objective(x_adv), expected)
     assert [z is x for z in calls] == [True, False, False]
@@ -584,18 +584,18 @@ def test_leave_clean_is_the_divergence_from_the_students_own_clean_prediction_ma
 def test_leave_teacher_is_the_divergence_from_the_teachers_clean_prediction(linear_nets, views):
     (nets, _), (x, x_adv, y) = linear_nets, views
     expected = divergence(nets.teacher(x).softmax(1), nets.student(x_adv).softmax(1))
-    torch.testing.assert_close(leave_teacher(nets, x, y)(x_adv), expected)
+    torch.testing.assert_close(kl_teacher(nets, x, y)(x_adv), expected)
 
 
 def test_part_from_teacher_follows_the_gradient_of_both_networks_at_the_same_image(linear_nets, views):
     (nets, _), (x, x_adv, y) = linear_nets, views
-    ours = part_from_teacher(nets, x, y)(x_adv)
+    ours = kl_teacher_student(nets, x, y)(x_adv)
     expected = divergence(nets.teacher(x_adv).softmax(1), nets.student(x_adv).softmax(1))
     torch.testing.assert_close(ours, expected)
     gradient, full = (torch.autograd.grad(value.sum(), x_adv)[0] for value in (ours, expected))
     torch.testing.assert_close(gradient, full)
     for half in (Nets(lambda z: nets.student(x), nets.teacher), Nets(nets.student, lambda z: nets.teacher(x))):
-        assert torch.autograd.grad(part_from_teacher(half, x, y)(x_adv).sum(), x_adv)[0].abs().max() > 0
+        assert torch.autograd.grad(kl_teacher_student(half, x, y)(x_adv).sum(), x_adv)[0].abs().max() > 0
 
 
 # --- weights ------------------------------------------------------------------------------------------------------
@@ -717,7 +717,7 @@ def test_gairats_watch_counts_each_images_own_iterates(make_net, batch):
     (x, y), net = batch, make_net().eval()
     watch, steps = CountIterates(x, y, 0.1), torch.tensor([0, 1, 2, 3, 4, 5])
     heard = watch.listen(net)
-    objective = fool_label(Nets(heard), x, y)
+    objective = ce_label(Nets(heard), x, y)
     pgd(objective, x, epsilon=0.1, step_size=0.02, steps=steps, rule=watch)
     assert watch.seen()["asked"].equal(steps)
     assert (watch.seen()["kappa"] <= steps).all()

@@ -7,9 +7,9 @@ import yaml
 from torch import nn
 
 from lib import ROOT
-from lib.checkpoints import load_weights, save_weights
 from lib.errors import UserError
 from lib.models import MODELS, build
+from lib.models.checkpoints import load_weights, save_weights
 from lib.models.preact_resnet import PreActBlock, PreActResNet
 from lib.models.resnet import ResNet
 from lib.models.vgg import VGG

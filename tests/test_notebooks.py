@@ -11,15 +11,15 @@ import yaml
 from small import SETTINGS
 from test_checkpoints import Hostile
 
-from lib import ROOT, speed
-from lib.classifier import Classifier
+from lib import ROOT, benchmark
+from lib.experiment.parameters import PARAMS, Parameters
+from lib.experiment.your_model import Classifier
 from lib.models import build
-from lib.parameters import PARAMS, Parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = [path for path in NOTEBOOKS if (PARAMS / "tables" / f"{path.stem}.yaml").exists()]
 DECLARED = {  # notebooks that are not about a table
-    "benchmark_speed": speed.SpeedParameters,
+    "benchmark_speed": benchmark.SpeedParameters,
     "speedrun_robust": partial(Parameters, seeds=[0, 1, 2]),
     "evaluate_your_model": Classifier,
 }

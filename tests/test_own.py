@@ -6,7 +6,7 @@ from torch import nn
 
 from lib.data import Split
 from lib.errors import UserError
-from lib.evaluate import PROTOCOLS, Column, accuracy, columns_of, evaluate, report
+from lib.evaluate import PROTOCOLS, AttackSpec, accuracy, columns_of, evaluate, report
 
 CHANGES = {
     "PGD-20": {"steps": 2},
@@ -132,15 +132,15 @@ class Brittle(Broken):
 def test_a_network_that_answers_nan_when_judged_stops_the_evaluation(images):
     net, x, y = images
     with pytest.raises(UserError, match="not finite .* on 12 of 12 images"):
-        evaluate(Brittle(net, None), Split(x, y), (Column("FGSM", "fgsm", 0.3),))
+        evaluate(Brittle(net, None), Split(x, y), (AttackSpec("FGSM", "fgsm", 0.3),))
 
 
 def test_restarts_leave_right_what_every_one_of_them_leaves_right(images):
     net, x, y = images
-    column = Column("PGD", "pgd", 0.2, 0.05, 2, restarts=4)
-    flags = [accuracy(net, Split(x, y), Column("PGD", "pgd", 0.2, 0.05, 2, seed=seed)).k for seed in range(8)]
+    column = AttackSpec("PGD", "pgd", 0.2, 0.05, 2, restarts=4)
+    flags = [accuracy(net, Split(x, y), AttackSpec("PGD", "pgd", 0.2, 0.05, 2, seed=seed)).k for seed in range(8)]
     assert accuracy(net, Split(x, y), column).k <= max(flags)
-    longer = Column("PGD-5", "pgd", 0.2, 0.05, 5, restarts=4)
+    longer = AttackSpec("PGD-5", "pgd", 0.2, 0.05, 5, restarts=4)
     both = evaluate(net, Split(x, y), (column, longer))
     assert both == [accuracy(net, Split(x, y), one) for one in (column, longer)]
 
@@ -149,23 +149,23 @@ def test_x_is_crafted_in_bf16_where_the_column_says_so_and_judged_in_fp32(images
     net, x, y = images
     seen = []
     net[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    accuracy(net, Split(x, y), Column("PGD", "pgd", 0.2, 0.05, 3, crafting="bf16"))
+    accuracy(net, Split(x, y), AttackSpec("PGD", "pgd", 0.2, 0.05, 3, crafting="bf16"))
     assert seen[-1] == torch.float32
     spied = nn.Sequential(net[0], nn.BatchNorm2d(4, affine=False, track_running_stats=False), *net[2:])
     seen.clear()
-    accuracy(spied.eval(), Split(x, y), Column("PGD", "pgd", 0.2, 0.05, 3, crafting="bf16"))
+    accuracy(spied.eval(), Split(x, y), AttackSpec("PGD", "pgd", 0.2, 0.05, 3, crafting="bf16"))
     assert seen[1:-1] == [torch.bfloat16] * 3
 
 
 def test_restarts_of_an_attack_without_a_random_start_are_refused():
     with pytest.raises(UserError, match="restarts go with a random start; fgsm has none"):
-        Column("FGSM", "fgsm", 0.1, restarts=2)
+        AttackSpec("FGSM", "fgsm", 0.1, restarts=2)
 
 
 @pytest.mark.parametrize("attack", ["pgd_frozen", "autoattack", "cw2"])
 def test_an_attack_that_judges_on_its_way_is_not_crafted_in_bf16(attack):
     with pytest.raises(UserError, match=f"{attack} judges while it crafts"):
-        Column("C", attack, 0.1, 0.02, 3, crafting="bf16")
+        AttackSpec("C", attack, 0.1, 0.02, 3, crafting="bf16")
 
 
 def test_labels_of_any_whole_type_and_images_of_any_float_type_will_do(images):

@@ -4,12 +4,12 @@ from random import Random
 import pytest
 
 from lib.errors import UserError
-from lib.evaluate import Accuracy, Column, contradictions, mcnemar, paired, worst_case
+from lib.evaluate import Accuracy, AttackSpec, contradictions, mcnemar, paired, worst_case
 
 
 def found(name, attack, flags, **settings):
     settings = {"steps": 5} | settings if attack in ("pgd", "pgd_frozen", "cw2") else settings
-    return Accuracy(Column(name, attack, **settings), flags.count("1"), len(flags), flags)
+    return Accuracy(AttackSpec(name, attack, **settings), flags.count("1"), len(flags), flags)
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 1), (9, 2), (6, 6)])

@@ -2,10 +2,10 @@ import pytest
 import yaml
 
 from lib.errors import UserError
-from lib.evaluate import PRESETS, Column
+from lib.evaluate import PRESETS, AttackSpec
+from lib.experiment.parameters import PARAMS, Parameters, device_of, injected_names, load_scale, validate
 from lib.methods import METHODS
 from lib.models import MODELS
-from lib.parameters import PARAMS, Parameters, check, device_of, injected_names, load_scale
 
 SCALES = sorted(path.stem for path in PARAMS.glob("*.yaml"))
 
@@ -17,11 +17,11 @@ def test_what_papermill_injects_is_read_from_the_kernel_history():
 
 def test_an_unknown_injected_parameter_is_refused_with_the_valid_names():
     with pytest.raises(UserError, match=r"unknown parameter 'sclae'; choose from: scale, rows"):
-        check({"In": ["# Parameters\nsclae = 'gpu'\n"]})
+        validate({"In": ["# Parameters\nsclae = 'gpu'\n"]})
 
 
 def test_names_that_the_user_made_himself_are_no_parameters():
-    assert check({"In": ["mine = 3"], "mine": 3, "scale": "gpu"}) == Parameters(scale="gpu")
+    assert validate({"In": ["mine = 3"], "mine": 3, "scale": "gpu"}) == Parameters(scale="gpu")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_names_that_the_user_made_himself_are_no_parameters():
 )
 def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, said):
     with pytest.raises(UserError, match=said):
-        check({name: value})
+        validate({name: value})
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_column_carries_only_the_radii_its_attack_heeds():
 
 def test_a_column_of_ones_own_says_its_attack_and_has_the_scales_radius():
     scale = load_scale(Parameters(scale="paper", settings={"columns": {"mine": {"attack": "cw", "steps": 7}}}))
-    assert scale.column("mine") == Column("mine", "cw", 8 / 255, 2 / 255, 7, preset="mine")
+    assert scale.column("mine") == AttackSpec("mine", "cw", 8 / 255, 2 / 255, 7, preset="mine")
 
 
 @pytest.mark.parametrize("scale", ["quick", "gpu", "paper"])
@@ -159,7 +159,7 @@ def test_fewer_test_images_bound_every_column():
 @pytest.mark.parametrize("seeds", [[-1], [10**30]])
 def test_a_seed_that_no_generator_takes_is_refused(seeds):
     with pytest.raises(UserError, match="parameter seeds wants numbers from 0"):
-        check({"seeds": seeds})
+        validate({"seeds": seeds})
 
 
 @pytest.mark.parametrize("setting", [{"momentum": -1.0}, {"momentum": 1.5}, {"weight_decay": -1.0}])

@@ -1,19 +1,19 @@
 import pytest
 import torch
 
-from lib import plain
+from lib.benchmark import plain
 from lib.data import Split
 from lib.errors import UserError
-from lib.evaluate import Column, evaluate
+from lib.evaluate import AttackSpec, evaluate
 
 BALL = {"epsilon": 0.04, "step_size": 0.02, "steps": 6, "batch_size": 7}
 COLUMNS = (
-    Column("clean", "clean"),
-    Column("FGSM", "fgsm", 0.04),
-    *(Column(f"PGD-{steps}", "pgd_frozen", **{**BALL, "steps": steps}) for steps in (2, 6)),
-    Column("PGD", "pgd", **BALL),
-    Column("CW", "cw_frozen", **BALL, seed=2),
-    Column("AA", "autoattack", 0.04, batch_size=7, seed=3, stages=("apgd-ce",)),
+    AttackSpec("clean", "clean"),
+    AttackSpec("FGSM", "fgsm", 0.04),
+    *(AttackSpec(f"PGD-{steps}", "pgd_frozen", **{**BALL, "steps": steps}) for steps in (2, 6)),
+    AttackSpec("PGD", "pgd", **BALL),
+    AttackSpec("CW", "cw_frozen", **BALL, seed=2),
+    AttackSpec("AA", "autoattack", 0.04, batch_size=7, seed=3, stages=("apgd-ce",)),
 )
 
 
@@ -58,4 +58,4 @@ def test_parameters_want_gradients_on_the_plain_path_and_none_is_left_behind(cas
 
 def test_an_attack_that_no_helper_has_is_refused(case):
     with pytest.raises(UserError, match="plain path 'cw2'"):
-        plain.evaluate(*case, (Column("CW2", "cw2", steps=2),))
+        plain.evaluate(*case, (AttackSpec("CW2", "cw2", steps=2),))

@@ -1,8 +1,8 @@
 import pytest
 
 from lib.errors import UserError
-from lib.evaluate import ATTACKS, PRESETS, PROTOCOLS, STAGES, STEPPED, all_said, at_radius, columns_of
-from lib.evaluate.presets import RADIUS, STEP
+from lib.evaluate import ATTACKS, PRESETS, PROTOCOLS, STAGES, STEPPED, at_radius, columns_of, describe_all
+from lib.evaluate.protocols import RADIUS, STEP
 
 
 def measured(protocol):
@@ -87,9 +87,9 @@ def test_columns_take_changes_by_name_and_refuse_what_they_do_not_know():
 
 
 def test_what_all_attacks_share_is_said_once():
-    said = all_said(columns_of("d2r"))
+    said = describe_all(columns_of("d2r"))
     assert said.count("seed 0") == said.count("crafted in fp32") == 1
     assert "all: restarts 1, seed 0, crafted in fp32" in said
     assert "PGD-20, attack PGD on the cross-entropy, an image stays where it is first wrong, radius 8/255" in said
-    apart = all_said((PRESETS["PGD-10"], PRESETS["PGD-20"], columns_of("common", changes={"AA": {"seed": 4}})[-1]))
+    apart = describe_all((PRESETS["PGD-10"], PRESETS["PGD-20"], columns_of("common", changes={"AA": {"seed": 4}})[-1]))
     assert "seed 4" in apart

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from lib import progress
-from lib.progress import Progress, clock
+from lib.experiment import progress
+from lib.experiment.progress import Progress, clock
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.engine.recast import Cast, recast
-from lib.train import in_precision
+from lib.attacks.engine import in_precision
+from lib.attacks.recast import Cast, recast
 
 
 def loss_of(net, x):

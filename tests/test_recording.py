@@ -9,11 +9,13 @@ import torch
 from recorder import Recorder
 from torch import nn
 
-from lib.attacks import pgd
+from lib.attacks import engine
+from lib.attacks.levers import PLAIN
+from lib.attacks.pgd import pgd
+from lib.attacks.recorded import Captured
 from lib.data import Split
-from lib.engine import PLAIN, Captured, core
 from lib.methods import METHODS
-from lib.train import Around, Schedule, Training
+from lib.train import Schedule, Training, TrainingExtras
 
 ATTACKING = [name for name, method in METHODS.items() if method.objective is not None]
 BATCHES = 3  # the last of them is smaller
@@ -31,7 +33,7 @@ def trained(name, nets, levers):
         Split(images, torch.arange(10)),
         Schedule(2, batch_size=4, lr=0.05),
         lambda net: 0.0,
-        around=Around(other if method.trains_guide else None),
+        extras=TrainingExtras(other if method.trains_guide else None),
         levers=levers,
     )
     training.epoch()
@@ -41,7 +43,7 @@ def trained(name, nets, levers):
 @pytest.mark.parametrize("name", ATTACKING)
 def test_a_method_whose_attack_is_recorded_reaches_the_plain_paths_weights(name, make_net, monkeypatch):
     graph = Recorder()
-    monkeypatch.setattr(core, "on_cuda", graph)
+    monkeypatch.setattr(engine, "on_cuda", graph)
     nets = make_net(), make_net()
     plain, recorded = (trained(name, nets, levers) for levers in (PLAIN, replace(PLAIN, folding=True, cuda_graph=True)))
     method = METHODS[name]

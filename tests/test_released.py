@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from lib import released, speed
-from lib.attacks import at_image, pgd
-from lib.cost import counted
+from lib import benchmark
+from lib.attacks.levers import PLAIN, STANDARD, Levers
+from lib.attacks.pgd import at_image, pgd
+from lib.benchmark import released
+from lib.benchmark.released import Ball
 from lib.data import Split
-from lib.engine import PLAIN, STANDARD, Levers
+from lib.experiment.cost import counted
 from lib.losses import cross_entropy
 from lib.methods import METHODS
 from lib.models import build
-from lib.released import Ball
 
 BALL = Ball(0.1, 0.03, 4)
 
@@ -29,7 +30,7 @@ def small_net():
 
 def case_of(name, batch):
     x, y = batch
-    made = speed.case(name, small_net, x, y, 0.1, 4)
+    made = benchmark.case(name, small_net, x, y, 0.1, 4)
     made.nets.student.eval()
     for module in (made.nets.student[1], *([made.nets.other[1]] if len(list(made.nets.other.children())) else [])):
         module.running_mean += 0.1 * torch.randn(6)
@@ -63,9 +64,9 @@ def test_the_backward_loop_leaves_gradients_on_every_weight_and_ours_leaves_none
 @pytest.mark.parametrize("name", released.RELEASED)
 def test_a_released_training_step_makes_our_images_our_loss_and_our_weights(name, batch):
     case = case_of(name, batch)
-    ours, theirs = speed.training(case), speed.ReleasedStep(case)
+    ours, theirs = benchmark.training(case), benchmark.ReleasedStep(case)
     x_adv, loss = theirs()
-    crafted, _ = speed.training(case).attacked(case.x, case.y, settings_of(ours))
+    crafted, _ = benchmark.training(case).attacked(case.x, case.y, settings_of(ours))
     torch.testing.assert_close(crafted, x_adv)
     terms = ours.train_step(case.x, case.y)
     assert float(sum(terms.values())) == pytest.approx(float(loss), rel=1e-5)
@@ -77,7 +78,7 @@ def test_a_released_training_step_makes_our_images_our_loss_and_our_weights(name
 @pytest.mark.parametrize("name", released.RELEASED)
 def test_after_two_steps_both_networks_are_the_released_forms_statistics_and_all(name, batch):
     case = case_of(name, batch)
-    ours, theirs = speed.training(case), speed.ReleasedStep(case)
+    ours, theirs = benchmark.training(case), benchmark.ReleasedStep(case)
     for _ in range(2):
         theirs()
         ours.generator.manual_seed(0)  # the released form begins where it began
@@ -95,15 +96,15 @@ def counting(net, log):
 
 
 def settings_of(training):
-    strategy = training.around.strategy
+    strategy = training.extras.strategy
     return {} if strategy is None else strategy.settings(training, training.data.images)
 
 
 def test_images_of_las_at_that_are_finished_wait_in_the_released_form_only(batch):
-    case = case_of(speed.LAS, batch)
+    case = case_of(benchmark.LAS, batch)
     assert len(case.ball.steps.unique()) > 1
     seen = {"ours": 0, "released": 0}
-    ours, nets = speed.training(case), released.PlainNets(case.nets.student)
+    ours, nets = benchmark.training(case), released.PlainNets(case.nets.student)
 
     def count(name):
         return lambda module, given, out: seen.update({name: seen[name] + len(out)})
@@ -136,35 +137,35 @@ SAVED = {  # operations of the released step over ours, ten attack steps: what m
     "d2r_as_released": 1.30,
     "adaad": 1.04,  # no backward of the clean term, whose weight is 0
     "dgad": 1.0,
-    speed.LAS: 2.4,  # and images that are finished leave
+    benchmark.LAS: 2.4,  # and images that are finished leave
 }
 
 
 @pytest.mark.parametrize("name", released.RELEASED)
 def test_a_training_step_saves_the_share_of_operations_that_it_did(name):
     torch.manual_seed(0)
-    x, y = speed.noise(8, 16, torch.device("cpu"))
-    case = speed.case(name, partial(build, "ResNet10-w8", classes=10), x, y, 0.03, 10)
-    theirs, ours = speed.ReleasedStep(case), speed.training(case)
+    x, y = benchmark.noise(8, 16, torch.device("cpu"))
+    case = benchmark.case(name, partial(build, "ResNet10-w8", classes=10), x, y, 0.03, 10)
+    theirs, ours = benchmark.ReleasedStep(case), benchmark.training(case)
     assert counted(theirs) / counted(lambda: ours.train_step(x, y)) >= 0.99 * SAVED[name]
 
 
 def test_a_gradient_costs_a_forward_and_a_backward_for_the_input_and_a_backward_loop_half_as_much_again():
-    x, y = speed.noise(4, 16, torch.device("cpu"))
+    x, y = benchmark.noise(4, 16, torch.device("cpu"))
     net = build("ResNet10-w8", classes=10).eval()
     forward = counted(lambda: net(x))
-    ours = counted(speed.attack_of(net, x, y, 0.03, 4, STANDARD))
+    ours = counted(benchmark.attack_of(net, x, y, 0.03, 4, STANDARD))
     looped = counted(lambda: released.pgd_with_backward(net, x, y, x, Ball(0.03, 0.01, 4)))
     assert ours / (4 * forward) == pytest.approx(2, rel=0.03)
     assert looped / ours == pytest.approx(1.5, rel=0.03)
 
 
 def test_bf16_and_folding_do_the_same_operations():
-    x, y = speed.noise(4, 16, torch.device("cpu"))
+    x, y = benchmark.noise(4, 16, torch.device("cpu"))
     net = build("ResNet10-w8", classes=10).eval()
     done = []
     for levers in (PLAIN, STANDARD, Levers(bf16=True)):
-        attack = speed.attack_of(net, x, y, 0.03, 2, levers)
+        attack = benchmark.attack_of(net, x, y, 0.03, 2, levers)
         attack()  # bf16 is tried on one image first, once
         done.append(counted(attack))
     assert done[1:] == pytest.approx(done[:-1], rel=0.01)
@@ -172,7 +173,7 @@ def test_bf16_and_folding_do_the_same_operations():
 
 @pytest.mark.parametrize("name", released.RELEASED)
 def test_the_memory_of_a_step_in_bf16_is_well_below_the_released_forms(name):
-    x, y = speed.noise(32, 32, torch.device("cpu"))
-    cases = {name: speed.case(name, partial(build, "ResNet10-w8", classes=10), x, y, 0.03, 1)}
+    x, y = benchmark.noise(32, 32, torch.device("cpu"))
+    cases = {name: benchmark.case(name, partial(build, "ResNet10-w8", classes=10), x, y, 0.03, 1)}
     levers = Levers(folding=True, channels_last=True, bf16=True, leave=True, in_backward=True)
-    assert speed.memory(cases, levers, torch.device("cpu")).share.item() < 0.6
+    assert benchmark.memory(cases, levers, torch.device("cpu")).share.item() < 0.6

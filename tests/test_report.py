@@ -6,14 +6,15 @@ import pytest
 import torch
 from small import parameters
 
-from lib import figures, report
-from lib.evaluate import Accuracy, Column, wilson
-from lib.experiment import Result, open_table
-from lib.report import compare, gains, reported_table, save
+from lib import report
+from lib.evaluate import Accuracy, AttackSpec, wilson
+from lib.experiment.opening import open_table
+from lib.experiment.planning import Result
+from lib.experiment.spec import GivenWeights
+from lib.experiment.table import Table
+from lib.methods.strategies import STRATEGIES
+from lib.report import compare, figures, gains, reported_table, save
 from lib.report.compare import _marks_of_measured, _marks_of_reported
-from lib.spec import GivenWeights
-from lib.strategies import STRATEGIES
-from lib.table import Table
 
 COLUMNS = ("Clean", "FGSM", "PGD", "CW2", "AA")
 
@@ -29,7 +30,7 @@ def right(hits: int) -> str:
 
 
 def result(row: str, hits: int, teacher: str = "", seed: int = 0) -> Result:
-    accuracies = tuple(Accuracy(Column(name, "clean"), hits, 20, right(hits)) for name in COLUMNS)
+    accuracies = tuple(Accuracy(AttackSpec(name, "clean"), hits, 20, right(hits)) for name in COLUMNS)
     return Result("ResNet18", teacher, row, seed, f"{row}{seed}", accuracies)
 
 
@@ -269,7 +270,9 @@ def test_histories_are_named_by_row_and_by_seed_where_there_are_several_and_give
         table = open_table("table1_las_at", parameters(tmp_path, rows=rows, students=[], teachers=[], seeds=seeds))
         told = report.histories(table)
         assert list(told) == names
-        assert list(told.values()) == [table.place.store.folder(c.network.digest) / "history.json" for c in table.cells]
+        assert list(told.values()) == [
+            table.workspace.store.folder(c.network.digest) / "history.json" for c in table.cells
+        ]
     first = replace(table.cells[0], network=GivenWeights("ResNet8-w8", "0" * 64))
     assert list(report.histories(replace(table, cells=(first, *table.cells[1:])))) == names[1:]
 
@@ -365,14 +368,14 @@ def test_the_reported_table_is_the_papers(table):
 
 def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
     table = open_table("table4_dgad", parameters(tmp_path))
-    columns = [Column("Clean", "clean"), Column("PGD-20", "pgd", steps=20)]
+    columns = [AttackSpec("Clean", "clean"), AttackSpec("PGD-20", "pgd", steps=20)]
 
     def row(name: str, digest: str, *hits: int) -> Result:
         accuracies = tuple(Accuracy(c, k, 20, right(k)) for c, k in zip(columns, hits, strict=True))
         return Result("ResNet18", "", name, 0, digest, accuracies)
 
     mine = [row("PGD-AT", table.cells[0].network.digest, 19, 15), row("DGAD", table.cells[1].network.digest, 18, 14)]
-    shown = report.floor(table, [*mine, row("Natural", "n", 20, 1)]).set_index("attack")
+    shown = report.undefended_control(table, [*mine, row("Natural", "n", 20, 1)]).set_index("attack")
     assert shown.loc["PGD-20"].tolist() == ["ResNet18", 5.0, "DGAD", 70.0]
 
 

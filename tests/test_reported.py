@@ -3,11 +3,11 @@ import yaml
 
 from lib import ROOT
 from lib.evaluate import PROTOCOLS
+from lib.experiment.opening import open_table
+from lib.experiment.parameters import PARAMS, Parameters, load_scale
 from lib.methods import METHODS
-from lib.parameters import PARAMS, Parameters, load_scale
+from lib.methods.strategies import STRATEGIES
 from lib.report import reported_table, row_key
-from lib.strategies import STRATEGIES
-from lib.table import open_table
 
 REPORTED = sorted((PARAMS / "reported").glob("*.yaml"))
 TABLES = sorted((PARAMS / "tables").glob("*.yaml"))

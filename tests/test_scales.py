@@ -5,9 +5,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from lib import runs
-from lib.parameters import PARAMS, Parameters
-from lib.table import open_table
+from lib.experiment import runs
+from lib.experiment.opening import open_table
+from lib.experiment.parameters import PARAMS, Parameters
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def test_las_at_takes_real_steps_at_the_other_scales(tmp_path, pictures, scale, 
     }
     changes = {"outputs": str(tmp_path / "outputs"), "data_dir": str(pictures), "device": "cpu", "settings": settings}
     table = open_table("table1_las_at", Parameters(scale=scale, rows=[row], **changes))
-    runs.make(table.cells[0].network, table.place)
-    folder = table.place.store.folder(table.cells[0].network.digest)
+    runs.make(table.cells[0].network, table.workspace)
+    folder = table.workspace.store.folder(table.cells[0].network.digest)
     (epoch,) = json.loads((folder / "history.json").read_text())
     assert sum(epoch["strategy"]["chosen"]["epsilon"].values()) == 2
     assert (epoch["strategy"]["reward"] is None) == (row == "k=40")
@@ -64,13 +64,13 @@ def test_the_other_scales_take_real_steps_of_their_real_students(tmp_path, pictu
     table = open_table("table4_dgad", Parameters(scale=scale, **students, **changes))
     for spec in (table.cells[0].network.teacher, table.cells[0].network):
         if spec is not None:
-            runs.make(spec, table.place)
-    folder = table.place.store.folder(table.cells[0].network.digest)
+            runs.make(spec, table.workspace)
+    folder = table.workspace.store.folder(table.cells[0].network.digest)
     assert json.loads((folder / "provenance.json").read_text())["steps"] == 1
     history = json.loads((folder / "history.json").read_text())
     assert sum(history[0][name] for name in ("adv", "clean") if name in history[0]) > 0
-    trained = runs.network(table.cells[0].network, table.data, table.place, "last")
-    fresh = runs.start(table.cells[0].network, table.place).student
+    trained = runs.network(table.cells[0].network, table.data, table.workspace, "last")
+    fresh = runs.start(table.cells[0].network, table.workspace).student
     assert sum(p.numel() for p in trained.parameters()) == 11_173_962
     assert any((a != b).any() for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
 
@@ -103,11 +103,11 @@ def test_dynat_and_d2r_take_real_steps_of_target_and_guide_at_the_other_scales(
     students = [student] if student else []
     table = open_table(name, Parameters(scale=scale, rows=[row], students=students, **changes))
     (cell,) = table.cells
-    runs.make(cell.network, table.place)
-    fresh = runs.start(cell.network, table.place)
-    pairs = [(runs.network(cell.network, cell.data, table.place, "last"), fresh.student)]
+    runs.make(cell.network, table.workspace)
+    fresh = runs.start(cell.network, table.workspace)
+    pairs = [(runs.network(cell.network, cell.data, table.workspace, "last"), fresh.student)]
     if cell.network.guide:
-        pairs.append((runs.guide(cell.network, cell.data, table.place), fresh.guide))
+        pairs.append((runs.guide(cell.network, cell.data, table.workspace), fresh.guide))
     for made, start in pairs:
         moved = [(a != b).any() for a, b in zip(made.parameters(), start.parameters(), strict=True)]
         assert sum(moved) > len(moved) / 2

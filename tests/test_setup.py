@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from lib import ROOT
-from lib.papermill_default_output import ONE, TWO, Engine, missing_output
+from lib.experiment.papermill_default_output import ONE, TWO, Engine, missing_output
 
 CARD = {"torch", "torchvision", "jupyterlab", "papermill", "matplotlib", "seaborn", "nbstripout", "torchattacks"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lib.parameters import Parameters
-from lib.table import open_table
+from lib.experiment.opening import open_table
+from lib.experiment.parameters import Parameters
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@ from dataclasses import fields, replace
 
 import pytest
 
-from lib.errors import UserError, choose
+from lib.errors import UserError, choose, typed
+from lib.experiment.spec import DataSpec, GivenWeights, RunSpec
 from lib.methods import Piecewise
-from lib.spec import DataSpec, GivenWeights, RunSpec, typed
-from lib.strategies import StrategySpec
+from lib.methods.strategy import StrategySpec
 from lib.train import Schedule
-from lib.weights import AWP
+from lib.train.weights import AWP
 
 SPEC = RunSpec(
     data=DataSpec("digits", "00", 0, 100),

@@ -2,8 +2,8 @@
 
 import torch
 
-from lib.benchmark import Timed
-from lib.speed import measure
+from lib.benchmark import measure
+from lib.benchmark.timing import Timed
 
 CPU = torch.device("cpu")
 TIMER = measure.Timer(CPU)

@@ -9,11 +9,11 @@ import yaml
 from small import SETTINGS
 from test_notebooks import NOTEBOOKS, PAPERMILL, code_cells, execute
 
-from lib import ROOT, speed
-from lib.engine import Levers
+from lib import ROOT, benchmark
+from lib.attacks.levers import Levers
+from lib.benchmark import run as speed_run
 from lib.errors import UserError
-from lib.parameters import Parameters
-from lib.speed import run as speed_run
+from lib.experiment.parameters import Parameters
 
 (PATH,) = [path for path in NOTEBOOKS if path.stem == "benchmark_speed"]
 CPU = torch.device("cpu")
@@ -48,12 +48,12 @@ def test_the_speed_notebook_runs_and_leaves_its_tables_and_says_that_there_is_no
     bars = pd.read_csv(tmp_path / "tables" / "benchmark_speed_bars.csv", index_col="what")
     assert set(bars["gpu: measured"]) == {"not measured here"}
     measured = bars[bars["cpu: measured"] != "not measured here"]
-    assert {name.rpartition(", ")[2] for name in measured.index if name.startswith(speed.STEP)} == {
+    assert {name.rpartition(", ")[2] for name in measured.index if name.startswith(benchmark.STEP)} == {
         "PGD-AT",
         "LAS-PGD-AT",
     }
-    assert set(measured["cpu: met"][[speed.PGD, speed.STEP + "PGD-AT"]]) == {"not the bar's setting"}
-    assert measured.loc[speed.EXACT, ["cpu: measured", "cpu: met"]].tolist() == ["0", "met"]
+    assert set(measured["cpu: met"][[benchmark.PGD, benchmark.STEP + "PGD-AT"]]) == {"not the bar's setting"}
+    assert measured.loc[benchmark.EXACT, ["cpu: measured", "cpu: met"]].tolist() == ["0", "met"]
     agreement = pd.read_csv(tmp_path / "tables" / "benchmark_speed_agreement.csv", index_col=0)
     assert agreement.loc["all of them", "judged otherwise"] <= 0.01 * agreement.loc["all of them", "of"]
 
@@ -91,7 +91,7 @@ def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_go
 def test_what_the_speed_notebook_cannot_do_is_refused_in_one_sentence(given, said):
     injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
     with pytest.raises(UserError, match="^" + said.replace("(", "\\(")):
-        speed.check({"In": [injected], **given})
+        benchmark.check({"In": [injected], **given})
 
 
 def test_what_means_nothing_in_the_speed_run_is_refused_there():
@@ -101,22 +101,27 @@ def test_what_means_nothing_in_the_speed_run_is_refused_there():
 
 def test_outputs_that_cannot_be_written_are_said_before_anything_is_measured():
     with pytest.raises(UserError, match="cannot write"):
-        speed.check({"outputs": "Makefile/below"})
+        benchmark.check({"outputs": "Makefile/below"})
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
 
 
 def test_a_bar_is_met_from_its_value_on_and_memory_up_to_it():
-    measured = {speed.PGD: 2.4, speed.STEP + "TRADES": 1.99, speed.MEMORY + "TRADES": 0.6, speed.MEMORY + "DGAD": 0.61}
-    verdict = speed.bars(measured, CPU, speed.SpeedParameters())["cpu: met"]
+    measured = {
+        benchmark.PGD: 2.4,
+        benchmark.STEP + "TRADES": 1.99,
+        benchmark.MEMORY + "TRADES": 0.6,
+        benchmark.MEMORY + "DGAD": 0.61,
+    }
+    verdict = benchmark.bars(measured, CPU, benchmark.SpeedParameters())["cpu: met"]
     assert [verdict[name] for name in measured] == ["met", "not met", "met", "not met"]
-    assert verdict[speed.PEAK] == ""
+    assert verdict[benchmark.PEAK] == ""
 
 
 def test_the_share_of_a_gpus_peak_has_a_bar_of_its_own_for_the_wide_network():
     shares = [
-        speed.bars({}, CPU, speed.SpeedParameters(model=model)).loc[speed.PEAK, "gpu: bar"]
+        benchmark.bars({}, CPU, benchmark.SpeedParameters(model=model)).loc[benchmark.PEAK, "gpu: bar"]
         for model in ("ResNet18", "WideResNet-34-10")
     ]
     assert shares == ["at least 0.35", "at least 0.5"]
@@ -126,27 +131,27 @@ def test_the_share_of_a_gpus_peak_has_a_bar_of_its_own_for_the_wide_network():
     "other", [{"steps": 10}, {"side": 16}, {"batch_size": 32}, {"attack_steps": 5}, {"model": "MobileNetV2"}]
 )
 def test_a_bar_is_not_judged_by_another_network_or_size_than_it_was_set_for(other):
-    measured = {speed.PGD: 9.0, speed.EXACT: 1.0}
-    verdict = speed.bars(measured, CPU, speed.SpeedParameters(**other))["cpu: met"]
-    assert verdict[speed.PGD] == "not the bar's setting"
-    assert verdict[speed.EXACT] == "not met"  # which has a network of its own
+    measured = {benchmark.PGD: 9.0, benchmark.EXACT: 1.0}
+    verdict = benchmark.bars(measured, CPU, benchmark.SpeedParameters(**other))["cpu: met"]
+    assert verdict[benchmark.PGD] == "not the bar's setting"
+    assert verdict[benchmark.EXACT] == "not met"  # which has a network of its own
 
 
 def test_the_bars_hear_of_flags_and_points_what_the_agreement_found():
     lines = {"folding": (0.0, 0, 500), "bf16": (-0.4, 2, 500), "all of them": (0.2, 6, 500)}
     frame = pd.DataFrame.from_dict(lines, orient="index", columns=["shift", "judged otherwise", "of"])
-    found = speed.changes(frame, Levers(folding=True, bf16=True))
-    assert found == {speed.EXACT: 0.0, speed.FLAGS: 0.012, speed.SHIFT: 0.4}
-    exact = speed.changes(frame.drop(index="bf16"), Levers(folding=True))
-    assert exact == {speed.EXACT: 6.0}
+    found = benchmark.changes(frame, Levers(folding=True, bf16=True))
+    assert found == {benchmark.EXACT: 0.0, benchmark.FLAGS: 0.012, benchmark.SHIFT: 0.4}
+    exact = benchmark.changes(frame.drop(index="bf16"), Levers(folding=True))
+    assert exact == {benchmark.EXACT: 6.0}
 
 
 def test_the_curves_have_points_for_each_kind_of_device_or_those_that_are_given():
-    asked = speed.SpeedParameters()
+    asked = benchmark.SpeedParameters()
     assert asked.points(CPU)[1]["batch"] < asked.points(torch.device("cuda"))[1]["batch"]
-    assert speed.SpeedParameters(curve={"side": [8, 16]}).points(CPU)[1] == {"side": [8, 16]}
+    assert benchmark.SpeedParameters(curve={"side": [8, 16]}).points(CPU)[1] == {"side": [8, 16]}
 
 
 def test_the_growth_of_a_linear_cost_is_one():
     lines = [{"axis": "steps", "value": v, "form": "ours", "seconds": 3.0 * v} for v in (2, 4, 8)]
-    assert speed.growth(pd.DataFrame(lines)).loc["steps", "ours"] == pytest.approx(1)
+    assert benchmark.growth(pd.DataFrame(lines)).loc["steps", "ours"] == pytest.approx(1)

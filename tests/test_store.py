@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lib.errors import UserError
-from lib.store import Store, write_atomically
+from lib.experiment.store import Store
+from lib.files import write_atomically
 
 
 def full_disk(*_: object) -> None:

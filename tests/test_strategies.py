@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, nn
 
-from lib import strategies
-from lib.attacks import pgd, uniform_in_image
+from lib.attacks.pgd import pgd, uniform_in_image
 from lib.data import Split
 from lib.errors import UserError
 from lib.losses import reinforce, smoothed_cross_entropy
-from lib.methods import METHODS
-from lib.strategies import ATTACK_SETTINGS, STRATEGIES, StrategySpec, draw, las_at, log_prob, scaled
-from lib.strategies.las_at import judged_as_released
-from lib.train import Around, Schedule, Training
-from lib.weights import AWP
+from lib.methods import METHODS, las_at, strategies
+from lib.methods.las_at import judged_as_released
+from lib.methods.strategies import STRATEGIES, scaled
+from lib.methods.strategy import ATTACK_SETTINGS, StrategySpec, draw, log_prob
+from lib.train import Schedule, Training, TrainingExtras
+from lib.train.weights import AWP
 
 EPSILON = 0.05
 OPTIONS = (("epsilon", (0.02, 0.1)), ("step_size", (0.01, 0.03)), ("steps", (1.0, 2.0, 3.0)))
@@ -42,7 +42,7 @@ def built(spec):
     return strategies.build(spec, policy(spec) if strategies.needs_network(spec) else None)
 
 
-def make_training(student, strategy, method="pgd_at", *, epochs=1, attack=None, around=None, **settings):
+def make_training(student, strategy, method="pgd_at", *, epochs=1, attack=None, extras=None, **settings):
     """Ten 3x4x4 images in batches of five; the strategy is a spec or ready."""
     strategy = built(strategy) if isinstance(strategy, StrategySpec) else strategy
     data = Split(torch.arange(10 * 48).mul(37).remainder(256).byte().view(10, 3, 4, 4), torch.arange(10))
@@ -54,7 +54,7 @@ def make_training(student, strategy, method="pgd_at", *, epochs=1, attack=None, 
         data,
         Schedule(epochs, batch_size=5, milestones=(9,)),
         lambda net: 0.0,
-        around=replace(around or Around(), strategy=strategy),
+        extras=replace(extras or TrainingExtras(), strategy=strategy),
         **settings,
     )
 
@@ -214,12 +214,12 @@ def test_the_copy_is_w_minus_lr_times_gradient_plus_decay_and_the_target_stays_a
 
 @pytest.mark.parametrize("name", [*NETWORKED, "ohl", "adv_hp"])
 def test_a_step_of_the_strategy_leaves_the_target_its_optimiser_and_its_guide_alone(make_net, batch, name):
-    around = Around(guide=make_net(), awp=AWP(0.01))
-    training = make_training(make_net(), small(name, every=1), "lbgat", around=around)
+    extras = TrainingExtras(guide=make_net(), awp=AWP(0.01))
+    training = make_training(make_net(), small(name, every=1), "lbgat", extras=extras)
     training.train_step(*batch)
     before = [deepcopy(part.state_dict()) for part in (training.student, training.guide)]
     momentum = deepcopy(training.optimizer.state_dict()["state"])
-    training.around.strategy.learn(training, *batch)
+    training.extras.strategy.learn(training, *batch)
     own_batch_norm = name == "las_trades_as_released"  # its L1 sees the target in train mode
     assert same(training.student, before[0]) != own_batch_norm
     assert same(training.guide, before[1])
@@ -271,7 +271,7 @@ def test_the_papers_reward_is_l1_plus_alpha_l2_plus_beta_l3_per_image(make_net, 
     training = make_training(make_net(), replace(LAS_AT, adv=adv, clean=clean), seed=5)
     settings, g = settings_for(6), Generator().manual_seed(5)
     net = deepcopy(training.student).eval()
-    reward = training.around.strategy.reward(training, x, y, settings)
+    reward = training.extras.strategy.reward(training, x, y, settings)
     x_adv = (x + 0.001 * torch.randn(x.shape, generator=g)).clamp(0, 1)
     x_adv = crafted_by_hand(net, x, y, settings, x_adv)
     copy = deepcopy(net).train()
@@ -294,7 +294,7 @@ def test_the_released_reward_is_one_number_for_the_batch_of_cut_l1_and_two_accur
     training = make_training(student, small("las_pgd_at_as_released", hardest=cut), "pgd_at_smoothed", seed=5)
     settings, g = settings_for(40), Generator().manual_seed(5)
     net = deepcopy(training.student).eval()
-    reward = training.around.strategy.reward(training, x, y, settings)
+    reward = training.extras.strategy.reward(training, x, y, settings)
     x_adv = crafted_by_hand(net, x, y, settings, uniform_start(x, g))
     copy = deepcopy(net).train()
     smoothed_cross_entropy(copy(x_adv), y, 0.7).mean().backward()
@@ -321,7 +321,7 @@ def test_the_reward_of_trades_as_released_is_its_own_loss_in_train_mode_with_the
     net = deepcopy(training.student).eval()
     x_adv, _ = training.attacked(x, y, settings)
     training.generator.manual_seed(5)
-    reward = training.around.strategy.reward(training, x, y, settings)
+    reward = training.extras.strategy.reward(training, x, y, settings)
     p, q = (net.train()(z).softmax(1) for z in (x, x_adv))
     expected = clean_loss(net, x, y).mean() + (settings["trade_off"] * (p * (p / q).log()).sum(1)).mean()
     torch.testing.assert_close(reward, expected.expand(6))
@@ -332,14 +332,14 @@ def test_the_reward_of_trades_as_released_is_its_own_loss_in_train_mode_with_the
 def test_coefficients_of_zero_skip_the_copy(make_net, batch, monkeypatch, name):
     training = make_training(make_net(), small(name, adv=0, clean=0, every=1))
     monkeypatch.setattr(training, "after_step", lambda *_, **__: pytest.fail("copied"))
-    training.around.strategy.learn(training, *batch)
-    training.around.strategy.report()
+    training.extras.strategy.learn(training, *batch)
+    training.extras.strategy.report()
 
 
 def test_alpha_zero_skips_the_judging_attack(make_net, batch, monkeypatch):
     training = make_training(make_net(), replace(LAS_AT, adv=0))
     monkeypatch.setattr(las_at, "judged", lambda *_: pytest.fail("attacked"))
-    training.around.strategy.learn(training, *batch)
+    training.extras.strategy.learn(training, *batch)
 
 
 @pytest.mark.parametrize("name", ["las_at", *RELEASED])
@@ -347,8 +347,10 @@ def test_in_bf16_every_forward_of_the_target_its_copy_and_its_guide_is_in_bf16(m
     student, guide, inside = make_net(), make_net(), []
     for net in (student, guide):
         net[0].register_forward_hook(lambda module, inputs, output: inside.append(output.dtype))
-    training = make_training(student, small(name, every=1), "lbgat", around=Around(guide=guide), precision="bf16")
-    training.around.strategy.learn(training, *batch)
+    training = make_training(
+        student, small(name, every=1), "lbgat", extras=TrainingExtras(guide=guide), precision="bf16"
+    )
+    training.extras.strategy.learn(training, *batch)
     assert inside
     assert set(inside) == {torch.bfloat16}
 
@@ -375,7 +377,7 @@ def test_released_attacks_start_in_the_trainings_ball_and_ours_in_the_one_that_w
 def test_las_awps_copy_alone_learns_from_smoothed_labels(make_net, batch, name, share):
     training = make_training(make_net(), small(name))
     x, y = batch
-    copy = training.around.strategy.copied(training, x, x, y, settings_for(6))
+    copy = training.extras.strategy.copied(training, x, x, y, settings_for(6))
     by_hand = deepcopy(training.student).train()
     smoothed_cross_entropy(by_hand(x), y, share).mean().backward()
     for p, q in zip(by_hand.parameters(), copy.parameters(), strict=True):
@@ -416,7 +418,7 @@ def test_the_strategys_rate_falls_with_the_targets_where_the_spec_says_so(make_n
     spec = small(name, every=1)
     training = make_training(make_net(), spec, "trades")
     training.optimizer.param_groups[0]["lr"] /= 10
-    strategy = training.around.strategy
+    strategy = training.extras.strategy
     strategy.learn(training, *batch)
     rate = strategy.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(spec.lr / 10 if spec.lr_falls else spec.lr)
@@ -518,7 +520,7 @@ def test_a_picked_trade_off_reaches_trades_loss_per_image(make_net, batch):
     (trade_off,) = seen
     assert trade_off.shape == (6,)
     assert set(trade_off.tolist()) <= {5.0, 9.0}
-    counts = training.around.strategy.report()["chosen"]["trade_off"]
+    counts = training.extras.strategy.report()["chosen"]["trade_off"]
     assert counts == {"5.0": (trade_off == 5).sum().item(), "9.0": (trade_off == 9).sum().item()}
 
 
@@ -528,17 +530,17 @@ ATTACKING = [name for name, method in METHODS.items() if method.objective is not
 @pytest.mark.parametrize("name", ATTACKING)
 def test_every_method_that_attacks_trains_under_a_learned_strategy_with_awp_and_an_average(make_net, batch, name):
     method = METHODS[name]
-    around = Around(guide=make_net() if method.trains_guide else None, awp=AWP(0.01), average=0.9)
+    extras = TrainingExtras(guide=make_net() if method.trains_guide else None, awp=AWP(0.01), average=0.9)
     teacher = make_net() if method.needs_teacher else None
-    training = make_training(make_net(), LAS_AT, name, around=around, teacher=teacher)
-    before, theta = state_of(training.student), state_of(training.around.strategy.net)
+    training = make_training(make_net(), LAS_AT, name, extras=extras, teacher=teacher)
+    before, theta = state_of(training.student), state_of(training.extras.strategy.net)
     terms = training.train_step(*batch)
     assert all(term.isfinite() for term in terms.values())
     assert not same(training.student, before)
-    assert not same(training.around.strategy.net, theta)
+    assert not same(training.extras.strategy.net, theta)
     assert all(value.isfinite().all() for value in state_of(training.student).values())
     assert training.average.steps == 1
-    assert training.around.strategy.report()["reward"] is not None
+    assert training.extras.strategy.report()["reward"] is not None
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -549,11 +551,11 @@ def test_the_history_says_what_was_picked_each_epoch_image_by_image(make_net, na
         if name == "cat":
             assert row["strategy"] == {"level": row["epoch"] - 1}  # the score stands still
             continue
-        for setting, values in training.around.strategy.spec.options:
+        for setting, values in training.extras.strategy.spec.options:
             counts = row["strategy"]["chosen"][setting]
             assert list(map(float, counts)) == list(values)
             assert sum(counts.values()) == 10
-    empty = training.around.strategy.report()
+    empty = training.extras.strategy.report()
     assert name == "cat" or all(sum(counts.values()) == 0 for counts in empty["chosen"].values())
     assert name == "cat" or empty["reward"] is None
 
@@ -779,7 +781,7 @@ def test_attacks_start_in_the_drawn_ball_or_in_the_trainings(make_net, start, wi
     )
     training = make_training(make_net(), spec, "pgd_at_uniform")
     x = torch.full((20, 3, 4, 4), 0.5)
-    begin = training.around.strategy.start(training, uniform_in_image)
+    begin = training.extras.strategy.start(training, uniform_in_image)
     moved = (begin(x, torch.full((20, 1, 1, 1), 0.01), Generator().manual_seed(0)) - x).abs().max()
     assert 0.9 * widest < moved <= widest + 1e-6
 
@@ -791,8 +793,8 @@ def test_the_perturbation_of_another_method_uses_the_weights_of_the_spec(make_ne
         net.load_state_dict(moved[0][1] if moved else net.state_dict())
         before = deepcopy(net.state_dict())
         awp = AWP(0.5, method="trades", weights=(("trade_off", trade_off),))
-        around = Around(awp=awp, awp_method=METHODS["trades"])
-        training = make_training(net, None, around=around)
+        extras = TrainingExtras(awp=awp, awp_method=METHODS["trades"])
+        training = make_training(net, None, extras=extras)
         with training._perturbed(net, batch[0], (batch[0] + 0.05).clamp(0, 1), batch[1], {}):
             moved.append((net[0].weight.detach().clone(), before))
     assert not torch.allclose(moved[0][0], moved[1][0])

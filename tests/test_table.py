@@ -4,16 +4,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import report, runs
-from lib.checkpoints import load_weights, save_weights
+from lib import report
 from lib.errors import UserError
+from lib.experiment import runs
+from lib.experiment.opening import open_table
+from lib.experiment.parameters import PARAMS, Parameters
+from lib.experiment.spec import GivenWeights, RunSpec
 from lib.methods import METHODS, NominalBatch
+from lib.methods.strategies import STRATEGIES
 from lib.models import build
-from lib.parameters import PARAMS, Parameters
-from lib.spec import GivenWeights, RunSpec
-from lib.strategies import STRATEGIES
-from lib.table import open_table
-from lib.weights import AWP
+from lib.models.checkpoints import load_weights, save_weights
+from lib.train.weights import AWP
 
 TABLES = sorted(path.stem for path in (PARAMS / "tables").glob("*.yaml"))
 
@@ -139,7 +140,7 @@ def opened(tmp_path, monkeypatch):
         lines = ["paper: las_at", "item: mine", "title: Mine", "columns: [Clean]", "students: [ResNet18]", "rows:"]
         (tmp_path / "tables").mkdir(exist_ok=True)
         (tmp_path / "tables" / "mine.yaml").write_text("\n".join([*lines, *(f"  - {{row: {row}}}" for row in rows)]))
-        monkeypatch.setattr("lib.table.opening.PARAMS", tmp_path)
+        monkeypatch.setattr("lib.experiment.opening.PARAMS", tmp_path)
         settings = DIGITS | parameters.pop("settings", {})
         given = {"scale": "paper", "outputs": str(tmp_path / "outputs"), "device": "cpu", "settings": settings}
         return open_table("mine", Parameters(**given | parameters))
@@ -303,12 +304,12 @@ def test_a_row_with_strategy_awp_average_and_guide_trains_and_leaves_what_it_mad
     row = f"a, method: lbgat, guide: VGG16, strategy: las_at, {few}, awp: {{gamma: 0.01}}, average: 0.9"
     table = opened(row, scale="quick", settings=settings)
     (cell,) = table.cells
-    runs.make(cell.network, table.place)
-    folder = table.place.store.folder(cell.network.digest)
+    runs.make(cell.network, table.workspace)
+    folder = table.workspace.store.folder(cell.network.digest)
     history = json.loads((folder / "history.json").read_text())
     assert [sum(e["strategy"]["chosen"]["epsilon"].values()) for e in history] == [32, 32]
     assert all(e["strategy"]["reward"] < 0 for e in history)
-    guide = runs.fresh_network(cell.network.guide, cell.data, table.place)
+    guide = runs.fresh_network(cell.network.guide, cell.data, table.workspace)
     load_weights(guide, folder / "guide.safetensors")
 
 

@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from lib.attacks import pgd
+from lib.attacks.engine import in_precision
+from lib.attacks.pgd import pgd
 from lib.data import Split, crop_and_flip
 from lib.errors import UserError
 from lib.losses import cross_entropy
 from lib.methods import METHODS, Method, Piecewise
-from lib.strategies import STRATEGIES, build, needs_network
-from lib.train import Around, Schedule, Training, in_precision, mode
-from lib.weights import AWP
+from lib.methods.strategies import STRATEGIES, build, needs_network
+from lib.models.modes import mode
+from lib.train import Schedule, Training, TrainingExtras
+from lib.train.weights import AWP
 
 ATTACK = partial(pgd, epsilon=0.05, step_size=0.02, steps=1)
 BYTES = torch.arange(10 * 48).mul(37).remainder(256).byte().view(10, 3, 4, 4)
@@ -270,23 +272,23 @@ def make_around(name, make_net, seed):
     torch.manual_seed(seed)
     heads = nn.Linear(48, max(1, sum(spec.sizes)))
     strategy = build(spec, nn.Sequential(nn.Flatten(), nn.BatchNorm1d(48), heads) if needs_network(spec) else None)
-    return Around(guide=make_net(), strategy=strategy, awp=AWP(0.01, warmup=0.2), average=0.9)
+    return TrainingExtras(guide=make_net(), strategy=strategy, awp=AWP(0.01, warmup=0.2), average=0.9)
 
 
 def parts(training):
     """All that has weights."""
-    around = training.around
-    return [p for p in (training.student, around.guide, training.average.net, around.strategy.net) if p is not None]
+    extras = training.extras
+    return [p for p in (training.student, extras.guide, training.average.net, extras.strategy.net) if p is not None]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_run_with_strategy_guide_and_average_continues_bit_for_bit(make_net, name):
     settings = {"epochs": 3, "milestones": (1,), "padding": 1}
     states = []
-    whole = make_training(seeded(make_net), "lbgat", around=make_around(name, make_net, 1), **settings)
+    whole = make_training(seeded(make_net), "lbgat", extras=make_around(name, make_net, 1), **settings)
     whole.run(lambda training: states.append(saved(training)))
     for state in states:
-        other = make_training(seeded(make_net, 2), "lbgat", around=make_around(name, make_net, 3), seed=9, **settings)
+        other = make_training(seeded(make_net, 2), "lbgat", extras=make_around(name, make_net, 3), seed=9, **settings)
         other.load_state_dict(state)
         other.run()
         assert other.history == whole.history
@@ -299,7 +301,7 @@ def test_a_run_with_strategy_guide_and_average_continues_bit_for_bit(make_net, n
 
 
 def test_awp_and_the_reward_forward_the_guide_without_moving_its_statistics(make_net):
-    training = make_training(make_net(), "lbgat", around=make_around("las_at", make_net, 0))
+    training = make_training(make_net(), "lbgat", extras=make_around("las_at", make_net, 0))
     training.run()
     assert training.guide[1].num_batches_tracked == training.step
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Generator
 
-from lib.attacks import PerImage, pgd
+from lib.attacks.pgd import PerImage, pgd
+from lib.attacks.stopping import UntilWrong
+from lib.attacks.trajectory import snapshots
 from lib.losses import cross_entropy, margin
-from lib.trajectory import snapshots
-from lib.watch import UntilWrong
 
 BALL = {"epsilon": 0.1, "step_size": 0.02}
 AT = (1, 3, 6)

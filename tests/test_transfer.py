@@ -4,8 +4,9 @@ from small import parameters
 
 from lib.data import Split
 from lib.errors import UserError
-from lib.evaluate import Column, evaluate
-from lib.experiment import open_table, plan, run
+from lib.evaluate import AttackSpec, evaluate
+from lib.experiment.opening import open_table
+from lib.experiment.planning import plan, run
 
 
 def table7(outputs, **changes):
@@ -15,7 +16,7 @@ def table7(outputs, **changes):
 
 def test_a_transfer_is_made_on_the_surrogate_and_scored_on_the_target(make_net, batch):
     target, surrogate, split = make_net(), make_net(), Split(*batch)
-    column = Column("FGSM", "fgsm", epsilon=0.3, batch_size=len(split.labels))
+    column = AttackSpec("FGSM", "fgsm", epsilon=0.3, batch_size=len(split.labels))
     (transfer,) = evaluate(target, split, (column,), surrogate)
     surrogate.eval()
     x = split.images.clone().requires_grad_()

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lib.attacks import PerImage, at_image, pgd, uniform
+from lib.attacks.pgd import PerImage, at_image, pgd, uniform
+from lib.attacks.stopping import CountRight, UntilConverged, UntilGap, UntilWrong, Watch
 from lib.losses import cross_entropy
-from lib.watch import CountRight, UntilConverged, UntilGap, UntilWrong, Watch
 
 STEP = 0.125  # exact in binary, so that an image's moves can be counted
 STEPS = 4

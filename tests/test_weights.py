@@ -5,7 +5,7 @@ import torch
 
 from lib.errors import UserError
 from lib.losses import cross_entropy
-from lib.weights import AWP, EMA, perturbed
+from lib.train.weights import AWP, EMA, perturbed
 
 GAMMA = 0.05
 

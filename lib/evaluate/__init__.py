@@ -5,14 +5,15 @@
 `report` is for any classifier; the tables call `evaluate`, which keeps every image's flag.
 """
 
+from lib.evaluate.accuracy import VERSION, Resources, accuracy, check_fits, check_perturbation, evaluate, together
+from lib.evaluate.any_model import Report, changed, columns_of, report
+from lib.evaluate.attack_spec import Accuracy, AttackSpec, describe_all, wilson
 from lib.evaluate.attacks import ATTACKS, STAGES, STEPPED, EvaluationAttack
-from lib.evaluate.checks import CHECKS, Finding, sanity
-from lib.evaluate.columns import Accuracy, Column, all_said, wilson
-from lib.evaluate.measure import VERSION, Means, accuracy, check_fits, check_perturbation, evaluate, frozen, together
-from lib.evaluate.own import Report, changed, columns_of, report
-from lib.evaluate.paired import Paired, WorstCase, contradictions, mcnemar, paired, worst_case
-from lib.evaluate.presets import PRESETS, PROTOCOLS, RADIUS, at_radius, heading
+from lib.evaluate.protocols import PRESETS, PROTOCOLS, RADIUS, at_radius, heading
+from lib.evaluate.sanity import CHECKS, Finding, sanity_checks
+from lib.evaluate.significance import Paired, WorstCase, contradictions, mcnemar, paired, worst_case
 from lib.evaluate.strip import strip, summary
+from lib.models.modes import frozen
 
 __all__ = [
     "ATTACKS",
@@ -24,28 +25,28 @@ __all__ = [
     "STEPPED",
     "VERSION",
     "Accuracy",
-    "Column",
+    "AttackSpec",
     "EvaluationAttack",
     "Finding",
-    "Means",
     "Paired",
     "Report",
+    "Resources",
     "WorstCase",
     "accuracy",
-    "all_said",
     "at_radius",
     "changed",
     "check_fits",
     "check_perturbation",
     "columns_of",
     "contradictions",
+    "describe_all",
     "evaluate",
     "frozen",
     "heading",
     "mcnemar",
     "paired",
     "report",
-    "sanity",
+    "sanity_checks",
     "strip",
     "summary",
     "together",

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from lib.attacks import PerImage, at_image, pgd
-from lib.autoattack import STAGES as STAGES
-from lib.autoattack import standard
-from lib.cw2 import cw2
-from lib.jsma import jsma, published_target, wrong_target
+from lib.attacks.autoattack import STAGES as STAGES
+from lib.attacks.autoattack import standard
+from lib.attacks.cw2 import cw2
+from lib.attacks.jsma import jsma, published_target, wrong_target
+from lib.attacks.pgd import PerImage, at_image, pgd
+from lib.attacks.stopping import UntilWrong
 from lib.losses import cross_entropy, margin
 from lib.methods import Net
-from lib.watch import UntilWrong
 
 if TYPE_CHECKING:
-    from lib.evaluate.columns import Column
+    from lib.evaluate.attack_spec import AttackSpec
 
 CONFIDENCE = 50.0  # FAT's, MAIL's and RAT's kappa
 
@@ -26,7 +26,7 @@ def up_to_confidence(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y).clamp(max=CONFIDENCE)
 
 
-def autoattack(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:
+def autoattack(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
     """AutoAttack standard (Croce & Hein 2020), or some of its stages; its flags are those of the authors' code.
 
     Always the standard version's settings: 100 iterations, 9 targets (all wrong classes where there are fewer), 5,000
@@ -44,16 +44,16 @@ def autoattack(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Gene
     return found.x_adv
 
 
-def _clean(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:
+def _clean(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
     return x
 
 
-def _fgsm(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:
+def _fgsm(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
     e = column.epsilon
     return pgd(lambda z: cross_entropy(net(z), y), x, epsilon=e, step_size=e, steps=1, start=at_image)
 
 
-def _fgsm_random(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:
+def _fgsm_random(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
     e = column.epsilon
     return pgd(lambda z: cross_entropy(net(z), y), x, epsilon=e, step_size=e, steps=1, generator=generator)
 
@@ -61,7 +61,7 @@ def _fgsm_random(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Ge
 def _steps(loss: Callable[[Tensor, Tensor], Tensor], freeze: bool) -> Callable[..., Tensor]:
     """PGD on loss(logits, y); with `freeze` an image stays where it is first misclassified."""
 
-    def run(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:
+    def run(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
         watch = UntilWrong(x, y, column.epsilon) if freeze else None
         heard = watch.listen(net) if watch else net
         return pgd(
@@ -77,17 +77,17 @@ def _steps(loss: Callable[[Tensor, Tensor], Tensor], freeze: bool) -> Callable[.
     return run
 
 
-def _cw2(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:
+def _cw2(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
     return cw2(net, x, y, steps=column.steps)
 
 
-def _jsma(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:
+def _jsma(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
     with torch.no_grad():
         classes = net(x[:1]).shape[1]
     return jsma(net, x, wrong_target(y, classes, generator), theta=column.theta, gamma=column.gamma)
 
 
-def _jsma_as_published(net: Net, x: Tensor, y: Tensor, column: "Column", generator: Generator) -> Tensor:
+def _jsma_as_published(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
     return jsma(net, x, published_target(y), theta=column.theta, gamma=column.gamma)
 
 
@@ -103,7 +103,7 @@ STEPPED = {  # PGD on a loss; with True an image stays where it is first misclas
 class EvaluationAttack(NamedTuple):
     """run(net, x, y, column, generator) -> x'; is x' held to epsilon; is x the whole set and not a batch."""
 
-    run: Callable[[Net, Tensor, Tensor, "Column", Generator], Tensor]
+    run: Callable[[Net, Tensor, Tensor, "AttackSpec", Generator], Tensor]
     bounded: bool = True
     whole: bool = False
 

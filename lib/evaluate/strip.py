@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from lib.evaluate.checks import Finding
+from lib.evaluate.sanity import Finding
 
 FIRED, SOUND = "#f4a582", "#d9ead3"
 CELL = "padding: 1px 5px; font-size: 75%; text-align: right; border: 1px solid white"

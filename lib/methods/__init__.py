@@ -12,18 +12,22 @@ KL(T || S) the divergence from the teacher's distribution.
 from functools import partial
 
 from lib import attacks
+from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
 from lib.losses import kl, softmax_distance
-from lib.methods.adversarial import (
-    CountIterates,
-    gair,
-    lbgat,
-    lbgat_frozen,
-    mail,
-    mart,
-    pgd_at_smoothed,
-    trades_smoothed,
+from lib.methods.at import CountIterates, gair, lbgat, lbgat_frozen, mail, mart, pgd_at_smoothed, trades_smoothed
+from lib.methods.core import Method, Net, Nets, NominalBatch, Piecewise, Ramp, Weight, weight_at
+from lib.methods.d2r import d2r, d2r_as_released, d2r_one_sided
+from lib.methods.dgad import (
+    adaad_els,
+    as_taught,
+    dgad,
+    dgad_as_released,
+    dgad_mixing,
+    dgad_mobilenet_as_released,
+    dgad_parts,
+    dgad_smoothing,
 )
-from lib.methods.baselines import (
+from lib.methods.distillation import (
     adaad,
     adaad_as_released,
     akd,
@@ -39,29 +43,16 @@ from lib.methods.baselines import (
     trades,
     trades_as_released,
 )
-from lib.methods.core import Method, Net, Nets, NominalBatch, Piecewise, Ramp, Weight, weight_at
-from lib.methods.d2r import d2r, d2r_as_released, d2r_one_sided
-from lib.methods.dgad import (
-    adaad_els,
-    as_taught,
-    dgad,
-    dgad_as_released,
-    dgad_mixing,
-    dgad_mobilenet_as_released,
-    dgad_parts,
-    dgad_smoothing,
-)
 from lib.methods.dynat import dynat, dynat_smoothed, guides_answer
 from lib.methods.objectives import (
-    fool_label,
-    leave_clean,
-    leave_guide,
-    leave_guide_as_printed,
-    leave_teacher,
-    part_from_teacher,
+    ce_label,
+    kl_clean,
+    kl_guide,
+    kl_guide_as_printed,
+    kl_teacher,
+    kl_teacher_student,
 )
 from lib.methods.rat import rat_trades
-from lib.watch import UntilConverged, UntilGap, UntilWrong
 
 __all__ = [
     "METHODS",
@@ -72,19 +63,19 @@ __all__ = [
     "Piecewise",
     "Ramp",
     "Weight",
+    "ce_label",
     "d2r",
     "dgad",
     "dgad_parts",
     "dynat",
-    "fool_label",
     "gair",
     "guides_answer",
-    "leave_clean",
-    "leave_guide",
-    "leave_guide_as_printed",
-    "leave_teacher",
+    "kl_clean",
+    "kl_guide",
+    "kl_guide_as_printed",
+    "kl_teacher",
+    "kl_teacher_student",
     "mail",
-    "part_from_teacher",
     "weight_at",
 ]
 
@@ -102,30 +93,30 @@ _D2R: dict[str, Weight] = {"guide_weight": 1.0, "adv_weight": 30.0, "skl_weight"
 
 METHODS: dict[str, Method] = {
     "natural": Method("natural training", None, natural),
-    "pgd_at": Method("PGD-AT", fool_label, pgd_at, start=attacks.gaussian_in_image),
+    "pgd_at": Method("PGD-AT", ce_label, pgd_at, start=attacks.gaussian_in_image),
     "pgd_at_as_released": Method(
-        "PGD-AT (AdaAD's code)", fool_label, pgd_at_as_released, start=attacks.gaussian_in_image
+        "PGD-AT (AdaAD's code)", ce_label, pgd_at_as_released, start=attacks.gaussian_in_image
     ),
-    "pgd_at_uniform": Method("PGD-AT (uniform start)", fool_label, pgd_at, start=attacks.uniform_in_image),
+    "pgd_at_uniform": Method("PGD-AT (uniform start)", ce_label, pgd_at, start=attacks.uniform_in_image),
     "pgd_at_uniform_as_released": Method(
-        "PGD-AT (Rice's code, uniform start)", fool_label, pgd_at_as_released, start=attacks.uniform_in_image
+        "PGD-AT (Rice's code, uniform start)", ce_label, pgd_at_as_released, start=attacks.uniform_in_image
     ),
-    "trades": Method("TRADES", leave_clean, trades, {"trade_off": 6.0}),
-    "trades_as_released": Method("TRADES (code)", leave_clean, trades_as_released, {"trade_off": 6.0}),
+    "trades": Method("TRADES", kl_clean, trades, {"trade_off": 6.0}),
+    "trades_as_released": Method("TRADES (code)", kl_clean, trades_as_released, {"trade_off": 6.0}),
     "pgd_at_smoothed": Method(
-        "PGD-AT (smoothed labels)", fool_label, pgd_at_smoothed, {"true_share": 0.7}, attacks.uniform_in_image
+        "PGD-AT (smoothed labels)", ce_label, pgd_at_smoothed, {"true_share": 0.7}, attacks.uniform_in_image
     ),
     "trades_smoothed": Method(
         "TRADES (smoothed labels)",
-        leave_clean,
+        kl_clean,
         trades_smoothed,
         {"trade_off": 6.0, "true_share": 0.9},
         attacks.uniform_in_image,
     ),
-    "mart": Method("MART", fool_label, mart, {"beta": 6.0}),
+    "mart": Method("MART", ce_label, mart, {"beta": 6.0}),
     "fat": Method(
         "FAT",
-        fool_label,
+        ce_label,
         pgd_at,
         start=attacks.uniform_in_image,
         watch=UntilWrong,
@@ -133,7 +124,7 @@ METHODS: dict[str, Method] = {
     ),
     "sat": Method(
         "SAT",
-        fool_label,
+        ce_label,
         pgd_at,
         start=attacks.uniform_in_image,
         watch=UntilGap,
@@ -141,87 +132,85 @@ METHODS: dict[str, Method] = {
     ),
     "dart": Method(
         "DART",
-        fool_label,
+        ce_label,
         pgd_at,
         start=attacks.uniform,
         watch=UntilConverged,
         watch_weights={"bound": Ramp(0.0, 100 / 120, 0.5, 0.0)},
     ),
-    "gairat": Method("GAIRAT", fool_label, gair(pgd_at), _GAIR, start=attacks.uniform_in_image, watch=CountIterates),
+    "gairat": Method("GAIRAT", ce_label, gair(pgd_at), _GAIR, start=attacks.uniform_in_image, watch=CountIterates),
     "gairat_smoothed": Method(
         "GAIRAT (smoothed labels)",
-        fool_label,
+        ce_label,
         gair(pgd_at_smoothed),
         {"true_share": 0.8, **_GAIR},
         start=attacks.uniform_in_image,
         watch=CountIterates,
     ),
-    "mail_at": Method("MAIL-AT", fool_label, mail(pgd_at), _MAIL_AT),
+    "mail_at": Method("MAIL-AT", ce_label, mail(pgd_at), _MAIL_AT),
     "mail_at_smoothed": Method(
-        "MAIL-AT (smoothed labels)", fool_label, mail(pgd_at_smoothed), {"true_share": 0.8, **_MAIL_AT}
+        "MAIL-AT (smoothed labels)", ce_label, mail(pgd_at_smoothed), {"true_share": 0.8, **_MAIL_AT}
     ),
     "mail_trades": Method(
-        "MAIL-TRADES", leave_clean, mail(trades), {"trade_off": 5.0, "bias": 0.0, "slope": 2.0, **_MAIL}
+        "MAIL-TRADES", kl_clean, mail(trades), {"trade_off": 5.0, "bias": 0.0, "slope": 2.0, **_MAIL}
     ),
     "rat_trades": Method(
-        "RAT (TRADES)", leave_clean, rat_trades, {"trade_off": 6.0, "label_share": 0.2}, attack_noise=1e-4
+        "RAT (TRADES)", kl_clean, rat_trades, {"trade_off": 6.0, "label_share": 0.2}, attack_noise=1e-4
     ),
-    "lbgat": _beside("LBGAT", leave_clean, lbgat, {"trade_off": 0.0}),
-    "lbgat_frozen": _distil("LBGAT (guide frozen)", leave_clean, lbgat_frozen, guided=True),
-    "mail_mse": _beside("MAIL (MSE)", fool_label, mail(lbgat, "mse"), {"trade_off": 0.0, **_MAIL_AT}),
-    "dynat": _beside("DYNAT", leave_clean, dynat, _DYNAT),
-    "dynat_inner": _inner("DYNAT-Inner", fool_label, dynat, _DYNAT),
-    "dynat_awp": _beside("DYNAT (AWP's code)", leave_clean, dynat, _DYNAT, guide_forwards=2),
-    "dynat_inner_awp": _inner("DYNAT-Inner (AWP's code)", fool_label, dynat, _DYNAT, guide_forwards=2),
+    "lbgat": _beside("LBGAT", kl_clean, lbgat, {"trade_off": 0.0}),
+    "lbgat_frozen": _distil("LBGAT (guide frozen)", kl_clean, lbgat_frozen, guided=True),
+    "mail_mse": _beside("MAIL (MSE)", ce_label, mail(lbgat, "mse"), {"trade_off": 0.0, **_MAIL_AT}),
+    "dynat": _beside("DYNAT", kl_clean, dynat, _DYNAT),
+    "dynat_inner": _inner("DYNAT-Inner", ce_label, dynat, _DYNAT),
+    "dynat_awp": _beside("DYNAT (AWP's code)", kl_clean, dynat, _DYNAT, guide_forwards=2),
+    "dynat_inner_awp": _inner("DYNAT-Inner (AWP's code)", ce_label, dynat, _DYNAT, guide_forwards=2),
     "dynat_inner_gairat": _inner(
         "DYNAT-Inner-GAIRAT",
-        fool_label,
+        ce_label,
         gair(dynat_smoothed),
         _DYNAT_GAIR,
         start=attacks.uniform_in_image,
         watch=CountIterates,
     ),
-    "dynat_mail_at": _beside("DYNAT-AT-MAIL", fool_label, mail(dynat), {**_DYNAT, **_MAIL_AT}),
-    "dynat_mail_inner": _inner(
-        "DYNAT-MAIL-Inner", fool_label, mail(dynat, label=guides_answer), {**_DYNAT, **_MAIL_AT}
-    ),
-    "d2r": _cag("D2R-CAG", leave_guide_as_printed, d2r, _D2R),
-    "d2r_as_released": _cag("D2R-CAG (code)", leave_guide, d2r_as_released, _D2R),
-    "d2r_summed": _cag("D2R-CAG (sums over classes)", leave_guide_as_printed, partial(d2r, divergence=kl), _D2R),
-    "d2r_one_sided": _cag("D2R-CAG (one side per batch)", leave_guide_as_printed, d2r_one_sided, _D2R),
-    "d2r_no_cag": _cag("D2R", leave_clean, d2r, _D2R, guide_mode="train"),
-    "d2r_no_cag_as_released": _cag("D2R (code)", leave_clean, d2r_as_released, _D2R, guide_mode="train"),
-    "ard": _distil("ARD", fool_label, ard, {"temperature": 30.0}, start=attacks.uniform_in_image),
+    "dynat_mail_at": _beside("DYNAT-AT-MAIL", ce_label, mail(dynat), {**_DYNAT, **_MAIL_AT}),
+    "dynat_mail_inner": _inner("DYNAT-MAIL-Inner", ce_label, mail(dynat, label=guides_answer), {**_DYNAT, **_MAIL_AT}),
+    "d2r": _cag("D2R-CAG", kl_guide_as_printed, d2r, _D2R),
+    "d2r_as_released": _cag("D2R-CAG (code)", kl_guide, d2r_as_released, _D2R),
+    "d2r_summed": _cag("D2R-CAG (sums over classes)", kl_guide_as_printed, partial(d2r, divergence=kl), _D2R),
+    "d2r_one_sided": _cag("D2R-CAG (one side per batch)", kl_guide_as_printed, d2r_one_sided, _D2R),
+    "d2r_no_cag": _cag("D2R", kl_clean, d2r, _D2R, guide_mode="train"),
+    "d2r_no_cag_as_released": _cag("D2R (code)", kl_clean, d2r_as_released, _D2R, guide_mode="train"),
+    "ard": _distil("ARD", ce_label, ard, {"temperature": 30.0}, start=attacks.uniform_in_image),
     "ard_as_released": _distil(
-        "ARD (code)", fool_label, ard_as_released, {"temperature": 30.0}, start=attacks.uniform, attack_mode="train"
+        "ARD (code)", ce_label, ard_as_released, {"temperature": 30.0}, start=attacks.uniform, attack_mode="train"
     ),
-    "iad": _distil("IAD", fool_label, iad, _IAD, start=attacks.uniform_in_image),
+    "iad": _distil("IAD", ce_label, iad, _IAD, start=attacks.uniform_in_image),
     "iad_as_released": _distil(
-        "IAD (code)", fool_label, iad_as_released, _IAD, start=attacks.uniform, attack_mode="train"
+        "IAD (code)", ce_label, iad_as_released, _IAD, start=attacks.uniform, attack_mode="train"
     ),
-    "rslad": _distil("RSLAD", leave_teacher, rslad, {"adv_weight": 5 / 6}),
-    "rslad_as_released": _distil("RSLAD (code)", leave_teacher, rslad_as_released, {"adv_weight": 5 / 6}),
-    "akd": _distil("AKD", fool_label, akd, {"mixing": 0.5}, start=attacks.uniform_in_image),
-    "adaad": _distil("AdaAD", part_from_teacher, adaad, {"adv_weight": 1.0}),
-    "adaad_as_released": _distil("AdaAD (code, CIFAR-10)", part_from_teacher, adaad_as_released, {"adv_weight": 1.0}),
-    "dgad": _distil("DGAD", part_from_teacher, dgad, {"beta": 5.0}),
-    "dgad_map": _distil("MAP", part_from_teacher, partial(dgad, st=as_taught, at=as_taught), {"beta": 0.0}),
-    "dgad_map_pcr": _distil("MAP, PCR", part_from_teacher, partial(dgad, st=as_taught, at=as_taught), {"beta": 5.0}),
-    "adaad_els": _distil("ELS(x')", part_from_teacher, adaad_els),
-    "dgad_map_els_at": _distil("MAP, ELS(x'_AT)", part_from_teacher, partial(dgad, st=as_taught), {"beta": 0.0}),
-    "dgad_map_els_st": _distil("MAP, ELS(x_ST)", part_from_teacher, partial(dgad, at=as_taught), {"beta": 0.0}),
-    "dgad_map_els": _distil("MAP, ELS", part_from_teacher, dgad, {"beta": 0.0}),
-    "dgad_smoothing": _distil("DGAD, smoothing", part_from_teacher, dgad_smoothing, {"beta": 5.0, "share": 0.1}),
-    "dgad_mixing": _distil("DGAD, mixing", part_from_teacher, dgad_mixing, {"beta": 5.0, "share": 0.5}),
+    "rslad": _distil("RSLAD", kl_teacher, rslad, {"adv_weight": 5 / 6}),
+    "rslad_as_released": _distil("RSLAD (code)", kl_teacher, rslad_as_released, {"adv_weight": 5 / 6}),
+    "akd": _distil("AKD", ce_label, akd, {"mixing": 0.5}, start=attacks.uniform_in_image),
+    "adaad": _distil("AdaAD", kl_teacher_student, adaad, {"adv_weight": 1.0}),
+    "adaad_as_released": _distil("AdaAD (code, CIFAR-10)", kl_teacher_student, adaad_as_released, {"adv_weight": 1.0}),
+    "dgad": _distil("DGAD", kl_teacher_student, dgad, {"beta": 5.0}),
+    "dgad_map": _distil("MAP", kl_teacher_student, partial(dgad, st=as_taught, at=as_taught), {"beta": 0.0}),
+    "dgad_map_pcr": _distil("MAP, PCR", kl_teacher_student, partial(dgad, st=as_taught, at=as_taught), {"beta": 5.0}),
+    "adaad_els": _distil("ELS(x')", kl_teacher_student, adaad_els),
+    "dgad_map_els_at": _distil("MAP, ELS(x'_AT)", kl_teacher_student, partial(dgad, st=as_taught), {"beta": 0.0}),
+    "dgad_map_els_st": _distil("MAP, ELS(x_ST)", kl_teacher_student, partial(dgad, at=as_taught), {"beta": 0.0}),
+    "dgad_map_els": _distil("MAP, ELS", kl_teacher_student, dgad, {"beta": 0.0}),
+    "dgad_smoothing": _distil("DGAD, smoothing", kl_teacher_student, dgad_smoothing, {"beta": 5.0, "share": 0.1}),
+    "dgad_mixing": _distil("DGAD, mixing", kl_teacher_student, dgad_mixing, {"beta": 5.0, "share": 0.5}),
     "dgad_as_printed": _distil(
-        "DGAD (PCR as printed)", part_from_teacher, partial(dgad, consistency=softmax_distance), {"beta": 5.0}
+        "DGAD (PCR as printed)", kl_teacher_student, partial(dgad, consistency=softmax_distance), {"beta": 5.0}
     ),
     "dgad_as_released": _distil(
-        "DGAD (code)", part_from_teacher, dgad_as_released, {"beta": 5.0, "nominal": NominalBatch()}
+        "DGAD (code)", kl_teacher_student, dgad_as_released, {"beta": 5.0, "nominal": NominalBatch()}
     ),
     "dgad_mobilenet_as_released": _distil(
         "DGAD (code, MobileNetV2)",
-        part_from_teacher,
+        kl_teacher_student,
         dgad_mobilenet_as_released,
         {"beta": 10.0, "nominal": NominalBatch()},
     ),

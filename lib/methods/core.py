@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lib import attacks
+from lib.attacks.stopping import Watch
 from lib.errors import UserError
-from lib.watch import Watch
 
 Net = Callable[[Tensor], Tensor]
 Terms = dict[str, Tensor]

@@ -1,13 +1,13 @@
 """Reported beside measured: the comparison, the leads, the controls, and what they were made with."""
 
-from lib.render import save, save_own
-from lib.report.also import also_measured, floor, protocols, teachers_table, under_both
 from lib.report.compare import compare
+from lib.report.differences import gains, versus
+from lib.report.display import histories, provenance_table, sanity_strip, source
 from lib.report.guides import followed, rescued
-from lib.report.las_at import HERE, las_at_cost, las_at_passes, picked, strategy_steps, times, told_picks
-from lib.report.leads import gains, versus
-from lib.report.numbers import choices, paper, printed, reported_table, reported_with_sources, row_key
-from lib.report.shown import histories, provenance_table, shown_strip, source
+from lib.report.histories import HERE, las_at_cost, las_at_passes, picked, picks_per_epoch, strategy_steps, times
+from lib.report.protocols import also_measured, protocols, teachers_table, undefended_control, under_both
+from lib.report.render import save, save_own
+from lib.report.reported import choices, paper, printed, reported_table, reported_with_sources, row_key
 
 __all__ = [
     "HERE",
@@ -22,6 +22,7 @@ __all__ = [
     "las_at_passes",
     "paper",
     "picked",
+    "picks_per_epoch",
     "printed",
     "protocols",
     "provenance_table",
@@ -29,14 +30,13 @@ __all__ = [
     "reported_with_sources",
     "rescued",
     "row_key",
+    "sanity_strip",
     "save",
     "save_own",
-    "shown_strip",
     "source",
     "strategy_steps",
     "teachers_table",
     "times",
-    "told_picks",
     "under_both",
     "versus",
 ]

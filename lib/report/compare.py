@@ -6,15 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from lib.evaluate import WorstCase, all_said, contradictions, paired, wilson, worst_case
-from lib.experiment import Result
+from lib.evaluate import WorstCase, contradictions, describe_all, paired, wilson, worst_case
+from lib.experiment.planning import Result
+from lib.experiment.runs import network_digest
+from lib.experiment.spec import GivenWeights, RunSpec
+from lib.experiment.table import Table
+from lib.experiment.table_file import Row
 from lib.methods import METHODS
-from lib.render import Comparison
-from lib.report.also import other_protocol
-from lib.report.numbers import reported, stands
-from lib.runs import network_digest
-from lib.spec import GivenWeights, RunSpec
-from lib.table import Row, Table
+from lib.report.protocols import other_protocol
+from lib.report.render import Comparison
+from lib.report.reported import reported, stands
 
 TEST_IMAGES = 10_000  # what the papers' numbers were measured on
 ITERATED = ("pgd", "pgd_frozen")
@@ -179,7 +180,7 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
         "by all that a test paired by image (McNemar's at 5 %; with several seeds one that counts their spread) cannot "
         "tell from the leader, and among reported numbers where two independent sets of images may differ so: "
         "much bold means that little can be told apart.",
-        f"Attacks: {all_said(attacks)}." if attacks else "",
+        f"Attacks: {describe_all(attacks)}." if attacks else "",
         _worst_case_said(table, results),
         _first_images(table, results),
     ]

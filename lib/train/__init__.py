@@ -3,10 +3,10 @@
 Training(student, None, METHODS["pgd_at"], attack, data.train, Schedule(epochs=10), score).run()
 """
 
-from lib.engine import PRECISIONS, in_precision
-from lib.train.around import Around
-from lib.train.core import Attack, Training
-from lib.train.mode import mode
+from lib.attacks.engine import PRECISIONS, in_precision
+from lib.models.modes import mode
+from lib.train.extras import TrainingExtras
+from lib.train.loop import Attack, Training
 from lib.train.schedule import Schedule
 
-__all__ = ["PRECISIONS", "Around", "Attack", "Schedule", "Training", "in_precision", "mode"]
+__all__ = ["PRECISIONS", "Attack", "Schedule", "Training", "TrainingExtras", "in_precision", "mode"]

@@ -1,0 +1,82 @@
+"""The papers' attacks by name, each with everything that decides its number, and which of them a paper's columns are.
+
+Radii are the papers': 8/255 with steps of 2/255, or 0.031. `at_radius` brings them to other data's in proportion.
+What each column really was: the walk-through of the evaluation.
+"""
+
+from dataclasses import replace
+
+from lib.evaluate.attack_spec import AttackSpec
+from lib.evaluate.attacks import STAGES
+
+RADIUS, STEP = 8 / 255, 2 / 255
+
+
+def _pgd(attack: str, steps: int, epsilon: float = RADIUS, step_size: float = STEP) -> AttackSpec:
+    return AttackSpec("", attack, epsilon, step_size, steps)
+
+
+def _autoattack(epsilon: float = RADIUS, images: int = 0, *stages: str) -> AttackSpec:
+    column = AttackSpec("", "autoattack", epsilon, images=images)
+    return replace(column, stages=stages) if stages else column
+
+
+_COLUMNS = {
+    "Clean": AttackSpec("", "clean"),
+    "FGSM": AttackSpec("", "fgsm", RADIUS),
+    "FGSM-random": AttackSpec("", "fgsm_random", RADIUS),  # LAS-AT's: weaker than from the image
+    **{f"PGD-{steps}": _pgd("pgd", steps) for steps in (10, 20, 50, 100)},
+    **{f"PGD-{steps}-frozen": _pgd("pgd_frozen", steps) for steps in (10, 20, 50, 100)},
+    "CW-20": _pgd("cw", 20),
+    "CW-30": _pgd("cw", 30),
+    "CW-20-frozen": _pgd("cw_frozen", 20),
+    "CW-30-confidence": _pgd("cw_confidence", 30),
+    "CW2": AttackSpec("", "cw2", steps=1000),
+    "APGD-CE": _autoattack(RADIUS, 0, "apgd-ce"),
+    "APGD-T": _autoattack(RADIUS, 0, "apgd-t"),
+    "AA": _autoattack(),
+    "AA-0.031": _autoattack(0.031),
+    "AA-0.031-1000": _autoattack(0.031, 1000),
+    "APGD-CE-0.031-1000": _autoattack(0.031, 1000, "apgd-ce"),  # read off the log of the one above
+    "FGSM-random-0.031": AttackSpec("", "fgsm_random", 0.031),  # these three as FAT evaluates
+    "PGD-20-0.031": _pgd("pgd", 20, 0.031, 0.031 / 4),
+    "CW-30-0.031": _pgd("cw", 30, 0.031, 0.031 / 4),
+    "JSMA": AttackSpec("", "jsma"),
+    "JSMA-as-published": AttackSpec("", "jsma_as_published"),
+}
+PRESETS = {name: replace(column, name=name, preset=name) for name, column in _COLUMNS.items()}
+
+_LAS_AT = {
+    "Clean": "Clean",
+    "FGSM": "FGSM-random",
+    "PGD-10": "PGD-10-frozen",
+    "PGD-20": "PGD-20-frozen",
+    "PGD-50": "PGD-50-frozen",
+    "C&W": "CW-20-frozen",
+    "AA": "AA",
+}
+PROTOCOLS = {
+    "las_at": _LAS_AT,
+    "dgad": {"Clean": "Clean", "FGSM": "FGSM", "PGD": "PGD-10", "CW2": "CW2", "AA": "AA"},
+    "dynat": {name: column for name, column in _LAS_AT.items() if name != "FGSM"} | {"AA": "AA-0.031-1000"},
+    "d2r": {name: column for name, column in _LAS_AT.items() if name != "FGSM"} | {"AA": "AA-0.031"},
+    "common": {"Clean": "Clean", "FGSM": "FGSM", "PGD-20": "PGD-20", "PGD-50": "PGD-50", "C&W": "CW-20", "AA": "AA"},
+}
+"""A column's name in a paper's tables -> the preset behind it; "common" is one for all: last iterates, one radius."""
+
+
+def at_radius(column: AttackSpec, epsilon: float, step_size: float) -> AttackSpec:
+    """The column where epsilon and step_size (in [0, 1]) take the place of 8/255 and 2/255, others in proportion."""
+    return replace(column, epsilon=column.epsilon / RADIUS * epsilon, step_size=column.step_size / STEP * step_size)
+
+
+def heading(column: AttackSpec, images: int) -> str:
+    """The column's name, with what is less or other than its preset's, and than all of `images` test images."""
+    usual, changed = PRESETS.get(column.preset, replace(column, stages=STAGES)), []
+    if column.attack == "autoattack" and column.stages != usual.stages:
+        changed.append("+".join(stage.upper() for stage in column.stages) + " only")
+    if column.steps != usual.steps:
+        changed.append(f"{column.steps:,} steps")
+    if 0 < column.images < images:
+        changed.append(f"{column.images} images")
+    return column.name + (f" ({', '.join(changed)})" if changed else "")

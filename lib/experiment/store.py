@@ -1,0 +1,169 @@
+"""The run store: outputs/runs/<digest>/ holds what a run produced, published whole, read only if intact."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from lib.errors import UserError
+from lib.files import disk_errors, file_digest, write_atomically
+from lib.models.checkpoints import read_plain
+
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """Runs, evaluations and epoch checkpoints under one outputs folder.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, outputs: Path) -> None:
+        self.outputs = outputs
+        self.runs, self.partial, self.claims = outputs / "runs", outputs / "partial", outputs / "claims"
+        self.evaluations = outputs / "evaluations"  # beside the runs, which never change once published
+        with disk_errors(outputs):
+            for folder in (self.runs, self.partial, self.claims, self.evaluations):
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.runs):
+                pass
+
+    def folder(self, digest: str) -> Path:
+        """Where the run `digest` is or will be."""
+        return self.runs / digest
+
+    def has(self, digest: str) -> bool:
+        """Whether the run is there, every file as it was published.
+
+        Raises:
+            UserError: it is there but damaged; the sentence names the folder and the file.
+        """
+        folder = self.folder(digest)
+        if not folder.exists():
+            return False
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            damaged = [name for name, sha in manifest.items() if _digest_or_none(folder / name) != sha]
+        except (OSError, ValueError, AttributeError):
+            damaged = [MANIFEST]
+        if damaged:
+            raise UserError(
+                f"the run in {folder} is damaged ({', '.join(damaged)}): delete that folder to make it anew"
+            )
+        return True
+
+    @contextmanager
+    def claim(self, digest: str) -> Iterator[None]:
+        """Hold the run `digest` against every other process; released by the system if this one dies.
+
+        Waits while another process holds it.
+        """
+        lock = FileLock(self.claims / f"{digest}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"run {digest} is being made by another process; waiting for it", flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def publishing(self, digest: str) -> Iterator[Path]:
+        """A temporary folder that becomes the run `digest` in one rename when the block ends well, and goes if not.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; nothing was published, checkpoints are kept.
+        """
+        with disk_errors(self.outputs):
+            temporary = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=self.runs))
+            try:
+                yield temporary
+                manifest = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+                temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are its user's alone
+                os.rename(temporary, self.folder(digest))
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def save_checkpoint(self, digest: str, state: dict[str, Any]) -> None:
+        """Replace the run's epoch checkpoint; the old one stays until the new one is whole."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # into memory first: torch turns a full disk into a RuntimeError
+        with disk_errors(self.outputs):
+            write_atomically(self._checkpoint(digest), buffer.getvalue())
+
+    def load_checkpoint(self, digest: str) -> dict[str, Any] | None:
+        """The run's epoch checkpoint, or None.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self._checkpoint(digest)
+        try:
+            return read_plain(path) if path.exists() else None
+        except UserError as error:
+            raise UserError(f"the checkpoint {path} is damaged: delete that file to begin its run anew") from error
+
+    def drop_checkpoint(self, digest: str) -> None:
+        """Forget the run's epoch checkpoint."""
+        self._checkpoint(digest).unlink(missing_ok=True)
+
+    def has_checkpoint(self, digest: str) -> bool:
+        """Whether the run was begun and can go on."""
+        return self._checkpoint(digest).exists()
+
+    def read_rows(self, digest: str, key: str) -> list[dict[str, Any]] | None:
+        """The rows stored under `key` for the run `digest`, or None.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self._rows(digest, key)
+        if not path.exists():
+            return None
+        try:
+            stored = json.loads(path.read_text())
+            if stored["sha256"] == _json_digest(stored["rows"]):
+                return stored["rows"]
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise UserError(f"the evaluation {path} is damaged: delete that file to make it anew")
+
+    def write_rows(self, digest: str, key: str, rows: list[dict[str, Any]]) -> None:
+        """Store an evaluation's rows, whole or not at all."""
+        path = self._rows(digest, key)
+        with disk_errors(self.outputs):
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, json.dumps({"sha256": _json_digest(rows), "rows": rows}))
+
+    def _checkpoint(self, digest: str) -> Path:
+        return self.partial / f"{digest}.pt"
+
+    def _rows(self, digest: str, key: str) -> Path:
+        return self.evaluations / digest / f"{key}.json"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _digest_or_none(path: Path) -> str | None:
+    return file_digest(path) if path.is_file() else None
+
+
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

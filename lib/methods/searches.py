@@ -1,0 +1,185 @@
+"""Strategies that LAS-AT is compared with: hyper-parameter searches without the image, and a hand-made curriculum.
+
+LAS-AT's Figure 3 names OHL and AdvHP without their settings, so both are approximations:
+params/choices/las_at.yaml says what was taken from their papers and what was decided here.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.losses import cross_entropy, reinforce
+from lib.methods.las_at import judged
+from lib.methods.strategy import Settings, Strategy, StrategySpec, Target, draw, log_prob
+
+WARM_STEPS = 10.0  # CAT's step is the diameter over the steps times U(1, 10 / steps)
+
+
+class SampleAgnostic(Strategy):
+    """One categorical per setting, the same for every image; `learn` of the classes below moves it."""
+
+    def __init__(self, spec: StrategySpec, net: None = None) -> None:
+        super().__init__(spec, net)
+        self.parameters = [torch.zeros(size, requires_grad=True) for size in spec.sizes]
+        self.optimizer = torch.optim.SGD(self.parameters, spec.lr, momentum=spec.momentum)
+
+    def logits(self, count: int, device: torch.device) -> list[Tensor]:
+        """The same logits (count, options) for every image."""
+        return [logits.to(device).expand(count, -1) for logits in self.parameters]
+
+    def settings(self, target: Target, x: Tensor) -> Settings:
+        """A draw per image."""
+        with torch.no_grad():
+            return self.take(self.logits(len(x), x.device), target.generator)
+
+    def reinforced(self, logits: list[Tensor], chosen: list[Tensor], reward: Tensor) -> Tensor:
+        """REINFORCE with the rewards brought to mean 0 and spread 1, as both papers have it."""
+        self.rewards.append(reward.mean())
+        centred = (reward - reward.mean()) / reward.std(correction=0).clamp_min(1e-6)
+        return reinforce(log_prob(logits, chosen), centred).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The logits and their optimiser."""
+        return {"logits": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        for own, kept in zip(self.parameters, state["logits"], strict=True):
+            own.data.copy_(kept)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class AdvHP(SampleAgnostic):
+    """Adversarial AutoAugment's controller (Zhang et al. 2020): rewarded by the target's loss, moved once per epoch.
+
+    The step is along the mean of the policy gradients of the epoch's batches.
+    """
+
+    def __init__(self, spec: StrategySpec, net: None = None) -> None:
+        super().__init__(spec, net)
+        self.batches = 0  # all that there were
+        self.asked = 0  # those whose losses were asked for in this epoch
+
+    def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
+        """On every k-th batch, add to the epoch's policy gradient what the losses of new draws say."""
+        self.batches += 1
+        if self.batches % self.spec.every:
+            return
+        self.asked += 1
+        logits = self.logits(len(x), x.device)
+        chosen = draw([head.detach() for head in logits], target.generator)
+        x_adv, settings = target.attacked(x, y, self.values(chosen))
+        target.student.eval()
+        with torch.no_grad():
+            reward = target.losses(target.student, x, x_adv, y, settings)
+        self.reinforced(logits, chosen, reward).backward()
+
+    def after_epoch(self, target: Target, score: float) -> None:
+        """One step of the controller."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= self.asked
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.asked = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The distribution, and the count that k refers to; between epochs there is no gradient."""
+        return super().state_dict() | {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.batches = state["batches"]
+
+
+class OHL(SampleAgnostic):
+    """Online hyper-parameter learning (Lin et al. 2019) over trajectories of one step.
+
+    Before every k-th batch, `candidates` copies of the target take one step each with one drawn setting for the whole
+    batch; the reward is what each then withstands of the judging attack (-CE), and the best one's setting is the one
+    the target itself trains with until the next draw, which is what broadcasting the best copy comes to.
+    """
+
+    def __init__(self, spec: StrategySpec, net: None = None) -> None:
+        super().__init__(spec, net)
+        self.batches = 0
+        self.best: list[int] | None = None
+
+    def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
+        """Try the candidates, move the distribution, keep the best one's setting."""
+        self.batches += 1
+        if self.best is not None and self.batches % self.spec.every:
+            return
+        logits = self.logits(self.spec.candidates, x.device)
+        chosen = draw([head.detach() for head in logits], target.generator)
+        rewards = []
+        for one in zip(*chosen, strict=True):
+            x_adv, settings = target.attacked(x, y, self.values([index.expand(len(x)) for index in one]))
+            copy = target.at_precision(target.after_step(x, x_adv, y, settings, weight_decay=True).eval())
+            x_hat = judged(copy, x, y, target)
+            with torch.no_grad():
+                rewards.append(-cross_entropy(copy(x_hat), y).mean())
+        reward = torch.stack(rewards)
+        self.optimizer.zero_grad()
+        self.reinforced(logits, chosen, reward).backward()
+        self.optimizer.step()
+        self.best = [int(index[int(reward.argmax())]) for index in chosen]
+
+    def settings(self, target: Target, x: Tensor) -> Settings:
+        """The best candidate's setting for every image."""
+        assert self.best is not None
+        chosen = [torch.full((len(x),), index, device=x.device) for index in self.best]
+        for (name, _), index in zip(self.spec.options, self.best, strict=True):
+            self.counts[name][index] += len(x)
+        return self.values(chosen)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The distribution, and where the search stands."""
+        return super().state_dict() | {"batches": self.batches, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.batches, self.best = state["batches"], state["best"]
+
+
+class CAT(Strategy):
+    """Curriculum adversarial training (Cai et al. 2018): the batch in k + 1 equal parts attacked with 0 to k steps.
+
+    k starts at 0 and grows by one, to `spec.candidates` at most, when the score has not risen for `patience`, a share
+    of the training. The step is 2 epsilon / k times U(1, 10 / k), per batch. CAT's restart from the best weights is
+    left out.
+    """
+
+    def __init__(self, spec: StrategySpec, net: None = None) -> None:
+        super().__init__(spec, net)
+        self.level, self.best, self.since = 0, -1.0, 0.0
+
+    def settings(self, target: Target, x: Tensor) -> Settings:
+        """Steps 0 to k in turn over the batch, whose order is random already."""
+        level = max(1, self.level)
+        steps = torch.arange(len(x), device=x.device) % (self.level + 1)
+        u = torch.rand((), generator=target.generator, device=x.device)
+        size = (2 * target.epsilon / level) * (1 + u * max(WARM_STEPS / level - 1, 0.0))
+        return {"steps": steps, "step_size": size.expand(len(x))}
+
+    def after_epoch(self, target: Target, score: float) -> None:
+        """The next level, once the score stands still."""
+        if score > self.best:
+            self.best, self.since = score, target.progress
+        elif target.progress - self.since >= self.spec.patience and self.level < self.spec.candidates:
+            self.level, self.best, self.since = self.level + 1, -1.0, target.progress
+
+    def report(self) -> dict[str, Any]:
+        """The level it trains at."""
+        return {"level": self.level}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the curriculum stands."""
+        return {"level": self.level, "best": self.best, "since": self.since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.level, self.best, self.since = state["level"], state["best"], state["since"]

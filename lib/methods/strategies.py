@@ -1,0 +1,116 @@
+"""Strategies by name: what picks the attack's settings for every image of a batch, wrapped around any method.
+
+Radii and step sizes of the options are written in 1/255 at a radius of 8/255, as in the paper and its code; `scaled`
+brings them to another radius. `*_as_released` are the authors' scripts, one set of options and coefficients each.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
+
+from lib.errors import choose
+from lib.methods.las_at import Frozen, Learned, LearnedAsReleased, LearnedAWPAsReleased
+from lib.methods.searches import CAT, OHL, AdvHP
+from lib.methods.strategy import (
+    ATTACK_SETTINGS,
+    PER_IMAGE_WEIGHTS,
+    UNITS,
+    Settings,
+    Strategy,
+    StrategySpec,
+    draw,
+    log_prob,
+)
+
+__all__ = [
+    "ATTACK_SETTINGS",
+    "PER_IMAGE_WEIGHTS",
+    "STRATEGIES",
+    "UNITS",
+    "Settings",
+    "Strategy",
+    "StrategySpec",
+    "build",
+    "draw",
+    "log_prob",
+    "needs_network",
+    "scaled",
+]
+
+RADIUS = 8 / 255  # what the options below are written for
+
+KINDS: dict[str, Callable[..., Strategy]] = {
+    "random": Strategy,
+    "frozen": Frozen,
+    "learned": Learned,
+    "learned_as_released": LearnedAsReleased,
+    "learned_awp_as_released": LearnedAWPAsReleased,
+    "adv_hp": AdvHP,
+    "ohl": OHL,
+    "cat": CAT,
+}
+
+
+def _options(**ranges: tuple[int, int]) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """All whole numbers from first to last of each setting; radii and steps in 1/255."""
+    return tuple((n, tuple(v / UNITS.get(n, 1) for v in range(a, b + 1))) for n, (a, b) in ranges.items())
+
+
+_PAPER = _options(epsilon=(3, 15), step_size=(1, 6), steps=(3, 15))
+_PGD_CODE = _options(epsilon=(3, 15), steps=(3, 14), step_size=(1, 5))
+_TRADES_CODE = _options(epsilon=(5, 9), steps=(7, 14), step_size=(2, 4), trade_off=(5, 9))
+_AWP_CODE = _options(epsilon=(7, 15), steps=(8, 16), step_size=(2, 5))
+_CODE = StrategySpec(
+    "learned_as_released", start="training", every=20, lr=1e-4, momentum=0.0, clip=1.0, adv=4, clean=2, hardest=10
+)
+
+STRATEGIES: dict[str, StrategySpec] = {
+    "las_at": StrategySpec("learned", _PAPER),
+    "las_trades": StrategySpec("learned", (*_PAPER, *_options(trade_off=(5, 9)))),
+    "las_pgd_at_as_released": replace(_CODE, options=_PGD_CODE, own_l1=False),
+    "las_trades_as_released": replace(
+        _CODE,
+        options=_TRADES_CODE,
+        every=1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        lr_falls=True,
+        adv=8,
+        clean=4,
+        hardest=20,
+    ),
+    "las_awp_as_released": replace(
+        _CODE,
+        kind="learned_awp_as_released",
+        options=_AWP_CODE,
+        every=1,
+        lr_falls=True,
+        adv=1,
+        clean=1,
+        own_l1=False,
+    ),
+    "random": StrategySpec("random", _PAPER),
+    "frozen": StrategySpec("frozen", _PAPER),
+    "ohl": StrategySpec("ohl", _PAPER, lr=0.1),
+    "adv_hp": StrategySpec("adv_hp", _PAPER, lr=1.0, every=1),
+    "cat": StrategySpec("cat", candidates=10),
+}
+
+
+def needs_network(spec: StrategySpec) -> bool:
+    """Whether the strategy has a network of its own."""
+    kind = choose("kind of strategy", spec.kind, KINDS)
+    return isinstance(kind, type) and issubclass(kind, Frozen)
+
+
+def build(spec: StrategySpec, net: nn.Module | None) -> Strategy:
+    """The strategy at its start; `net` maps images to as many logits as there are options in all."""
+    return choose("kind of strategy", spec.kind, KINDS)(spec, net)
+
+
+def scaled(spec: StrategySpec, epsilon: float) -> StrategySpec:
+    """The same strategy with radii and step sizes in proportion to a training radius other than 8/255."""
+    share = epsilon / RADIUS
+    options = tuple((name, tuple(v * (share if name in UNITS else 1) for v in values)) for name, values in spec.options)
+    return replace(spec, options=options)

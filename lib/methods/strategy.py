@@ -1,0 +1,197 @@
+"""What a strategy is: it picks the attack's settings, and other per-image numbers of a method, for every batch."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lib.attacks.pgd import Start
+from lib.errors import UserError, choose
+
+Net = Callable[[Tensor], Tensor]
+Settings = dict[str, Tensor]  # epsilon, step_size, steps, a weight of the method, or what its watch saw -> (N,)
+ATTACK_SETTINGS = ("epsilon", "step_size", "steps")
+PER_IMAGE_WEIGHTS = ("trade_off",)  # weights of methods that may differ from image to image
+UNITS = {"epsilon": 255, "step_size": 255}  # options are written in 1/255
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """A strategy as a value. `options` are what it picks from: radii and step sizes in [0, 1], whole steps, weights.
+
+    `every` is k, the number of the target's steps per step of the strategy. `adv` and `clean` are the coefficients of
+    L2 and L3 in the reward; 0 leaves a loss out. `model` is the strategy network. 4 and 4.0 are the same strategy.
+
+    Raises:
+        UserError: an empty option set, an option that makes no sense, k below 1, or a number out of range.
+    """
+
+    kind: str
+    options: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    model: str = ""
+    every: int = 40
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip: float = math.inf
+    adv: float = 2.0
+    clean: float = 4.0
+    start: str = "drawn"  # the ball that attacks start in: the drawn radius's, or the training's
+    lr_falls: bool = False  # lr falls in proportion to the target's
+    hardest: float = math.inf  # L1 is cut here
+    own_l1: bool = True  # L1 is the method's own loss; False: the cross-entropy of the hard label
+    candidates: int = 4
+    patience: float = 10 / 120
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self) if f.type is float):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name, values in self.options:
+            _check_options(name, values)
+        choose("start of a strategy", self.start, dict.fromkeys(("drawn", "training")))
+        _check_range(self, ("every", "candidates"), "at least 1", lambda value: value >= 1)
+        _check_range(self, ("lr", "clip", "hardest", "patience"), "above 0", lambda value: value > 0)
+        _check_range(self, ("momentum", "weight_decay", "adv", "clean"), "0 or more", lambda value: value >= 0)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of options of each setting, in order: the heads of the policy."""
+        return [len(values) for _, values in self.options]
+
+
+def _check_range(spec: StrategySpec, names: tuple[str, ...], wanted: str, fits: Callable[[float], bool]) -> None:
+    for name in names:
+        if not fits(value := getattr(spec, name)):
+            raise UserError(f"a strategy's {name} must be {wanted}, got {value}")
+
+
+def _check_options(name: str, values: tuple[float, ...]) -> None:
+    if not values:
+        raise UserError(f"the options for {name} are empty; give at least one")
+    if len(set(values)) < len(values):
+        raise UserError(f"the options for {name} name one value twice: {values}")
+    if name in ("epsilon", "step_size") and not all(0 < value <= 1 for value in values):
+        raise UserError(f"the options for {name} must lie in (0, 1], the range of images (255/255 is 1), got {values}")
+    if name == "steps" and not all(value >= 1 and value % 1 == 0 for value in values):
+        raise UserError(f"the options for steps must be whole numbers >= 1, got {values}")
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        raise UserError(f"the options for {name} must be finite and >= 0, got {values}")
+
+
+class Target(Protocol):
+    """What a strategy sees of the training of the target network."""
+
+    student: nn.Module
+    generator: Generator
+    epsilon: float
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done."""
+
+    @property
+    def lr_share(self) -> float:
+        """The present learning rate as a share of the schedule's."""
+
+    def at_precision(self, net: Net) -> Net:
+        """`net` in the training's precision."""
+
+    def attacked(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]:
+        """x' of the method's attack under `settings`, and these with what the method's watch saw on the way."""
+
+    def losses(self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
+        """(N,): the method's loss with `student` in its place and mode; its batch-norm statistics may move."""
+
+    def after_step(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        settings: Settings,
+        weight_decay: bool,
+        loss: Callable[[Net], Tensor] | None = None,
+    ) -> nn.Module:
+        """A copy of the student after one plain gradient step at the present learning rate; no state changes.
+
+        `loss` maps the copy to (N,); None is the method's own.
+        """
+
+
+class Strategy:
+    """The base of all strategies: uniform draws from the options, per image, which nothing changes."""
+
+    def __init__(self, spec: StrategySpec, net: nn.Module | None = None) -> None:
+        self.spec, self.net = spec, net
+        self.counts = {name: torch.zeros(len(values), dtype=torch.long) for name, values in spec.options}
+        self.rewards: list[Tensor] = []
+
+    def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
+        """Called before every step of the target, with its batch."""
+
+    def settings(self, target: Target, x: Tensor) -> Settings:
+        """The settings for the batch x (N, C, H, W)."""
+        return self.take([torch.zeros(len(x), size, device=x.device) for size in self.spec.sizes], target.generator)
+
+    def start(self, target: Target, start: Start) -> Start:
+        """Where the attack starts: the method's own start in the ball that was picked, or in the training's."""
+        if self.spec.start == "drawn":
+            return start
+        return lambda x, epsilon, generator: start(x, x.new_tensor(target.epsilon), generator)
+
+    def trained_on(self, target: Target, x: Tensor, x_adv: Tensor) -> Tensor:
+        """What the target trains on of the x' that the settings made."""
+        return x_adv
+
+    def after_epoch(self, target: Target, score: float) -> None:
+        """Called when an epoch is over, with the score that picks the epoch."""
+
+    def take(self, logits: list[Tensor], generator: Generator) -> Settings:
+        """Draw and count one option per image and head."""
+        chosen = draw(logits, generator)
+        for (name, _), picked in zip(self.spec.options, chosen, strict=True):
+            self.counts[name] += picked.bincount(minlength=len(self.counts[name])).cpu()
+        return self.values(chosen)
+
+    def values(self, chosen: list[Tensor]) -> Settings:
+        """The options behind the indices (N,)."""
+        return {
+            name: torch.tensor(values, device=picked.device)[picked]
+            for (name, values), picked in zip(self.spec.options, chosen, strict=True)
+        }
+
+    def report(self) -> dict[str, Any]:
+        """What was chosen since the last call, as counts per option, and the mean reward; starts anew."""
+        chosen = {
+            name: dict(zip(map(float, values), self.counts[name].tolist(), strict=True))
+            for name, values in self.spec.options
+        }
+        reward = float(torch.stack(self.rewards).mean()) if self.rewards else None
+        self.counts, self.rewards = {name: torch.zeros_like(count) for name, count in self.counts.items()}, []
+        return {"chosen": {n: {str(v): c for v, c in counts.items()} for n, counts in chosen.items()}, "reward": reward}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continuation needs, between epochs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+
+
+def draw(logits: list[Tensor], generator: Generator) -> list[Tensor]:
+    """One index (N,) per head and image from the categorical of its logits (N, options).
+
+    Raises:
+        UserError: a logit is not finite.
+    """
+    if not all(bool(torch.isfinite(head).all()) for head in logits):
+        raise UserError("the strategy network diverged: its logits are not finite; a smaller lr or clip may help")
+    return [torch.multinomial(head.softmax(1), 1, generator=generator).squeeze(1) for head in logits]
+
+
+def log_prob(logits: list[Tensor], chosen: list[Tensor]) -> Tensor:
+    """sum_h log p_h(a_h | x) of the factorised policy, (N,); a head with one option adds 0."""
+    heads = zip(logits, chosen, strict=True)
+    return torch.stack([head.log_softmax(1).gather(1, a[:, None]).squeeze(1) for head, a in heads]).sum(0)

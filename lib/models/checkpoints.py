@@ -1,0 +1,102 @@
+"""Weights on disk: written as safetensors, read back strictly, never by running code from a file."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from lib.errors import UserError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")  # where public checkpoints put their weights
+PREFIXES = ("module.", "model.", "net.")  # DataParallel and wrappers; never "1.", which hides a normalisation
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict as safetensors; equal weights give equal bytes."""
+    path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Load a state dict from a file into `net`, every tensor or none.
+
+    Wrappers such as {"state_dict": ...} and prefixes such as "module." are taken off.
+
+    Raises:
+        UserError: the file is missing, damaged, wants to run code, or does not fit; nothing was loaded.
+    """
+    load_state(net, read_state(path), path)
+
+
+def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load the tensors that were read from `path` into `net`, every tensor or none.
+
+    Raises:
+        UserError: they do not fit; nothing was loaded.
+    """
+    own = net.state_dict()
+    state = _without_prefix(state, set(own))
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    problems = [
+        f"{what}: {_listed(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes))
+        if names
+    ]
+    if problems:
+        raise UserError(f"{path} does not fit {type(net).__name__}; nothing was loaded. {'; '.join(problems)}")
+    net.load_state_dict(state)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict file: safetensors, or torch's format read without unpickling code.
+
+    Raises:
+        UserError: the file is missing, truncated, not a state dict, or holds objects other than plain data.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no weights file {path}")
+    try:
+        state: Any = load_file(path) if path.suffix == ".safetensors" else read_plain(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file ({error})") from error
+    while isinstance(state, dict) and (inner := next((state[w] for w in WRAPPERS if w in state), None)) is not None:
+        state = inner
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no state dict (a mapping from names to tensors)")
+    return state
+
+
+def read_plain(path: Path) -> Any:
+    """torch.load of tensors and plain values only.
+
+    Raises:
+        UserError: the file is damaged, or its pickle asks for anything else, which is then not run.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is damaged or wants to run code while loading; refused") from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged or not a weights file") from error
+
+
+def _without_prefix(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """`state` with those prefixes removed that every key carries and the network does not use."""
+    prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None)
+    if prefix is None or wanted & state.keys():
+        return state
+    return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in state.items()}, wanted)
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

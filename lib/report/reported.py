@@ -1,0 +1,68 @@
+"""The papers' own numbers, from params/reported and params/choices."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from lib.experiment.parameters import PARAMS, read_yaml
+from lib.experiment.table import Table
+from lib.experiment.table_file import Row
+
+
+def reported_table(table: Table) -> pd.DataFrame:
+    """The paper's numbers alone, as params/reported/ has them; a cell that is lost stays empty."""
+    keys = [(s, t, row) for s in table.students for t in table.teacher_names for row in table.rows if stands(row, s)]
+    values = [[reported(table, s, t, row, column) for column in table.file.columns] for s, t, row in keys]
+    index = pd.MultiIndex.from_tuples([(s, t, row.row) for s, t, row in keys], names=["student", "teacher", "method"])
+    return pd.DataFrame(values, index=index, columns=table.file.columns, dtype=float)
+
+
+def reported_with_sources(table: Table) -> pd.DataFrame:
+    """The same without empty rows, and from whom the paper quotes each."""
+    rows = {row.row: row for row in table.rows}
+    frame = reported_table(table).dropna(how="all")
+    return frame.assign(source=[rows[row].quoted.get(student, "its own") for student, _, row in frame.index])
+
+
+def printed(entry: Mapping[str, Any], columns: Iterable[str] = ()) -> pd.DataFrame:
+    """All rows of an entry of the paper's whose rows are a list, whichever of them are run here; a dash is missing."""
+    rows = {row_key(one): one["values"] for one in entry["rows"]}
+    return pd.DataFrame(rows, index=list(columns or entry["columns"])).T.replace("-", None).astype(float)
+
+
+def paper(name: str) -> dict[str, Any]:
+    """All of params/reported/<name>.yaml: the paper's tables, what its prose claims, and what others print."""
+    return read_yaml(PARAMS / "reported" / f"{name}.yaml")
+
+
+def choices(paper: str) -> pd.DataFrame:
+    """What paper and code leave open, what was chosen here and why: params/choices/<paper>.yaml."""
+    given = read_yaml(PARAMS / "choices" / f"{paper}.yaml")
+    return pd.DataFrame(given["choices"])[["question", "choice", "reason"]]
+
+
+def reported(table: Table, student: str, teacher: str, row: Row, column: str) -> float | None:
+    """The paper's number for a cell, whichever of its tables' shapes it stands in; None where there is none."""
+    entry, key = table.reported_for(student), row.reported or row.row
+    rows = entry.get("rows", entry.get(student, {}))
+    if key in entry.get("columns", ()):  # the paper's columns are the rows here
+        return rows[column][entry["columns"].index(key)] if column in rows else None
+    if isinstance(rows, list):
+        rows = {row_key(one): one["values"] for one in rows}
+    values = rows.get(key)
+    if isinstance(values, dict):
+        values = values.get(teacher)
+    value = None if values is None else values[table.file.columns.index(column)]
+    return None if value in (None, "-") else float(value)
+
+
+def row_key(one: Mapping[str, Any]) -> str:
+    """What a row of the paper's is called in a table file, where the paper's rows are a list."""
+    parts = ("dataset", "database", "teacher", "model", "method")
+    return one.get("id") or "/".join(one[part] for part in parts if part in one)
+
+
+def stands(row: Row, student: str) -> bool:
+    """Whether a row is in the student's block."""
+    return not row.only_students or student in row.only_students
