@@ -38,8 +38,8 @@ def labelled(net, n=11, wrong=(2, 7)):
 
 def authors(net, x, y, stages=STAGES, targets=9, seed=0, steps=STEPS, queries=QUERIES):
     """x' of pyautoattack's `run_standard_evaluation`, of attacks that are shorter than the standard ones."""
-    attack = AutoAttack(net, norm="Linf", eps=EPSILON, version="standard", device="cpu", seed=seed)
-    attack.attacks_to_run, settings = list(stages), dict(eps=EPSILON, device="cpu")
+    attack = AutoAttack(net, norm="Linf", eps=EPSILON, version="standard", device=x.device, seed=seed)
+    attack.attacks_to_run, settings = list(stages), dict(eps=EPSILON, device=x.device)
     attack.apgd = APGDAttack(net, n_iter=steps, **settings)
     attack.apgd_targeted = APGDAttack_targeted(net, n_iter=steps, n_target_classes=targets, **settings)
     attack.fab = FABAttack_PT(net, n_iter=steps, n_target_classes=targets, **settings)

@@ -101,9 +101,7 @@ class Engine:
             return attack(objective, x, start=start, generator=generator, **chosen)
         finally:
             while self._viewed:
-                net = self._viewed.pop()
-                if not self._captured:
-                    free(net)
+                free(self._viewed.pop(), recorded=bool(self._captured))
 
     def _recording(
         self, record: Recorder, objective: PerImage, x: Tensor, x_start: Tensor, settings: dict[str, Any]

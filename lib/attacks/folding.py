@@ -29,9 +29,12 @@ def folded(net: nn.Module) -> nn.Module:
     return trace.refresh() if trace is not None and trace.pairs else net
 
 
-def free(net: nn.Module) -> None:
-    """Hold no folded weights of `net` until `folded` is called again."""
-    if (trace := _FOLDED.get(net)) is not None:
+def free(net: nn.Module, recorded: bool = False) -> None:
+    """Hold no folded weights of `net` until `folded` is called again; where they were ever recorded, they stay."""
+    if (trace := _FOLDED.get(net)) is None:
+        return
+    trace.recorded |= recorded
+    if not trace.recorded:
         for *_, both in trace.pairs:
             for parameter in both.parameters():
                 parameter.data = parameter.data.new_empty(0)
@@ -69,7 +72,7 @@ class Folded:
             self.graph.graph.erase_node(node)
             self.pairs.append((conv, norm, both))
         self.graph.recompile()
-        self.graph.training = False
+        self.graph.training, self.recorded = False, False
 
     def fits(self, net: nn.Module) -> bool:
         """Whether `net` is still made of the same modules, of the same types and on the same device."""
