@@ -10,12 +10,12 @@ from pyautoattack.square import SquareAttack
 from torch import nn
 
 from lib.attacks import autoattack
-from lib.attacks.autoattack import STAGES, Result, perturb, standard
+from lib.attacks.autoattack import STAGES, perturb, standard
 from lib.attacks.folding import folded
 from lib.errors import UserError
 from lib.models.modes import frozen
 
-EPSILON, BATCH, STEPS, QUERIES = 0.1, 5, 6, 60
+EPSILON, BATCH, STEPS, QUERIES, TARGETS = 0.1, 5, 6, 60, 3
 
 
 def small_net(classes=10):
@@ -36,7 +36,7 @@ def labelled(net, n=11, wrong=(2, 7)):
     return x, y
 
 
-def authors(net, x, y, stages=STAGES, targets=9, seed=0, steps=STEPS, queries=QUERIES):
+def authors(net, x, y, stages=STAGES, targets=TARGETS, seed=0, steps=STEPS, queries=QUERIES):
     """x' of pyautoattack's `run_standard_evaluation`, of attacks that are shorter than the standard ones."""
     attack = AutoAttack(net, norm="Linf", eps=EPSILON, version="standard", device=x.device, seed=seed)
     attack.attacks_to_run, settings = list(stages), dict(eps=EPSILON, device=x.device)
@@ -55,6 +55,7 @@ def right(net, x, y):
 def _short(monkeypatch):
     monkeypatch.setattr(autoattack, "STEPS", STEPS)
     monkeypatch.setattr(autoattack, "QUERIES", QUERIES)
+    monkeypatch.setattr(autoattack, "TARGETS", TARGETS)
 
 
 @pytest.fixture
@@ -72,12 +73,13 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize(("classes", "targets", "seed"), [(10, 9, 0), (10, 9, 3), (5, 4, 0)])
-def test_every_image_is_that_of_the_authors_own_evaluation_pixel_by_pixel(classes, targets, seed):
+def test_every_image_is_that_of_the_authors_own_evaluation_pixel_by_pixel(classes, targets, seed, monkeypatch):
+    monkeypatch.setattr(autoattack, "TARGETS", 9)
     net = small_net(classes)
     x, y = labelled(net)
     result = attack(net, x, y, seed=seed)
     assert result.x_adv.equal(authors(net, x, y, targets=targets, seed=seed))
-    assert 1 < sum(name in STAGES for name in result.broken_by) < len(x) - 2
+    assert 0 < result.robust["square"].sum() < result.robust["clean"].sum()
 
 
 @pytest.mark.slow
@@ -107,12 +109,6 @@ def test_flags_are_kept_after_every_stage(case):
         assert result.robust[STAGES[n - 1]].equal(alone)
 
 
-def test_the_stage_that_broke_each_image_is_reported():
-    robust = {"clean": [1, 1, 1, 0], "apgd-ce": [1, 0, 1, 0], "square": [1, 0, 0, 0]}
-    result = Result(torch.zeros(4, 1), {name: torch.tensor(flags, dtype=torch.bool) for name, flags in robust.items()})
-    assert result.broken_by == ["", "apgd-ce", "square", "clean"]
-
-
 def test_a_set_of_which_nothing_is_right_is_not_attacked(case):
     net, x, _ = case
     result = attack(net, x, (net(x).argmax(1) + 1) % 10)
@@ -135,7 +131,9 @@ def test_images_left_over_are_packed_into_full_batches_before_each_stage(case, m
 def test_no_parameter_gets_a_gradient_or_loses_its_flag_and_torchs_own_draws_are_left_alone(case, want_gradients):
     net, state, flags = case[0], torch.get_rng_state(), []
     net.requires_grad_(want_gradients)
-    net.register_forward_hook(lambda net, *_: flags.append(any(p.requires_grad for p in net.parameters())))
+    net.register_forward_hook(
+        lambda net, *_: flags.append(torch.is_grad_enabled() and any(p.requires_grad for p in net.parameters()))
+    )
     attack(*case, clean=torch.ones(11, dtype=torch.bool))
     assert not any(flags)  # FAB would compute and keep every weight's gradient
     assert all(p.grad is None and p.requires_grad == want_gradients for p in net.parameters())

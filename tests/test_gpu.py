@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_attacks_autoattack import BATCH, EPSILON, QUERIES, STEPS, authors, labelled, small_net
+from test_attacks_autoattack import BATCH, EPSILON, QUERIES, STEPS, TARGETS, authors, labelled, small_net
 
 from lib.attacks import autoattack
 from lib.attacks.autoattack import standard
@@ -28,12 +28,13 @@ ATTACK = partial(pgd, epsilon=0.1, step_size=0.03, steps=3)
 
 
 @pytest.fixture(autouse=True)
-def _exact(monkeypatch):
+def _exact():
     """fp32 is fp32, and equal calls give equal bits."""
-    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(backend, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+    torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
 def start(name, nets, execution="fast", precision="fp32", images=None, batch_size=4):
@@ -140,6 +141,7 @@ def test_images_crafted_in_bf16_leave_the_flags_of_fp32_but_for_one_percent():
 def short(monkeypatch):
     monkeypatch.setattr(autoattack, "STEPS", STEPS)
     monkeypatch.setattr(autoattack, "QUERIES", QUERIES)
+    monkeypatch.setattr(autoattack, "TARGETS", TARGETS)
 
 
 @pytest.mark.usefixtures("short")

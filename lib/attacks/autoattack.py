@@ -6,7 +6,7 @@ that a killed run goes on from, and the share that is done.
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,6 @@ class Result:
 
     x_adv: Tensor
     robust: dict[str, Tensor]
-
-    @property
-    def broken_by(self) -> list[str]:
-        """For every image the stage that broke it: "clean" where it was wrong from the start, "" where it is robust."""
-        names = [""] * len(self.x_adv)
-        for stage, robust in reversed(self.robust.items()):
-            for i in (~robust).nonzero().flatten().tolist():
-                names[i] = stage
-        return names
 
 
 def standard(
@@ -71,29 +62,23 @@ def standard(
     """
     for stage in stages:
         choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
-    judge = judge or net
+    judge, done = judge or net, 0
     settings = {"epsilon": epsilon, "seed": seed, "width": batch_size, "steps": STEPS, "queries": QUERIES}
     saved = Saved(folder, {"version": VERSION, **_identity(judge, x, y), **settings} if folder else {})
     robust = right(judge, x, y, batch_size) if clean is None else clean.clone()
-    x_adv, after, done = x.clone(), {"clean": robust.clone()}, 0
-    with ExitStack() as stack:
-        for module in (net, judge):
-            if isinstance(module, nn.Module):  # FAB would compute every weight's gradient
-                stack.enter_context(frozen(module))
-        for n, stage in enumerate(stages):
-            waiting = robust.nonzero().flatten()
-            later = sum(PASSES[name] for name in stages[n + 1 :])
-            for number, index in enumerate(waiting.split(batch_size)):
-                answer = saved.read(stage, number, index)
-                if answer is None:
-                    answer = broken(stage, net, judge, x[index], y[index], epsilon, seed)
-                    saved.write(stage, number, index, answer)
-                wrong, images = answer
-                robust[index[wrong]], x_adv[index[wrong]] = False, images
-                done += PASSES[stage] * len(index)
-                left = PASSES[stage] * (len(waiting) - number * batch_size - len(index)) + later * int(robust.sum())
-                notify(done / max(done + left, 1))
-            after[stage] = robust.clone()
+    x_adv, after = x.clone(), {"clean": robust.clone()}
+    for n, stage in enumerate(stages):
+        waiting, later = robust.nonzero().flatten(), sum(PASSES[name] for name in stages[n + 1 :])
+        for number, index in enumerate(waiting.split(batch_size) if len(waiting) else ()):
+            answer = saved.read(stage, number, index)
+            if answer is None:
+                answer = broken(stage, net, judge, x[index], y[index], epsilon, seed)
+                saved.write(stage, number, index, answer)
+            wrong, images = answer
+            robust[index[wrong]], x_adv[index[wrong]] = False, images
+            done += PASSES[stage] * len(index)
+            notify(done / (done + PASSES[stage] * int((waiting > index[-1]).sum()) + later * int(robust.sum())))
+        after[stage] = robust.clone()
     return Result(x_adv, after)
 
 
@@ -105,7 +90,7 @@ def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: floa
     """
     x_adv = perturb(stage, net, x, y, epsilon, seed)
     moved = (x_adv != x).flatten(1).any(1)
-    wrong = moved & ~right(judge, x_adv, y, max(len(x), 1))
+    wrong = moved & ~right(judge, x_adv, y, len(x))
     if net is not judge and bool((moved & ~wrong).any()):
         return broken(stage, judge, judge, x, y, epsilon, seed)
     return wrong, x_adv[wrong]
@@ -127,7 +112,8 @@ def perturb(stage: str, net: Net, x: Tensor, y: Tensor, epsilon: float, seed: in
         "square": lambda: SquareAttack(net, n_queries=QUERIES, resc_schedule=False, **shared),
     }
     devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):  # the authors' code seeds the global generators
+    no_weights = frozen(net) if isinstance(net, nn.Module) else nullcontext()  # whose gradients FAB would compute
+    with torch.random.fork_rng(devices=devices), no_weights:  # the authors' code seeds the global generators
         return makers[stage]().perturb(x.clone(), y.clone()).detach()
 
 

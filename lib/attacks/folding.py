@@ -57,7 +57,7 @@ class Folded:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self.parts, self.kinds = _parts(net), _kinds(net)
+        self.made_of = _made_of(net)
         self.graph = fx.GraphModule(net, _Tracer().trace(net))
         modules = dict(net.named_modules())
         self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
@@ -76,9 +76,7 @@ class Folded:
 
     def fits(self, net: nn.Module) -> bool:
         """Whether `net` is still made of the same modules, of the same types and on the same device."""
-        parts = _parts(net)
-        same = len(parts) == len(self.parts) and all(a is b for a, b in zip(parts, self.parts, strict=True))
-        return same and _kinds(net) == self.kinds
+        return _made_of(net) == self.made_of
 
     @torch.no_grad()
     def refresh(self) -> fx.GraphModule:
@@ -101,13 +99,10 @@ class _Tracer(fx.Tracer):
         return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _parts(net: nn.Module) -> list[nn.Module]:
-    """All modules but the network itself, which would never be freed if it were held here."""
-    return [module for module in net.modules() if module is not net]
-
-
-def _kinds(net: nn.Module) -> list[tuple[torch.dtype, torch.device]]:
-    return [(parameter.dtype, parameter.device) for parameter in net.parameters()]
+def _made_of(net: nn.Module) -> list[object]:
+    """Its modules but itself, which would never be freed if it were held here, and its weights' types and devices."""
+    modules = [module for module in net.modules() if module is not net]
+    return [*modules, *((parameter.dtype, parameter.device) for parameter in net.parameters())]
 
 
 def _folds_into(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:

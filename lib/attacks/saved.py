@@ -27,15 +27,12 @@ class Saved:
         self.folder = folder
         if folder is None:
             return
+        content = json.dumps(about, indent=1)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / ABOUT).exists():
-                write_atomically(folder / ABOUT, json.dumps(about, indent=1))
-        try:
-            same = json.loads((folder / ABOUT).read_text()) == about
-        except ValueError:
-            same = False
-        if not same:
+                write_atomically(folder / ABOUT, content)
+        if (folder / ABOUT).read_text() != content:
             raise UserError(f"{folder} holds the state of another AutoAttack: give this one a folder of its own")
 
     def read(self, stage: str, number: int, index: Tensor) -> Answer | None:
