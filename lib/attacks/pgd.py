@@ -7,7 +7,6 @@ Images live in [0, 1] and radii in the same unit. Randomness comes from the gene
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -17,6 +16,8 @@ from lib.errors import UserError
 Net = Callable[[Tensor], Tensor]  # x (N, C, H, W) -> logits (N, K)
 Objective = Callable[[Tensor], Tensor]  # x' (N, C, H, W) -> (N,), to be maximised
 Start = Callable[[Tensor, Tensor, Generator | None], Tensor]  # (x, epsilon, generator) -> x'
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_adv (n, C, H, W), the gradient there, index (n,)) -> (n,) bool: which images go on; False is for good."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,6 @@ class PerImage:
     def take(self, index: Tensor) -> "PerImage":
         """The same objective for the images at `index`."""
         return replace(self, constants=tuple(constant[index] for constant in self.constants))
-
-
-class Criterion(Protocol):
-    """Which of the moving images go on: called before every step, with the gradient that the step would take."""
-
-    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """(n,) bool for the images at `index` (n,) of the batch, at x_adv (n, C, H, W); False is for good."""
 
 
 def at_image(x: Tensor, epsilon: Tensor, generator: Generator | None = None) -> Tensor:
