@@ -53,8 +53,8 @@ def terms_of(name, case, progress=1.0, **chosen):
 
 
 def watched(name, kappa, asked):
-    """What the loss is told by the method's watch."""
-    return {"kappa": kappa, "asked": asked} if METHODS[name].watch is CountIterates else {}
+    """What the loss is told by the method's criterion."""
+    return {"kappa": kappa, "asked": asked} if METHODS[name].criterion is CountIterates else {}
 
 
 def numbers(weights, progress=1.0, batch_size=128):

@@ -93,7 +93,6 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path, digits, net):
         ({"protocol": "mine"}, "unknown protocol 'mine'"),
         ({"images": -1}, "images wants 0 or more"),
         ({"radius": "8/255"}, "parameter radius"),
-        ({"workers": 0}, "workers 1 or more"),
         ({"In": ["# Parameters\nwieghts = 'a.pt'\n"]}, "unknown parameter 'wieghts'"),
     ],
 )

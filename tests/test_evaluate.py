@@ -7,7 +7,6 @@ import torch
 from torch import Generator, nn
 
 from lib.attacks import autoattack
-from lib.attacks.batches import Setting
 from lib.attacks.cw2 import cw2
 from lib.attacks.pgd import at_image, pgd
 from lib.attacks.saved import Saved
@@ -185,7 +184,7 @@ def test_more_images_than_there_are_are_refused(net, split):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_stays_in_the_image_range_and_a_bounded_one_in_its_ball(name, net, split):
-    (x, y), (attack, bounded, _) = split, ATTACKS[name]
+    (x, y), (attack, bounded) = split, ATTACKS[name]
     x_adv = attack(net, x, y, column(name), Generator().manual_seed(0))
     assert x_adv.shape == x.shape
     assert x_adv.min() >= 0
@@ -281,14 +280,16 @@ def test_the_autoattack_column_equals_the_authors_code_called_directly(net, spli
 
 
 @pytest.mark.parametrize("stages", [("apgd-ce", "apgd-t", "fab-t", "square"), CHEAP])
-def test_autoattack_runs_its_columns_stages_with_the_standard_versions_settings(net, split, monkeypatch, stages):
+def test_autoattack_runs_its_columns_stages_on_the_whole_set(net, split, monkeypatch, stages):
     seen = []
-    for name in autoattack.OWN:
-        stage = lambda net, batch, setting, name=name: seen.append((name, setting)) or batch.x  # noqa: E731
-        monkeypatch.setitem(autoattack.OWN, name, stage)
+
+    def perturb(stage, net, x, y, epsilon, seed):
+        seen.append((stage, len(x), epsilon, seed))
+        return x
+
+    monkeypatch.setattr(autoattack, "perturb", perturb)
     accuracy(net, split, AttackSpec("AA", "autoattack", epsilon=EPSILON, seed=4, stages=stages))
-    standard = Setting(EPSILON, seed=4, targets=9, width=200, steps=100, queries=5000)
-    assert seen == [(name, standard) for name in stages]
+    assert seen == [(stage, 12, EPSILON, 4) for stage in stages]
 
 
 @pytest.mark.parametrize("attack", ["pgd", "pgd_frozen", "cw", "cw_frozen"])

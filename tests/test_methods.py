@@ -467,7 +467,7 @@ def test_the_terms_are_one_finite_number_per_image_and_train_the_student_its_gui
 
 def test_a_table_of_expectations_has_every_method_and_no_other():
     assert FORWARDS.keys() == METHODS.keys() == FORMULAS.keys() == ATTACKED.keys()
-    assert {name for name, method in METHODS.items() if method.watch} == WATCHES.keys()
+    assert {name for name, method in METHODS.items() if method.criterion} == WATCHES.keys()
     assert {name for name, method in METHODS.items() if method.trains_guide} == WITH_GUIDE
     assert {name for name, method in METHODS.items() if method.attack_noise} == {"rat_trades"}
 
@@ -475,7 +475,7 @@ def test_a_table_of_expectations_has_every_method_and_no_other():
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attack_maximises_and_starts_as_the_recipe_says(name):
     assert (METHODS[name].objective, METHODS[name].start) == ATTACKED[name]
-    assert METHODS[name].watch is WATCHES.get(name)
+    assert METHODS[name].criterion is WATCHES.get(name)
     assert METHODS[name].attack_label is (guides_answer if name in INNER else None)
     assert METHODS[name].guide_mode == ("train_at_every_step" if name in INNER else "eval" if name in CAG else "train")
 
@@ -718,9 +718,9 @@ def test_gairats_watch_counts_each_images_own_iterates(make_net, batch):
     watch, steps = CountIterates(x, y, 0.1), torch.tensor([0, 1, 2, 3, 4, 5])
     heard = watch.listen(net)
     objective = ce_label(Nets(heard), x, y)
-    pgd(objective, x, epsilon=0.1, step_size=0.02, steps=steps, rule=watch)
-    assert watch.seen()["asked"].equal(steps)
-    assert (watch.seen()["kappa"] <= steps).all()
+    pgd(objective, x, epsilon=0.1, step_size=0.02, steps=steps, criterion=watch)
+    assert watch.observed()["asked"].equal(steps)
+    assert (watch.observed()["kappa"] <= steps).all()
 
 
 def test_a_training_step_tells_gairats_loss_how_often_each_image_was_right_in_its_own_attack(make_net, batch):

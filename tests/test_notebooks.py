@@ -31,7 +31,8 @@ def code_cells(path):
 
 
 def execute(path, outputs, *arguments: str, **given):
-    given = {"outputs": str(outputs), "device": "cpu", "workers": 1} | given
+    one = {"workers": 1} if "workers = " in path.read_text() else {}
+    given = {"outputs": str(outputs), "device": "cpu"} | one | given
     copy = outputs / "executed.ipynb"
     command = [*PAPERMILL, str(path), str(copy), "-y", yaml.safe_dump(given), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

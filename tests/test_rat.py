@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from cases import make_training
 from torch import nn
 
-from lib.attacks.engine import in_precision
+from lib.attacks.fast import in_precision
 from lib.errors import UserError
 from lib.methods import METHODS, Nets
 from lib.methods.rat import class_labels, row_slopes, with_features

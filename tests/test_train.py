@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.attacks.engine import in_precision
+from lib.attacks.fast import in_precision
 from lib.attacks.pgd import pgd
 from lib.data import Split, crop_and_flip
 from lib.errors import UserError

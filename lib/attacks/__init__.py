@@ -1,10 +1,11 @@
 """Attacks maximise a per-image function of the input; they know neither labels nor networks."""
 
-from lib.attacks.autoattack import STAGES, Found, standard
+from lib.attacks.autoattack import STAGES, Result, standard
 from lib.attacks.cw2 import cw2
-from lib.attacks.engine import PRECISIONS, Engine, in_precision
+from lib.attacks.fast import EXECUTIONS, PRECISIONS, Engine, in_precision
 from lib.attacks.jsma import jsma, published_target, wrong_target
 from lib.attacks.pgd import (
+    Net,
     Objective,
     PerImage,
     Start,
@@ -17,3 +18,4 @@ from lib.attacks.pgd import (
     uniform,
     uniform_in_image,
 )
+from lib.attacks.stopping import CountRight, StoppingCriterion, Trajectory, UntilConverged, UntilGap, UntilWrong

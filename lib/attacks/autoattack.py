@@ -1,41 +1,38 @@
-"""AutoAttack's stages over a whole set: what is still right is packed into full batches before every stage."""
+"""AutoAttack (Croce & Hein 2020) over a whole set: the authors' stages, as pyautoattack has them.
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from itertools import chain
+Ours are: the images still right are packed into full batches before every stage, the flags after every stage, a folder
+that a killed run goes on from, and the share that is done.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lib.attacks.apgd import apgd_ce, apgd_t
-from lib.attacks.batches import Batch, Job, Judged, Net, Setting, Stage, attacking, right
-from lib.attacks.fab import fab_t
+from lib.attacks.pgd import Net
 from lib.attacks.saved import Saved, digest
-from lib.attacks.square import square
-from lib.errors import UserError, choose
+from lib.errors import choose
+from lib.models.modes import frozen
 
-OWN: dict[str, Stage] = {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": square}
-STAGES = tuple(OWN)
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 PASSES = {"apgd-ce": 200, "apgd-t": 1800, "fab-t": 2700, "square": 5000}  # of a robust image, forwards and backwards
-VERSION = 1  # raised when the code changes what a saved batch holds
+STEPS, QUERIES, TARGETS = 100, 5000, 9
+VERSION = 2  # raised when the code changes what a saved batch holds
+LOGGER = logging.getLogger("auto-attack")  # the authors' own; silent unless a user gives it a handler
+LOGGER.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
-class Found:
+class Result:
     """x' (N, C, H, W), which is x where nothing was found; `robust`: "clean" and each stage -> (N,) bool after it."""
 
     x_adv: Tensor
     robust: dict[str, Tensor]
-
-    @property
-    def broken_by(self) -> list[str]:
-        """For every image the stage that broke it: "clean" where it was wrong from the start, "" where it is robust."""
-        names = [""] * len(self.x_adv)
-        for stage, robust in reversed(self.robust.items()):
-            for i in (~robust).nonzero().flatten().tolist():
-                names[i] = stage
-        return names
 
 
 def standard(
@@ -49,87 +46,87 @@ def standard(
     stages: tuple[str, ...] = STAGES,
     judge: Net | None = None,
     clean: Tensor | None = None,
-    attacks: Mapping[str, Stage] = OWN,
     folder: Path | None = None,
-    workers: int = 1,
     notify: Callable[[float], None] = lambda share: None,
-) -> Found:
+) -> Result:
     """AutoAttack standard, L-inf: APGD-CE, APGD-T and FAB-T with 9 targets, Square with 5,000 queries, no restarts.
 
     x (N, C, H, W) and `epsilon` in [0, 1], y (N,); `net`, in eval mode, treats images one by one. Where there are fewer
-    than 9 wrong classes, all are targets. Attacks are made on `net`, say a folded network, and `judge` (net itself)
-    says what is right; `clean` (N,) bool is what it says of x, where that is known. An equal seed gives the flags of
-    the authors' `run_standard_evaluation`, to float rounding; `attacks=REFERENCE` runs the authors' own stages. With a
-    `folder` every finished batch is saved in it, and an equal call goes on from there, to equal flags. `workers`
-    processes of one thread each do a stage's batches, on a CPU. `notify` hears the finished share after every batch.
+    than 9 wrong classes, all are targets. Attacks are made on `net`, say a folded network, and `judge` (by default net)
+    decides what is right; `clean` (N,) bool are its answers on x, where they are known. The result is that of the
+    authors' `run_standard_evaluation` with the same seed. With a `folder` every finished batch is saved in it, and an
+    equal call goes on from there. `notify` is called with the finished share after every batch.
 
     Raises:
-        UserError: an unknown stage; a folder that holds something else or cannot be written; workers on a GPU, or a
-            network that cannot be sent to them.
+        UserError: an unknown stage; a folder that holds something else or cannot be written.
     """
     for stage in stages:
-        choose("AutoAttack stage", stage, attacks)
-    with torch.no_grad():
-        classes = net(x[:1]).shape[1]
-    if workers > 1 and x.device.type != "cpu":
-        raise UserError("AutoAttack in several processes is for the CPU; on a GPU give workers=1")
-    setting = Setting(epsilon, seed, min(9, classes - 1), batch_size)
-    judged = Judged(net, net if judge is None else judge)
-    saved = Saved(folder, _about(judged.judge, x, y, setting) if folder else {})
-    robust = right(judged.judge, x, y, batch_size) if clean is None else clean.clone()
-    x_adv, tally = x.clone(), _Tally(stages, notify)
-    after = {"clean": robust.clone()}
-    with attacking(judged, workers) as attack:
-        for stage in stages:
-            tally.begin(stage, int(robust.sum()))
-            batches = _batches(robust, batch_size)
-            found = {n: answer for n, index in batches.items() if (answer := saved.read(stage, n, index)) is not None}
-            jobs = {n: Job(attacks[stage], Batch(x[i], y[i]), setting) for n, i in batches.items() if n not in found}
-            for n, (wrong, images) in chain(found.items(), attack(jobs)):
-                if n in jobs:
-                    saved.write(stage, n, batches[n], (wrong, images))
-                broken = batches[n][wrong]
-                robust[broken], x_adv[broken] = False, images
-                tally.finish(len(wrong), len(images))
-            after[stage] = robust.clone()
-    return Found(x_adv, after)
+        choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
+    judge, done = judge or net, 0
+    settings = {"epsilon": epsilon, "seed": seed, "width": batch_size, "steps": STEPS, "queries": QUERIES}
+    saved = Saved(folder, {"version": VERSION, **_identity(judge, x, y), **settings} if folder else {})
+    robust = right(judge, x, y, batch_size) if clean is None else clean.clone()
+    x_adv, after = x.clone(), {"clean": robust.clone()}
+    for n, stage in enumerate(stages):
+        waiting, later = robust.nonzero().flatten(), sum(PASSES[name] for name in stages[n + 1 :])
+        for number, index in enumerate(waiting.split(batch_size) if len(waiting) else ()):
+            answer = saved.read(stage, number, index)
+            if answer is None:
+                answer = broken(stage, net, judge, x[index], y[index], epsilon, seed)
+                saved.write(stage, number, index, answer)
+            wrong, images = answer
+            robust[index[wrong]], x_adv[index[wrong]] = False, images
+            done += PASSES[stage] * len(index)
+            notify(done / (done + PASSES[stage] * int((waiting > index[-1]).sum()) + later * int(robust.sum())))
+        after[stage] = robust.clone()
+    return Result(x_adv, after)
 
 
-def _batches(robust: Tensor, batch_size: int) -> dict[int, Tensor]:
-    """Number -> which images: those that are still right, in order, in full batches but for the last."""
-    left = robust.nonzero().flatten()
-    return {n: left[i : i + batch_size] for n, i in enumerate(range(0, len(left), batch_size))}
+def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Which images of a batch a stage breaks, (n,) bool, and their x' (k, C, H, W); what counts is the judge's answer.
+
+    An x' that fools the folded network and not the network itself is a result of rounding; that is so rare that the
+    batch is simply attacked again, on the network itself.
+    """
+    x_adv = perturb(stage, net, x, y, epsilon, seed)
+    moved = (x_adv != x).flatten(1).any(1)
+    wrong = moved & ~right(judge, x_adv, y, len(x))
+    if net is not judge and bool((moved & ~wrong).any()):
+        return broken(stage, judge, judge, x, y, epsilon, seed)
+    return wrong, x_adv[wrong]
 
 
-def _about(judge: Net, x: Tensor, y: Tensor, setting: Setting) -> dict[str, object]:
-    """Whatever decides what a batch finds, as plain values."""
+@torch.no_grad()
+def perturb(stage: str, net: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> Tensor:
+    """x' (n, C, H, W) of one of the authors' stages on a batch, x itself where it found nothing."""
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+    from pyautoattack.fab_pt import FABAttack_PT
+    from pyautoattack.square import SquareAttack
+
+    shared = {"eps": epsilon, "seed": seed, "device": x.device}
+    targets = {"n_target_classes": min(TARGETS, net(x[:1]).shape[1] - 1)}
+    makers: dict[str, Callable[[], Any]] = {
+        "apgd-ce": lambda: APGDAttack(net, n_iter=STEPS, logger=LOGGER, **shared),
+        "apgd-t": lambda: APGDAttack_targeted(net, n_iter=STEPS, logger=LOGGER, **targets, **shared),
+        "fab-t": lambda: FABAttack_PT(net, n_iter=STEPS, targeted=True, **targets, **shared),
+        "square": lambda: SquareAttack(net, n_queries=QUERIES, resc_schedule=False, **shared),
+    }
+    devices = [x.device] if x.device.type == "cuda" else []
+    no_weights = frozen(net) if isinstance(net, nn.Module) else nullcontext()  # whose gradients FAB would compute
+    with torch.random.fork_rng(devices=devices), no_weights:  # the authors' code seeds the global generators
+        return makers[stage]().perturb(x.clone(), y.clone()).detach()
+
+
+@torch.no_grad()
+def right(net: Net, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
+    """argmax net(x) = y, (N,) bool."""
+    return torch.cat([net(images).argmax(1) for images in x.split(batch_size)]) == y
+
+
+def _identity(judge: Net, x: Tensor, y: Tensor) -> dict[str, object]:
+    """The network and the images as plain values: a saved batch is theirs alone."""
     weights = digest(*judge.state_dict().values()) if isinstance(judge, nn.Module) else ""
     with torch.no_grad():
-        size = float(judge(x[:8]).abs().mean())  # equal weights may stand in another forward
+        size = float(judge(x[:8]).abs().mean())  # equal weights may belong to another forward
     network = {"weights": weights, "network": repr(judge), "mean logit": f"{size:.2e}"}
-    return {"version": VERSION, "images": digest(x, y), "dtype": str(x.dtype), **network, **asdict(setting)}
-
-
-class _Tally:
-    """The share of the passes that are done, were every image that is right now to stay so."""
-
-    def __init__(self, stages: tuple[str, ...], notify: Callable[[float], None]) -> None:
-        self.later, self.notify = list(stages), notify
-        self.stage, self.robust, self.waiting, self.done = "", 0, 0, 0
-
-    def begin(self, stage: str, robust: int) -> None:
-        """A stage begins on so many images."""
-        self.stage, self.robust, self.waiting = stage, robust, robust
-        self.later.remove(stage)
-        if not robust:
-            self.notify(1.0)
-
-    def finish(self, images: int, broken: int) -> None:
-        """A batch is done."""
-        self.robust, self.waiting, self.done = (
-            self.robust - broken,
-            self.waiting - images,
-            self.done + images * PASSES[self.stage],
-        )
-        to_do = self.waiting * PASSES[self.stage] + self.robust * sum(PASSES[stage] for stage in self.later)
-        self.notify(self.done / (self.done + to_do))
+    return {"images": digest(x, y), "dtype": str(x.dtype), **network}

@@ -1,10 +1,9 @@
 """Carlini & Wagner's L2 attack with DGAD's settings: no radius, a constant that is never searched (dgad: "CW2")."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from lib.attacks.pgd import Net
 from lib.losses import margin
 
 CHECKS = 10  # the abort rule looks at the loss this often
@@ -12,7 +11,7 @@ SHRINK = 0.999999  # keeps arctanh finite at pixels of 0 and 1, so that these ca
 
 
 def cw2(
-    net: Callable[[Tensor], Tensor],
+    net: Net,
     x: Tensor,
     y: Tensor,
     *,

@@ -1,18 +1,16 @@
 """The Jacobian-based saliency-map attack with DGAD's settings: few pixels, towards a target class (dgad: "JSMA")."""
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from lib.attacks.pgd import Net
 from lib.errors import UserError
 
-PAIRS = 2**24  # so many pairs of pixels are scored at once: 64 MiB for each of a few float32 tensors
+PAIRS = 2**22  # of pixels that are scored at once: 16 MiB for each of a few float32 tensors
 
 
 def jsma(
-    net: Callable[[Tensor], Tensor],
+    net: Net,
     x: Tensor,
     target: Tensor,
     *,
@@ -24,8 +22,7 @@ def jsma(
     alpha_pq = sum_{i in {p, q}} dz_t/dx_i and beta_pq = sum_{i in {p, q}} sum_{j != t} dz_j/dx_i, z the logits (not the
     softmax), t the target. A pixel is one value of one channel, raised once at most: it leaves the search. An image
     stops where argmax z = t, where no pair is left, or after int(gamma C H W / 2) pairs. Only the sum over the other
-    classes enters beta, so two gradients per pair do, whatever the number of classes; the best pair is exact
-    (`_best_pair`).
+    classes enters beta, so two gradients per pair do, whatever the number of classes.
     Shapes: x (N, C, H, W) in [0, 1], target (N,); theta in the unit of x, gamma a share of the C H W pixel values;
     returns x' in [0, 1], detached. No parameter's `.grad` is touched. Networks' modes are the caller's. Source:
     Papernot et al. 2016, Algorithms 1 and 3, with the settings and the search domain of DGAD's evaluation library
@@ -75,7 +72,7 @@ def wrong_target(y: Tensor, classes: int, generator: Generator) -> Tensor:
     return (y + torch.randint(1, classes, y.shape, generator=generator, device=y.device)) % classes
 
 
-def _derivatives(net: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _derivatives(net: Net, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(z, dz_t/dx, d sum_{j != t} z_j/dx), shaped (N, classes), (N, D) and (N, D); by two backward passes."""
     x = x.requires_grad_()
     with torch.enable_grad():
@@ -89,44 +86,18 @@ def _derivatives(net: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> 
 def _best_pair(a: Tensor, b: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
     """argmax (a_p + a_q)(b_p + b_q) over p != q of the domain with both sums positive, and whether there is one.
 
-    Both factors grow with a and b, so a pixel with two others at least as large in both never helps: one of the two can
-    take its place beside any partner. Only the pixels that are left (`_undominated`, K of D) are paired, all K^2 of
-    them, PAIRS at a time over the batch; no (N, D, D) tensor is built unless it has fewer entries. Between equal scores
-    the choice is fixed, but arbitrary.
-    Shapes: a, b, domain (N, D); returns (N, 2) and (N,), the pair being meaningless where there is none.
+    All pairs are scored, PAIRS at a time over the batch. Shapes: a, b, domain (N, D); returns (N, 2) and (N,), the pair
+    being meaningless where there is none.
     """
     a, b = (values.masked_fill(~domain, float("-inf")) for values in (a, b))
-    index = _undominated(a, b)
-    a, b = a.gather(1, index), b.gather(1, index)
-    count = index.shape[1]
-    best = torch.full_like(a[:, 0], float("-inf"))
-    where = torch.zeros_like(index[:, 0])
-    rows = max(PAIRS // a.numel(), 1)
-    for start in range(0, count, rows):
+    pixels, rows = a.shape[1], max(PAIRS // a.numel(), 1)
+    best, where = torch.full_like(a[:, 0], float("-inf")), torch.zeros_like(domain[:, 0], dtype=torch.long)
+    for start in range(0, pixels, rows):
         alpha = a[:, start : start + rows, None] + a[:, None]
         minus_beta = b[:, start : start + rows, None] + b[:, None]
-        inadmissible = (alpha <= 0) | (minus_beta <= 0)
-        inadmissible.diagonal(start, 1, 2).fill_(True)  # a pixel with itself
-        score, place = alpha.mul_(minus_beta).masked_fill_(inadmissible, float("-inf")).flatten(1).max(1)
-        where = torch.where(score > best, place + start * count, where)
-        best = torch.maximum(score, best)
-    return index.gather(1, torch.stack([where // count, where % count], 1)), best > float("-inf")
-
-
-def _undominated(a: Tensor, b: Tensor) -> Tensor:
-    """The pixels that have fewer than two others at least as large in both a and b: indices (N, K), by falling a.
-
-    Of pixels equal in both the first two stay. K is the largest number in the batch; rows with fewer are filled up with
-    other pixels. In that order a pixel stays if b exceeds the second largest b before it.
-    """
-    order = a.argsort(dim=1, descending=True, stable=True)
-    b = b.gather(1, order)
-    second = _before(torch.minimum(b, _before(b)))
-    stays = b > second
-    count = max(int(stays.sum(1).max()), 1)
-    return order.gather(1, (~stays).byte().argsort(dim=1, stable=True)[:, :count])
-
-
-def _before(values: Tensor) -> Tensor:
-    """max_{j < i} values_j along the second axis, -inf for the first."""
-    return F.pad(values.cummax(1).values[:, :-1], (1, 0), value=float("-inf"))
+        score = (alpha * minus_beta).masked_fill_((alpha <= 0) | (minus_beta <= 0), float("-inf"))
+        score.diagonal(start, 1, 2).fill_(float("-inf"))  # a pixel with itself
+        value, place = score.flatten(1).max(1)
+        where = torch.where(value > best, place + start * pixels, where)
+        best = torch.maximum(value, best)
+    return torch.stack([where // pixels, where % pixels], 1), best > float("-inf")

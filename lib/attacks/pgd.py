@@ -7,20 +7,22 @@ Images live in [0, 1] and radii in the same unit. Randomness comes from the gene
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from lib.errors import UserError
 
+Net = Callable[[Tensor], Tensor]  # x (N, C, H, W) -> logits (N, K)
 Objective = Callable[[Tensor], Tensor]  # x' (N, C, H, W) -> (N,), to be maximised
 Start = Callable[[Tensor, Tensor, Generator | None], Tensor]  # (x, epsilon, generator) -> x'
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_adv (n, C, H, W), the gradient there, index (n,)) -> (n,) bool: which images go on; False is for good."""
 
 
 @dataclass(frozen=True)
 class PerImage:
-    """value(x', *constants), the constants per image (N, ...), so that a part of the batch can be asked.
+    """value(x', *constants), the constants per image (N, ...), so that it can be evaluated on a part of the batch.
 
     Where images finish at different times, pgd takes those that have finished out of the batch; a plain function
     still gets the whole batch at every step. The network has to treat images one by one: eval mode.
@@ -35,13 +37,6 @@ class PerImage:
     def take(self, index: Tensor) -> "PerImage":
         """The same objective for the images at `index`."""
         return replace(self, constants=tuple(constant[index] for constant in self.constants))
-
-
-class Rule(Protocol):
-    """Which of the moving images go on: asked before every step, with the gradient that the step would take."""
-
-    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """(n,) bool for the images at `index` (n,) of the batch, at x_adv (n, C, H, W); False is for good."""
 
 
 def at_image(x: Tensor, epsilon: Tensor, generator: Generator | None = None) -> Tensor:
@@ -77,13 +72,13 @@ def pgd(
     steps: int | Tensor,
     start: Start = uniform_in_image,
     generator: Generator | None = None,
-    rule: Rule | None = None,
+    criterion: Criterion | None = None,
 ) -> Tensor:
     """x' <- P(x' + step_size sign(grad objective(x'))), P the projection to the epsilon-ball of x and to [0, 1].
 
     FGSM is steps=1 from `at_image` with step_size=epsilon. The last iterate is returned, detached.
     Shapes: x (N, C, H, W) in [0, 1]; epsilon, step_size and steps are numbers or per-image tensors (N,).
-    An image stops after its own number of steps, or for good when the `rule` says so (`PerImage`: what that saves).
+    An image stops after its own number of steps, or for good where the `criterion` is False (see `PerImage`).
     Only the gradient of the input is taken: no parameter's `.grad` is touched. Networks' modes are the caller's.
 
     Raises:
@@ -93,13 +88,13 @@ def pgd(
     if min(radius.min(), size.min(), count.min()) < 0:
         raise UserError(f"an attack's radius, step size and steps must be >= 0, got {epsilon}, {step_size}, {steps}")
     x_adv = start(x, radius, generator)
-    if rule is None and count.numel() == 1:
+    if criterion is None and count.numel() == 1:
         return project(ascend(objective, x, x_adv, radius, size, int(count)), x, radius)
-    return _pgd_while(objective, x, x_adv, radius, size, count, rule or _always)
+    return _pgd_while(objective, x, x_adv, radius, size, count, criterion)
 
 
 def ascend(objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size: Tensor, steps: int) -> Tensor:
-    """`steps` signed steps of the whole batch from x_adv; nothing in it asks the device for a number.
+    """`steps` signed steps of the whole batch from x_adv, without a synchronisation with the device.
 
     Shapes: x and x_adv (N, C, H, W); radius and size broadcast against them.
     """
@@ -109,7 +104,13 @@ def ascend(objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size:
 
 
 def _pgd_while(
-    objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size: Tensor, count: Tensor, rule: Rule
+    objective: Objective,
+    x: Tensor,
+    x_adv: Tensor,
+    radius: Tensor,
+    size: Tensor,
+    count: Tensor,
+    criterion: Criterion | None,
 ) -> Tensor:
     """PGD on the images that still move; the others wait outside of the batch, or inside if the objective wants all."""
     radius, size, count = (value.expand(len(x), *value.shape[1:]) for value in (radius, size, count))
@@ -119,8 +120,9 @@ def _pgd_while(
         if not len(index):
             break
         gradient = _gradient_at(objective, x_adv, index)
-        going = rule(x_adv[index], gradient, index)
-        index, gradient = index[going], gradient[going]
+        if criterion is not None:
+            going = criterion(x_adv[index], gradient, index)
+            index, gradient = index[going], gradient[going]
         x_adv = x_adv.index_copy(
             0, index, project(x_adv[index] + size[index] * gradient.sign(), x[index], radius[index])
         )
@@ -131,10 +133,6 @@ def _gradient_at(objective: Objective, x_adv: Tensor, index: Tensor) -> Tensor:
     if isinstance(objective, PerImage):
         return input_gradient(objective if len(index) == len(x_adv) else objective.take(index), x_adv[index])
     return input_gradient(objective, x_adv)[index]
-
-
-def _always(x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-    return torch.ones_like(index, dtype=torch.bool)
 
 
 def input_gradient(objective: Objective, x: Tensor) -> Tensor:

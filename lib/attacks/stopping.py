@@ -1,35 +1,37 @@
-"""What looks on during an attack: it decides which images go on, and remembers what a loss wants to know.
+"""Stopping criteria of an attack: which images go on, and what is recorded on the way.
 
-watch = UntilWrong(x, y, epsilon)
-net = watch.listen(net)
-x_adv = pgd(PerImage(lambda z, y: cross_entropy(net(z), y), (y,)), x, ..., rule=watch)
+criterion = UntilWrong(x, y, epsilon)
+net = criterion.listen(net)
+x_adv = pgd(PerImage(lambda z, y: cross_entropy(net(z), y), (y,)), x, ..., criterion=criterion)
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from lib.attacks.pgd import Net
 
-class Watch:
-    """Lets every image go on; the others below stop some of them.
 
-    `listen` keeps the logits of the forward that the gradient is taken of, so watching costs no forward.
+class StoppingCriterion:
+    """Lets every image go on; the subclasses stop some of them.
+
+    `listen` keeps the logits of the forward that the gradient is taken of, so that a criterion costs no forward.
     """
 
     def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
         self.x, self.y, self.epsilon = x, y, epsilon
         self.logits = torch.empty(0)
 
-    def listen(self, net: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """`net`, its last logits remembered."""
+    def listen(self, net: Net) -> Net:
+        """`net`, whose last logits are kept."""
 
-        def heard(x: Tensor) -> Tensor:
+        def forward(x: Tensor) -> Tensor:
             logits = net(x)
             self.logits = logits.detach()
             return logits
 
-        return heard
+        return forward
 
     def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """(n,) bool: which of the images at `index` (n,) go on from x_adv along `gradient` (n, C, H, W)."""
@@ -40,12 +42,12 @@ class Watch:
         """The decision, with the logits (n, C) at x_adv."""
         return torch.ones_like(index, dtype=torch.bool)
 
-    def seen(self) -> dict[str, Tensor]:
+    def observed(self) -> dict[str, Tensor]:
         """Keywords for the loss, per image (N,)."""
         return {}
 
 
-class UntilWrong(Watch):
+class UntilWrong(StoppingCriterion):
     """An image stops `patience` steps after it is first misclassified: FAT's tau, and evaluation's frozen images (0).
 
     Source: Zhang et al. 2020.
@@ -63,7 +65,7 @@ class UntilWrong(Watch):
         return going
 
 
-class UntilGap(Watch):
+class UntilGap(StoppingCriterion):
     """An image moves while max_{j != y} p_j - p_y <= gap: SAT's curriculum (Sitawarin et al. 2020)."""
 
     def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, gap: float) -> None:
@@ -77,7 +79,7 @@ class UntilGap(Watch):
         return others - p.gather(1, own).squeeze(1) <= self.gap
 
 
-class UntilConverged(Watch):
+class UntilConverged(StoppingCriterion):
     """An image moves while FOSC = epsilon ||g||_1 - <x' - x, g> > bound: DART's convergence (Wang et al. 2019).
 
     The inner product is taken with the image at the ball's centre, where x' - x lies in the ball, so FOSC >= 0.
@@ -94,7 +96,7 @@ class UntilConverged(Watch):
         return radius * gradient.abs().flatten(1).sum(1) - moved > self.bound
 
 
-class CountRight(Watch):
+class CountRight(StoppingCriterion):
     """kappa: at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
 
     def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
@@ -106,6 +108,36 @@ class CountRight(Watch):
         self.kappa[index] += (logits.argmax(1) == self.y[index]).long()
         return super().goes_on(logits, x_adv, gradient, index)
 
-    def seen(self) -> dict[str, Tensor]:
+    def observed(self) -> dict[str, Tensor]:
         """kappa (N,), whole numbers from 0 to the attack's steps."""
         return {"kappa": self.kappa}
+
+
+class Trajectory(StoppingCriterion):
+    """Records one PGD on its way: `right[t]` (N,), which images are right at iterate t, and the iterates at `at`.
+
+    The attack with n steps is a prefix of any longer one, so one run gives x' for every n in `at`. With `freeze` an
+    image stays where it is first misclassified, and counts as wrong from there on. The network has to treat images one
+    by one.
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, at: Iterable[int] = (), freeze: bool = False
+    ) -> None:
+        super().__init__(x, y, epsilon)
+        self.at, self.freeze = frozenset(at), freeze
+        self.right: list[Tensor] = []
+        self._now, self._kept = x.clone(), dict[int, Tensor]()
+
+    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        """All go on, or with `freeze` those that are right."""
+        right = logits.argmax(1) == self.y[index]
+        self._now[index] = x_adv
+        if len(self.right) in self.at:
+            self._kept[len(self.right)] = self._now.clone()
+        self.right.append(torch.zeros_like(self.y, dtype=torch.bool).index_copy(0, index, right))
+        return right if self.freeze else super().goes_on(logits, x_adv, gradient, index)
+
+    def iterates(self, x_adv: Tensor) -> dict[int, Tensor]:
+        """{n: x' (N, C, H, W) after n steps} for n in `at`, where x_adv is what the attack returned."""
+        return {n: self._kept.get(n, x_adv) for n in sorted(self.at)}

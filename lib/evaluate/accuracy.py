@@ -8,38 +8,35 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from lib.attacks.autoattack import standard
-from lib.attacks.engine import Engine, in_precision
+from lib.attacks.fast import Engine
 from lib.attacks.folding import folded, same_answers
-from lib.attacks.levers import STANDARD
-from lib.attacks.trajectory import snapshots
+from lib.attacks.pgd import Net
 from lib.data import Split, to_float
 from lib.errors import UserError
 from lib.evaluate.attack_spec import Accuracy, AttackSpec
-from lib.evaluate.attacks import ATTACKS, STEPPED
+from lib.evaluate.attacks import ATTACKS, STEPPED, autoattack, prefixes
 from lib.evaluate.inputs import check_logits
 from lib.models.modes import frozen, mode
 
-FEW = 8  # images that tell whether a folded network is the network
+FEW = 8  # images on which a folded network is compared with the network
 TOLERANCE = 1e-6  # how far float rounding may carry a pixel out of the ball
 VERSION = 3  # raised when an attack's code changes what an equal column measures
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a long attack is done with: a folder that it goes on from when it was killed, and processes on a CPU.
+    """A folder from which a long attack goes on when it was killed, and who is called on the way.
 
-    `notify` hears the finished share of an AutoAttack, `found` each column's accuracy as soon as it is there.
+    `notify` is called with the finished share of an AutoAttack, `found` with each column's accuracy when it is there.
     """
 
     kept: Path | None = None
-    workers: int = 1
     notify: Callable[[float], None] = lambda share: None
     found: Callable[[Accuracy], None] = lambda accuracy: None
 
 
 class Clean:
-    """Which images a network has right as they are: asked for by several columns, computed once per image."""
+    """Which images a network has right without an attack: needed by several columns, computed once per image."""
 
     def __init__(self, net: nn.Module, test: Split) -> None:
         self.net, self.test, self.known = net, test, torch.empty(0, dtype=torch.bool)
@@ -69,14 +66,19 @@ def evaluate(
         UserError: an unknown attack, or more images than there are.
         RuntimeError: an attack left its ball or [0, 1], or gave a value that is not finite.
     """
-    source, resources, found = surrogate or net, resources or Resources(), []
+    source, resources, results = surrogate or net, resources or Resources(), []
     with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
         clean = Clean(net, test)
         for group in together(columns):
-            for one in _measured(net, test, group, source, resources, clean):
-                found.append(one)
-                resources.found(one)
-    return [next(accuracy for accuracy in found if accuracy.column == column) for column in columns]
+            for result in _measured(net, test, group, source, resources, clean):
+                results.append(result)
+                resources.found(result)
+    return [next(result for result in results if result.column == column) for column in columns]
+
+
+def accuracy(net: nn.Module, test: Split, column: AttackSpec, source: nn.Module | None = None) -> Accuracy:
+    """The accuracy of `net` as it stands under one column's attack on `source` (itself); raises as `evaluate` does."""
+    return _measured(net, test, (column,), source or net, Resources(), Clean(net, test))[0]
 
 
 def together(columns: tuple[AttackSpec, ...]) -> list[tuple[AttackSpec, ...]]:
@@ -91,95 +93,61 @@ def together(columns: tuple[AttackSpec, ...]) -> list[tuple[AttackSpec, ...]]:
 def _measured(
     net: nn.Module, test: Split, group: tuple[AttackSpec, ...], source: nn.Module, resources: Resources, clean: Clean
 ) -> list[Accuracy]:
+    first = group[0]
     with torch.no_grad():
         classes = net(to_float(test.images[:1])).shape[1]
     for column in group:
         check_fits(column, len(test.labels), classes)
-    if group[0].attack in STEPPED:
-        return prefixes(net, test, group, source)
-    if group[0].attack == "clean":
-        return [_accuracy(group[0], clean.right(group[0]))]
-    if group[0].attack == "autoattack":
-        return [by_stages(net, test, group[0], source, resources, clean)]
-    return [accuracy(net, test, group[0], source)]
+    if first.attack == "clean":
+        return [_accuracy(first, clean.right(first))]
+    part = test.take(slice(0, first.images or len(test.labels)))
+    view = _attack_view(source, first, to_float(part.images[:FEW]))
+    if first.attack == "autoattack":
+        return [_by_stages(net, part, first, source, view, resources, clean)]
+    return _batchwise(net, part, group, view)
 
 
-def by_stages(
-    net: nn.Module, test: Split, column: AttackSpec, source: nn.Module, resources: Resources, clean: Clean
+def _batchwise(net: nn.Module, part: Split, group: tuple[AttackSpec, ...], view: Net) -> list[Accuracy]:
+    """A group's attack on batch after batch; with restarts an image has to stay right in every one."""
+    first, generator = group[0], Generator(part.images.device).manual_seed(group[0].seed)
+    right = {column: torch.ones_like(part.labels, dtype=torch.bool) for column in group}
+    for _ in range(first.restarts):
+        flags: dict[AttackSpec, list[Tensor]] = {column: [] for column in group}
+        for x, y in part.batches(first.batch_size):
+            if first.attack in STEPPED:
+                made = prefixes(view, x, y, group, generator)
+            else:
+                made = [ATTACKS[first.attack].run(view, x, y, first, generator)]
+            for column, x_adv in zip(group, made, strict=True):
+                flags[column].append(judged(net, x, x_adv, y, column))
+        for column in group:
+            right[column] &= torch.cat(flags[column])
+    return [_accuracy(column, right[column]) for column in group]
+
+
+def _by_stages(
+    net: nn.Module, part: Split, column: AttackSpec, source: nn.Module, view: Net, resources: Resources, clean: Clean
 ) -> Accuracy:
-    """What `accuracy` finds for AutoAttack, with the flags after each of its stages; it goes on where it was killed.
-
-    Transfers judge the end alone: the stages attack the surrogate.
-    """
-    part = test.take(slice(0, column.images or len(test.labels)))
+    """AutoAttack on the whole set, with the flags after each stage; a transfer's end alone is judged on `net`."""
     x, y = to_float(part.images), part.labels
-    found = standard(
-        _attacked(source, column, x),
+    result = autoattack(
+        view,
         x,
         y,
-        epsilon=column.epsilon,
-        seed=column.seed,
-        batch_size=column.batch_size,
-        stages=column.stages,
+        column,
         judge=source,
         clean=clean.right(column) if source is net else None,
         folder=resources.kept / column.what.digest if resources.kept else None,
-        workers=resources.workers,
         notify=resources.notify,
     )
-    stages = {} if source is not net else {stage: _as_flags(robust) for stage, robust in found.robust.items()}
-    return replace(_accuracy(column, judged(net, x, found.x_adv, y, column)), stages=stages)
+    stages = {} if source is not net else {stage: _as_flags(robust) for stage, robust in result.robust.items()}
+    return replace(_accuracy(column, judged(net, x, result.x_adv, y, column)), stages=stages)
 
 
-def prefixes(net: nn.Module, test: Split, columns: tuple[AttackSpec, ...], source: nn.Module) -> list[Accuracy]:
-    """What `accuracy` finds for columns that differ in their steps alone, from one run of the longest."""
-    first = columns[0]
-    loss, freeze = STEPPED[first.attack]
-    part = test.take(slice(0, first.images or len(test.labels)))
-    x = to_float(part.images)
-    generator = Generator(x.device).manual_seed(first.seed)
-    right = {column: torch.ones_like(part.labels, dtype=torch.bool) for column in columns}
-    for _ in range(first.restarts):
-        found = snapshots(
-            _attacked(source, first, x),
-            x,
-            part.labels,
-            loss,
-            epsilon=first.epsilon,
-            step_size=first.step_size,
-            at=[column.steps for column in columns],
-            freeze=freeze,
-            batch_size=first.batch_size,
-            generator=generator,
-        )
-        for column in columns:
-            right[column] &= judged(net, x, found[column.steps], part.labels, column)
-    return [_accuracy(column, flags) for column, flags in right.items()]
-
-
-def accuracy(net: nn.Module, test: Split, column: AttackSpec, source: nn.Module | None = None) -> Accuracy:
-    """The accuracy of `net` as it stands under one column's attack on `source` (itself); raises as `evaluate` does."""
-    attack = ATTACKS[column.attack]
-    with torch.no_grad():
-        check_fits(column, len(test.labels), net(to_float(test.images[:1])).shape[1])
-    part = test.take(slice(0, column.images or len(test.labels)))
-    generator = Generator(test.images.device).manual_seed(column.seed)
-    crafting = _attacked(
-        source or net, column, to_float(test.images[:FEW])
-    )  # judging is on the network itself, in fp32
-    size = len(part.labels) if attack.whole else column.batch_size
-    right = torch.ones_like(part.labels, dtype=torch.bool)
-    for _ in range(column.restarts):
-        parts = part.batches(size)
-        right &= torch.cat([judged(net, x, attack.run(crafting, x, y, column, generator), y, column) for x, y in parts])
-    return _accuracy(column, right)
-
-
-def _attacked(net: nn.Module, column: AttackSpec, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The network as the column's attack sees it, for images like x: folded, where that is the same function."""
-    if not same_answers(net, folded(net), x[:FEW]):
-        return in_precision(net, column.crafting)
-    return Engine(replace(STANDARD, bf16=column.crafting == "bf16")).seen(net, x)
+def _attack_view(net: nn.Module, column: AttackSpec, x: Tensor) -> Net:
+    """The network as the column's attack sees it: folded, where that is the same function on images like x."""
+    execution = "fast" if same_answers(net, folded(net), x) else "plain"
+    return Engine(execution, column.crafting).attack_view(net)
 
 
 def judged(net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, column: AttackSpec) -> Tensor:

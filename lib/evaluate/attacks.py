@@ -1,19 +1,18 @@
 """The attacks that a column can name: attack(net, x, y, column, generator) -> x'."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from lib.attacks.autoattack import STAGES as STAGES
-from lib.attacks.autoattack import standard
+from lib.attacks.autoattack import Result, standard
 from lib.attacks.cw2 import cw2
 from lib.attacks.jsma import jsma, published_target, wrong_target
-from lib.attacks.pgd import PerImage, at_image, pgd
-from lib.attacks.stopping import UntilWrong
+from lib.attacks.pgd import Net, PerImage, at_image, pgd
+from lib.attacks.stopping import Trajectory
 from lib.losses import cross_entropy, margin
-from lib.methods import Net
 
 if TYPE_CHECKING:
     from lib.evaluate.attack_spec import AttackSpec
@@ -26,22 +25,35 @@ def up_to_confidence(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y).clamp(max=CONFIDENCE)
 
 
-def autoattack(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
-    """AutoAttack standard (Croce & Hein 2020), or some of its stages; its flags are those of the authors' code.
+def autoattack(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", **options: Any) -> Result:
+    """AutoAttack standard (Croce & Hein 2020), or some of its stages; `options` are those of `standard`.
 
-    Always the standard version's settings: 100 iterations, 9 targets (all wrong classes where there are fewer), 5,000
-    queries, one restart. x is the whole set: between stages the images left over are packed into full batches again.
+    x is the whole set: between stages the images left over are packed into full batches again.
     """
-    found = standard(
-        net,
+    settings: dict[str, Any] = {"epsilon": column.epsilon, "seed": column.seed, "batch_size": column.batch_size}
+    return standard(net, x, y, stages=column.stages, **settings, **options)
+
+
+def prefixes(net: Net, x: Tensor, y: Tensor, columns: Sequence["AttackSpec"], generator: Generator) -> list[Tensor]:
+    """x' of columns that are one PGD after different numbers of steps, from one run of the longest.
+
+    Equal to a run per column: the shorter attacks are prefixes of the longest.
+    """
+    first, steps = columns[0], [column.steps for column in columns]
+    loss, freeze = STEPPED[first.attack]
+    path = Trajectory(x, y, first.epsilon, at=steps, freeze=freeze)
+    logits = path.listen(net)
+    end = pgd(
+        PerImage(lambda z, y: loss(logits(z), y), (y,)),
         x,
-        y,
-        epsilon=column.epsilon,
-        seed=column.seed,
-        batch_size=column.batch_size,
-        stages=column.stages,
+        epsilon=first.epsilon,
+        step_size=first.step_size,
+        steps=max(steps),
+        generator=generator,
+        criterion=path,
     )
-    return found.x_adv
+    iterates = path.iterates(end)
+    return [iterates[n] for n in steps]
 
 
 def _clean(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
@@ -58,23 +70,12 @@ def _fgsm_random(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator
     return pgd(lambda z: cross_entropy(net(z), y), x, epsilon=e, step_size=e, steps=1, generator=generator)
 
 
-def _steps(loss: Callable[[Tensor, Tensor], Tensor], freeze: bool) -> Callable[..., Tensor]:
-    """PGD on loss(logits, y); with `freeze` an image stays where it is first misclassified."""
+def _pgd(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
+    return prefixes(net, x, y, (column,), generator)[0]
 
-    def run(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
-        watch = UntilWrong(x, y, column.epsilon) if freeze else None
-        heard = watch.listen(net) if watch else net
-        return pgd(
-            PerImage(lambda z, y: loss(heard(z), y), (y,)),
-            x,
-            epsilon=column.epsilon,
-            step_size=column.step_size,
-            steps=column.steps,
-            generator=generator,
-            rule=watch,
-        )
 
-    return run
+def _autoattack(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
+    return autoattack(net, x, y, column).x_adv
 
 
 def _cw2(net: Net, x: Tensor, y: Tensor, column: "AttackSpec", generator: Generator) -> Tensor:
@@ -101,20 +102,19 @@ STEPPED = {  # PGD on a loss; with True an image stays where it is first misclas
 
 
 class EvaluationAttack(NamedTuple):
-    """run(net, x, y, column, generator) -> x'; is x' held to epsilon; is x the whole set and not a batch."""
+    """run(net, x, y, column, generator) -> x'; is x' held to epsilon."""
 
     run: Callable[[Net, Tensor, Tensor, "AttackSpec", Generator], Tensor]
     bounded: bool = True
-    whole: bool = False
 
 
 ATTACKS = {
     "clean": EvaluationAttack(_clean),
     "fgsm": EvaluationAttack(_fgsm),
     "fgsm_random": EvaluationAttack(_fgsm_random),
-    **{name: EvaluationAttack(_steps(*how)) for name, how in STEPPED.items()},
+    **dict.fromkeys(STEPPED, EvaluationAttack(_pgd)),
     "cw2": EvaluationAttack(_cw2, bounded=False),
-    "autoattack": EvaluationAttack(autoattack, whole=True),
+    "autoattack": EvaluationAttack(_autoattack),
     "jsma": EvaluationAttack(_jsma, bounded=False),
     "jsma_as_published": EvaluationAttack(_jsma_as_published, bounded=False),
 }

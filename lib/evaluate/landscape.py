@@ -1,4 +1,4 @@
-"""What an attack sees of a network: accuracy as the radius and the steps grow, and the loss around an image."""
+"""A network as an attack meets it: accuracy as the radius and the steps grow, and the loss around an image."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,7 @@ from torch import Generator, Tensor, nn
 
 from lib.attacks.folding import folded
 from lib.attacks.pgd import PerImage, input_gradient, pgd
+from lib.attacks.stopping import Trajectory
 from lib.losses import cross_entropy
 
 
@@ -42,16 +43,11 @@ def against_radius(
 
 def against_steps(net: nn.Module, x: Tensor, y: Tensor, epsilon: float, steps: int, seed: int = 0) -> list[float]:
     """Accuracy in % at every iterate of one PGD, the start first: steps + 1 numbers."""
-    crafting, found = folded(net), []
-
-    def look(x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        found.append(_accuracy(net, x_adv, y))
-        return torch.ones_like(index, dtype=torch.bool)
-
-    generator = Generator(x.device).manual_seed(seed)
+    path = Trajectory(x, y, epsilon)
+    crafting, generator = path.listen(folded(net)), Generator(x.device).manual_seed(seed)
     objective = PerImage(lambda z, labels: cross_entropy(crafting(z), labels), (y,))
-    at_end = pgd(objective, x, epsilon=epsilon, step_size=epsilon / 4, steps=steps, generator=generator, rule=look)
-    return [*found, _accuracy(net, at_end, y)]
+    end = pgd(objective, x, epsilon=epsilon, step_size=epsilon / 4, steps=steps, generator=generator, criterion=path)
+    return [*(100 * float(right.float().mean()) for right in path.right), _accuracy(net, end, y)]
 
 
 def surface(

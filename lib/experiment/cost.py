@@ -64,8 +64,7 @@ def training(spec: RunSpec, workspace: Workspace, flops: bool) -> Cost:
     """The cost of a run's training, from steps with one and with three attack steps.
 
     It is taken as linear in the attack's steps and in the images, so two images serve where a whole batch is slow. A
-    strategy's attack has the mean of its options' steps, and its own step comes every k-th time. Where the place wants
-    a calibration, which comes with the run, the probe has the standard levers.
+    strategy's attack has the mean of its options' steps, and its own step comes every k-th time.
     """
     size = spec.schedule.batch_size
     quiet = replace(spec, strategy=_without_learning(spec.strategy))
@@ -131,8 +130,8 @@ def _step(spec: RunSpec, workspace: Workspace, flops: bool) -> Cost:
     """One image's part of an optimisation step in which no image stops before its time."""
     longer = replace(spec.schedule, epochs=spec.schedule.epochs + PROBE_STEPS)  # the scheduler counts the probe's steps
     training = start(replace(spec, schedule=longer), workspace, fresh_teacher=True)
-    if training.method.watch in STOPPING:
-        training.method = replace(training.method, watch=None)
+    if training.method.criterion in STOPPING:
+        training.method = replace(training.method, criterion=None)
     return _per_image(training.train_step, training.data, spec.schedule.batch_size, flops)
 
 

@@ -7,11 +7,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.attacks.processes import pool
 from lib.errors import UserError
 from lib.evaluate import AttackSpec
 from lib.experiment import runs
 from lib.experiment.checked import Check
+from lib.experiment.processes import pool
 from lib.experiment.progress import Progress
 from lib.experiment.runs import Network, Workspace
 from lib.experiment.spec import DataSpec, RunSpec

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from lib import ROOT
-from lib.attacks.levers import LEVERS
 from lib.errors import choose, typed
 from lib.evaluate import check_fits
 from lib.experiment.builder import Builder
@@ -40,7 +39,7 @@ def open_table(name: str, parameters: Parameters) -> Table:
         download=parameters.download,
         device=str(device_of(parameters.device)),
         weights_files={digests[name]: path for name, path in weights.items()},
-        levers=LEVERS[scale.levers],
+        execution=scale.execution,
     )
     if workspace.device == "cpu":
         torch.set_num_threads(1)

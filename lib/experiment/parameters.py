@@ -13,8 +13,7 @@ import torch
 import yaml
 
 from lib import ROOT
-from lib.attacks.engine import PRECISIONS
-from lib.attacks.levers import LEVERS
+from lib.attacks.fast import EXECUTIONS, PRECISIONS
 from lib.errors import UserError, check_type, choose, typed
 from lib.evaluate import PRESETS, PROTOCOLS, AttackSpec, at_radius
 from lib.methods import METHODS
@@ -64,7 +63,7 @@ class Scale:
     precision: str = "fp32"
     max_steps: int = 0  # stop every training after so many optimisation steps; 0: never
     sustained_tflops: float = 0.0
-    levers: str = "standard"  # or plain, or calibrated: those that pay on the machine at hand (lib/engine)
+    execution: str = "fast"  # or plain: how attacks are executed (lib/attacks/fast.py)
 
     def schedule(self, method: str) -> Schedule:
         """The method's own schedule, or the default one."""
@@ -170,7 +169,7 @@ def _check_scale(scale: Scale) -> None:
     if scale.selection == "held_out" and not scale.held_out:
         raise UserError("settings: selection held_out wants held_out > 0 images")
     choose("precision", scale.precision, dict.fromkeys(PRECISIONS))
-    choose("levers", scale.levers, LEVERS)
+    choose("execution", scale.execution, dict.fromkeys(EXECUTIONS))
     for model in scale.models.values():
         choose("model", model, MODELS)
     tables = [read_yaml(path) for path in (PARAMS / "tables").glob("*.yaml")]

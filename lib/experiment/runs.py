@@ -16,11 +16,9 @@ import torch
 from torch import nn
 
 from lib import ROOT, data
-from lib.attacks.levers import STANDARD, Levers
 from lib.attacks.pgd import pgd
 from lib.errors import UserError, choose
 from lib.evaluate import VERSION, Accuracy, AttackSpec, Resources, accuracy, evaluate
-from lib.experiment.calibrated import Calibration, calibrated
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, digest_of
 from lib.experiment.store import Store
 from lib.files import file_digest
@@ -45,7 +43,7 @@ class Workspace:
     download: bool = False
     device: str = "cpu"
     weights_files: dict[str, Path] = field(default_factory=dict)  # SHA-256 of a given file -> where it lies
-    levers: Levers | None = STANDARD  # None: a calibration finds them; bf16 is the run's to decide, by its precision
+    execution: str = "fast"  # or plain: how attacks are executed
 
     @property
     def store(self) -> Store:
@@ -127,8 +125,7 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
     with store.claim(spec.digest):
         if store.has(spec.digest):
             return
-        chosen = levers_of(spec, workspace)
-        training = start(spec, replace(workspace, levers=chosen.levers))
+        training = start(spec, workspace)
         resumed = store.load_checkpoint(spec.digest)
         seconds = 0.0
         if resumed is not None:
@@ -143,7 +140,7 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
 
         training.run(after_epoch)
         done: dict[str, Any] = {"seconds": round(time.monotonic() - begun, 2), "resumed": resumed is not None}
-        done["levers"] = chosen.told(training.engine.levers, training.engine.said)
+        done["execution"] = training.engine.describe()
         _publish(spec, training, workspace, done)
         store.drop_checkpoint(spec.digest)
 
@@ -191,22 +188,8 @@ def start(spec: RunSpec, workspace: Workspace, fresh_teacher: bool = False) -> T
         precision=spec.precision,
         max_steps=spec.max_steps,
         follow=partial(follow, selection=selection, column=longer) if method.trains_guide or method.guided else None,
-        levers=replace(workspace.levers or STANDARD, bf16=False),
+        execution=workspace.execution,
     )
-
-
-def levers_of(spec: RunSpec, workspace: Workspace) -> Calibration:
-    """The place's levers; where it names none, those that a calibration for this run finds, or found before.
-
-    A run without an attack, or one that is cut off after some steps, is not worth a calibration.
-    """
-    if workspace.levers is not None or spec.max_steps or METHODS[spec.method].objective is None:
-        return Calibration(workspace.levers or STANDARD)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        net = fresh_network(spec.model, spec.data, workspace)
-    x, y = next(workspace.dataset(spec.data).train.batches(spec.schedule.batch_size))
-    return calibrated(spec, net, x, y, workspace.store, provenance(workspace)["device"])
 
 
 def measure(

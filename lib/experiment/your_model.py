@@ -38,7 +38,6 @@ class Classifier:
     data_dir: str = "data"
     download: bool = False
     device: str = "auto"
-    workers: int = 1
     outputs: str = "outputs"
 
 
@@ -67,8 +66,8 @@ def validate(namespace: Mapping[str, Any]) -> Classifier:
     given = read_parameters(namespace, Classifier)
     choose("model", given.model, MODELS)
     choose("protocol", given.protocol, PROTOCOLS)
-    if given.images < 0 or given.workers < 1:
-        raise UserError(f"images wants 0 or more and workers 1 or more, got {given.images} and {given.workers}")
+    if given.images < 0:
+        raise UserError(f"images wants 0 or more, got {given.images}")
     return given
 
 

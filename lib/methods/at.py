@@ -1,6 +1,6 @@
 """Adversarial training without a teacher: smoothed labels, MART, weights per image, and a guide trained beside it.
 
-FAT, SAT and DART are PGD-AT's loss under a watch that stops the attack image by image, so they need no loss here.
+FAT, SAT and DART are PGD-AT's loss under a criterion that stops the attack image by image, so they need no loss here.
 """
 
 from collections.abc import Callable
@@ -89,16 +89,16 @@ class CountIterates(CountRight):
         self.asked[index] += 1
         return super().goes_on(logits, x_adv, gradient, index)
 
-    def seen(self) -> dict[str, Tensor]:
+    def observed(self) -> dict[str, Tensor]:
         """kappa and asked, (N,) whole numbers, kappa <= asked."""
-        return {**super().seen(), "asked": self.asked}
+        return {**super().observed(), "asked": self.asked}
 
 
 def gair(loss: Loss, term: str = "adv") -> Loss:
-    """`loss` with one term times GAIRAT's weight of each image (Zhang et al. 2021), for a watch `CountIterates`.
+    """`loss` with one term times GAIRAT's weight of each image (Zhang et al. 2021), for a criterion `CountIterates`.
 
-    What counts as right is the watch's label, so the method's `attack_label` where it has one. `active` is 0 during the
-    burn-in, when every weight is 1, and 1 afterwards.
+    What counts as right is the criterion's label, so the method's `attack_label` where it has one. `active` is 0 during
+    the burn-in, when every weight is 1, and 1 afterwards.
     """
 
     def weighted(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lib import attacks
-from lib.attacks.stopping import Watch
+from lib.attacks.stopping import StoppingCriterion
 from lib.errors import UserError
 
 Net = Callable[[Tensor], Tensor]
@@ -82,9 +82,9 @@ class Method:
     `attack_mode` is the student's mode while the attack looks at it, `guide_mode` the guide's; the loss always sees
     both in train mode. A guide in train mode "at every step" is asked once, and its batch-norm statistics move as if it
     had been asked at each of the attack's steps. `attack_noise` is the spread of what is added to the student's
-    convolutions while the attack looks at it. `attack_label(nets, x, y)` gives the labels (N,) that objective and watch
-    are told in place of y. `watch(x, y, epsilon, **watch_weights)` looks on during the attack, and what it saw
-    goes to the loss.
+    convolutions while the attack looks at it. `attack_label(nets, x, y)` gives the labels (N,) that objective and
+    criterion are told in place of y. `criterion(x, y, epsilon, **criterion_weights)` stops images of the
+    attack, and what it observed goes to the loss.
     """
 
     title: str
@@ -101,19 +101,19 @@ class Method:
     guided: bool = False  # whether the teacher is a guide, to be followed epoch by epoch
     beside_class_means: tuple[str, ...] = ()  # weights that the paper set beside terms that are means over its classes
     attack_label: Callable[[Nets, Tensor, Tensor], Tensor] | None = None
-    watch: Callable[..., Watch] | None = None
-    watch_weights: Mapping[str, Weight] = field(default_factory=dict)
+    criterion: Callable[..., StoppingCriterion] | None = None
+    criterion_weights: Mapping[str, Weight] = field(default_factory=dict)
 
     @property
     def code(self) -> str:
-        """Twelve hexadecimal digits that change when objective, loss, label or watch is edited, not what they call."""
-        parts = (getattr(part, "func", part) for part in (self.objective, self.loss, self.attack_label, self.watch))
+        """Twelve hexadecimal digits that change when objective, loss, label or criterion is edited, not callees."""
+        parts = (getattr(part, "func", part) for part in (self.objective, self.loss, self.attack_label, self.criterion))
         return hashlib.sha256("".join(map(_source, filter(None, parts))).encode()).hexdigest()[:12]
 
     @property
     def all_weights(self) -> dict[str, Weight]:
         """The defaults of every number that a row may set."""
-        return {**self.weights, **self.watch_weights}
+        return {**self.weights, **self.criterion_weights}
 
 
 def _source(part: Any) -> str:

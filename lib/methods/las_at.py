@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.attacks.pgd import PerImage, input_gradient, pgd, project, uniform_in_image
-from lib.attacks.stopping import Watch
+from lib.attacks.stopping import StoppingCriterion
 from lib.losses import cross_entropy, reinforce, smoothed_cross_entropy
 from lib.methods.strategy import Net, Settings, Strategy, StrategySpec, Target, draw, log_prob
 
@@ -177,9 +177,9 @@ def judged_as_released(net: Net, x: Tensor, y: Tensor, target: Target, stops: bo
     for _ in range(RESTARTS):
         x_hat = uniform_in_image(x, x.new_tensor(epsilon), target.generator)
         for _ in range(JUDGING_STEPS):
-            watch = Watch(x, y, epsilon)
-            gradient = input_gradient(partial(_label_loss, watch.listen(net), y), x_hat)
-            moving = (watch.logits.argmax(1) == y) | (not stops)
+            criterion = StoppingCriterion(x, y, epsilon)
+            gradient = input_gradient(partial(_label_loss, criterion.listen(net), y), x_hat)
+            moving = (criterion.logits.argmax(1) == y) | (not stops)
             x_hat = project(x_hat + moving[:, None, None, None] * (epsilon / 4) * gradient.sign(), x, epsilon)
         with torch.no_grad():
             loss = cross_entropy(net(x_hat), y)

@@ -12,7 +12,9 @@ from lib.attacks.pgd import Start
 from lib.errors import UserError, choose
 
 Net = Callable[[Tensor], Tensor]
-Settings = dict[str, Tensor]  # epsilon, step_size, steps, a weight of the method, or what its watch saw -> (N,)
+Settings = dict[
+    str, Tensor
+]  # epsilon, step_size, steps, a weight of the method, or what its criterion observed -> (N,)
 ATTACK_SETTINGS = ("epsilon", "step_size", "steps")
 PER_IMAGE_WEIGHTS = ("trade_off",)  # weights of methods that may differ from image to image
 UNITS = {"epsilon": 255, "step_size": 255}  # options are written in 1/255
@@ -100,7 +102,7 @@ class Target(Protocol):
         """`net` in the training's precision."""
 
     def attacked(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]:
-        """x' of the method's attack under `settings`, and these with what the method's watch saw on the way."""
+        """x' of the method's attack under `settings`, and these with what its criterion observed on the way."""
 
     def losses(self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
         """(N,): the method's loss with `student` in its place and mode; its batch-norm statistics may move."""

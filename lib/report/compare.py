@@ -164,7 +164,7 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
             trained.setdefault(METHODS[net.method].title, []).append(name)
     quoted = _source_marks(frame)
     teachers = [f"by {how}: {', '.join(names)}" for how, names in trained.items()]
-    replaced = sorted(table.replaced.keys() - {"levers"})  # which runs had what is told below the table, run by run
+    replaced = sorted(table.replaced.keys() - {"execution"})  # which runs had what is told below the table, run by run
     told, paper = bool(frame["reported"].notna().any()), table.file.paper.upper().replace("_", "-")
     parts = [
         f"{table.file.title} ({paper}, {table.file.item.rpartition('.')[2]}), accuracy in %."
@@ -232,9 +232,9 @@ def _said_of(table: Table) -> str:
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
     made = [facts for result in results for facts in result.made]
     shared = {key: sorted({str(facts[key]) for facts in made}) for key in MADE_WITH}
-    levers = sorted({facts["levers"] for facts in made if "levers" in facts})  # of trainings, and not of old ones
+    executions = sorted({facts["execution"] for facts in made if "execution" in facts})  # of trainings
     return shared | {
-        "levers": levers,
+        "execution": executions,
         "scale": table.scale_name,
         "settings": asdict(table.scale),
         "data_sha256": table.data.sha256,

@@ -3,7 +3,7 @@
 Training(student, None, METHODS["pgd_at"], attack, data.train, Schedule(epochs=10), score).run()
 """
 
-from lib.attacks.engine import PRECISIONS, in_precision
+from lib.attacks.fast import PRECISIONS, in_precision
 from lib.models.modes import mode
 from lib.train.extras import TrainingExtras
 from lib.train.loop import Attack, Training

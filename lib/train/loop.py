@@ -17,10 +17,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from lib.attacks.engine import Engine, in_precision
-from lib.attacks.levers import STANDARD, Levers
-from lib.attacks.stopping import Watch
-from lib.attacks.update import stepped_in_backward
+from lib.attacks.fast import Engine, in_precision
+from lib.attacks.stopping import StoppingCriterion
 from lib.data import Split, crop_and_flip, to_float
 from lib.errors import UserError
 from lib.methods import Method, Net, Nets, Weight, weight_at
@@ -59,23 +57,18 @@ class Training:
         flip: bool = False,
         seed: int = 0,
         precision: str = "fp32",
+        execution: str = "fast",
         max_steps: int = 0,
         follow: Follow | None = None,
-        levers: Levers = STANDARD,
     ) -> None:
         self.extras = extras or TrainingExtras()
         if method.needs_teacher and teacher is None:
             raise UserError(f"{method.title} needs a teacher")
         if method.trains_guide and self.extras.guide is None:
             raise UserError(f"{method.title} trains a guide beside its target, and none was given")
-        if precision in ("bf16", "bf16_crafting"):
-            levers = replace(levers, bf16=True)
-        precision = "bf16" if precision == "bf16" else "fp32"
-        stops = self.extras.strategy is not None or method.watch is not None  # images, each at its own time
-        levers = levers.for_own_steps if stops else levers.for_equal_steps
-        self.engine = Engine(levers, precision)
+        self.engine = Engine(execution, precision)
         for net in filter(None, (student, teacher, self.extras.guide)):
-            self.engine.laid_out(net)
+            self.engine.lay_out(net)
         self.nets = Nets(in_precision(student, precision))
         if teacher is not None:
             self.nets = replace(self.nets, teacher=in_precision(teacher.eval().requires_grad_(False), precision))
@@ -88,7 +81,7 @@ class Training:
         self.padding, self.flip, self.precision = padding, flip, precision
         self.generator = Generator(data.images.device).manual_seed(seed)
         trained = nn.ModuleList([student] if self.guide is None else [student, self.guide])
-        self.optimizer, self.scheduler = schedule.build(trained, len(data.labels), **levers.optimizer)
+        self.optimizer, self.scheduler = schedule.build(trained, len(data.labels))
         self.average = EMA(student, self.extras.average) if self.extras.average else None
         self.total = schedule.steps(len(data.labels))
         self.stop = min(self.total, max_steps) if max_steps else self.total
@@ -166,7 +159,7 @@ class Training:
         if self.extras.strategy is not None:
             x_adv = self.extras.strategy.trained_on(self, x, x_adv)
         self.student.train()
-        with self._perturbed(self.student, x, x_adv, y, settings), self._guide_forwards(), self._stepping():
+        with self._perturbed(self.student, x, x_adv, y, settings), self._guide_forwards():
             per_image = self._terms(self._heard(y), self.student, x, x_adv, y, settings)
             terms = {name: self._mean(name, term, y) for name, term in per_image.items()}
             torch.stack(list(terms.values())).sum().backward()
@@ -225,7 +218,7 @@ class Training:
         return copy
 
     def attacked(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]:
-        """x' of the method's attack under `settings`, and these with what the method's watch saw on the way."""
+        """x' of the method's attack under `settings`, and these with what its criterion observed on the way."""
         if self.method.objective is None:
             return x, settings
         start = self.method.start
@@ -235,29 +228,28 @@ class Training:
         with mode(self.student, self.method.attack_mode == "train"), self._guide_mode(), self._noise():
             nets = self._attacked_nets(x)
             label = y if self.method.attack_label is None else self.method.attack_label(nets, x, y)
-            watch = self._watch(x, label, chosen.get("epsilon", self.epsilon))
-            if watch is not None:
-                nets, chosen["rule"] = replace(nets, student=watch.listen(nets.student)), watch
+            criterion = self._criterion(x, label, chosen.get("epsilon", self.epsilon))
+            if criterion is not None:
+                nets, chosen["criterion"] = replace(nets, student=criterion.listen(nets.student)), criterion
             objective = self.method.objective(nets, x, label)
             if self.method.attack_mode == "train":
                 objective = partial(objective)  # batch statistics: no image may leave the batch
             x_adv = self.engine.attack(self.attack, objective, x, start=start, generator=self.generator, **chosen)
-        self.engine.rest(self.student, self.teacher, self.guide)
-        return x_adv, settings | (watch.seen() if watch is not None else {})
+        return x_adv, settings | (criterion.observed() if criterion is not None else {})
 
     def _attacked_nets(self, x: Tensor) -> Nets:
         """The networks as the attack sees them; a guide in train mode is asked for labels only, as it is."""
-        nets = replace(self.nets, student=self.engine.seen(self.student, x))
+        nets = replace(self.nets, student=self.engine.attack_view(self.student))
         if self.teacher is not None:
-            nets = replace(nets, teacher=self.engine.seen(self.teacher, x))
+            nets = replace(nets, teacher=self.engine.attack_view(self.teacher))
         if self.guide is not None and not self.guide.training:
-            nets = replace(nets, guide=self.engine.seen(self.guide, x))
+            nets = replace(nets, guide=self.engine.attack_view(self.guide))
         return nets
 
-    def _watch(self, x: Tensor, y: Tensor, radius: float | Tensor) -> Watch | None:
-        if self.method.watch is None:
+    def _criterion(self, x: Tensor, y: Tensor, radius: float | Tensor) -> StoppingCriterion | None:
+        if self.method.criterion is None:
             return None
-        return self.method.watch(x, y, radius, **self._weights(self.method.watch_weights))
+        return self.method.criterion(x, y, radius, **self._weights(self.method.criterion_weights))
 
     def _noise(self) -> AbstractContextManager[None]:
         """The student's weights as the method's attack wants them."""
@@ -277,12 +269,6 @@ class Training:
     def _guide_forwards(self) -> AbstractContextManager[None]:
         """The guide's one answer to the loss as the recipe's several."""
         return nullcontext() if self.guide is None else as_if_forwarded(self.guide, self.method.guide_forwards)
-
-    def _stepping(self) -> AbstractContextManager[None]:
-        """The backward pass, which steps most weights itself where the levers say so."""
-        if not self.engine.levers.in_backward:
-            return nullcontext()
-        return stepped_in_backward(self.optimizer, self.optimizer.param_groups[0]["params"])
 
     def _heard(self, y: Tensor) -> Nets:
         """The networks; how often the guide tells the loss y is noted."""

@@ -1,18 +1,13 @@
 """An attack that is recorded once and replayed trains every method to the weights that the plain path does."""
 
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from recorder import Recorder
-from torch import nn
 
-from lib.attacks import engine
-from lib.attacks.levers import PLAIN
 from lib.attacks.pgd import pgd
-from lib.attacks.recorded import Captured
 from lib.data import Split
 from lib.methods import METHODS
 from lib.train import Schedule, Training, TrainingExtras
@@ -21,7 +16,7 @@ ATTACKING = [name for name, method in METHODS.items() if method.objective is not
 BATCHES = 3  # the last of them is smaller
 
 
-def trained(name, nets, levers):
+def trained(name, nets, execution, record=None):
     """One epoch of batches of four and of two images, on copies of the networks."""
     method, (student, other) = METHODS[name], map(deepcopy, nets)
     images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(3))
@@ -34,34 +29,20 @@ def trained(name, nets, levers):
         Schedule(2, batch_size=4, lr=0.05),
         lambda net: 0.0,
         extras=TrainingExtras(other if method.trains_guide else None),
-        levers=levers,
+        execution=execution,
     )
+    training.engine.record = record
     training.epoch()
     return training
 
 
 @pytest.mark.parametrize("name", ATTACKING)
-def test_a_method_whose_attack_is_recorded_reaches_the_plain_paths_weights(name, make_net, monkeypatch):
-    graph = Recorder()
-    monkeypatch.setattr(engine, "on_cuda", graph)
-    nets = make_net(), make_net()
-    plain, recorded = (trained(name, nets, levers) for levers in (PLAIN, replace(PLAIN, folding=True, cuda_graph=True)))
-    method = METHODS[name]
-    whole = method.attack_mode == "eval" and method.watch is None
+def test_a_method_whose_attack_is_recorded_reaches_the_plain_paths_weights(name, make_net):
+    graph, nets, method = Recorder(), (make_net(), make_net()), METHODS[name]
+    plain, recorded = trained(name, nets, "plain"), trained(name, nets, "fast", graph)
+    whole = method.attack_mode == "eval" and method.criterion is None
     assert (graph.records, graph.replays) == ((1, BATCHES) if whole else (0, 0))
     for part in ("student", "guide") if method.trains_guide else ("student",):
         own, other = getattr(recorded, part).state_dict(), getattr(plain, part).state_dict()
         for key in own:
-            torch.testing.assert_close(own[key], other[key], atol=1e-5, rtol=1e-4, msg=lambda said, key=key: key + said)
-
-
-def test_the_recorder_of_these_tests_knows_memory_and_no_names_and_asks_the_host_nothing():
-    weight = nn.Parameter(torch.ones(3))
-    run = Captured(lambda x: x * weight, (torch.ones(3),), Recorder())
-    with torch.no_grad():
-        weight.mul_(2)
-    assert run(torch.ones(3)).tolist() == [2, 2, 2]
-    weight.data = torch.zeros(3)
-    assert run(torch.ones(3)).tolist() == [2, 2, 2]
-    with pytest.raises(RuntimeError, match="capturing"):
-        Captured(lambda x: x * float(x.sum()), (torch.ones(3),), Recorder())
+            torch.testing.assert_close(own[key], other[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: key + text)

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -239,7 +240,7 @@ def test_the_result_does_not_depend_on_how_many_pairs_are_scored_at_once(pairs, 
     net = lambda z: z.flatten(1) @ weights.T  # noqa: E731
     x, target = torch.rand(6, 2, 5, 5, dtype=torch.double), torch.arange(6)
     whole = jsma(net, x, target, gamma=0.4)
-    monkeypatch.setattr("lib.attacks.jsma.PAIRS", pairs)
+    monkeypatch.setattr(sys.modules["lib.attacks.jsma"], "PAIRS", pairs)
     assert moved(whole, x).any()
     assert jsma(net, x, target, gamma=0.4).equal(whole)
 

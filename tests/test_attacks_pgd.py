@@ -286,13 +286,13 @@ def test_an_image_that_the_rule_stops_stays_where_it_is_for_good(form, make_net,
     net, (x, y) = make_net().eval(), batch
     asked, last = [], torch.tensor([0, 2, 1, 9, 9, 3])  # image i is stopped when it has moved last[i] times
 
-    def rule(x_adv, gradient, index):
+    def criterion(x_adv, gradient, index):
         asked.append(index.tolist())
         return last[index] != len(asked) - 1  # it would let everyone go on at the next call
 
     settings = {"epsilon": 0.2, "step_size": 0.01, "start": shifted}
     counting, sizes = counted(net)
-    stopped = pgd(forms(of_label(counting, y))[form], x, steps=5, rule=rule, **settings)
+    stopped = pgd(forms(of_label(counting, y))[form], x, steps=5, criterion=criterion, **settings)
     assert asked == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [1, 3, 4, 5], [3, 4, 5], [3, 4]]
     assert sizes == ([6] * 5 if form else [6, 5, 4, 3, 2])
     assert stopped.equal(pgd(of_label(net, y), x, steps=last.clamp(max=5), **settings))
@@ -307,7 +307,7 @@ def test_an_attack_whose_images_are_all_stopped_asks_the_network_no_more(make_ne
         step_size=0.1,
         steps=9,
         start=at_image,
-        rule=lambda x_adv, gradient, index: torch.zeros_like(index, dtype=torch.bool),
+        criterion=lambda x_adv, gradient, index: torch.zeros_like(index, dtype=torch.bool),
     )
     assert sizes == [6]
     assert x_adv.equal(batch[0])
@@ -316,11 +316,11 @@ def test_an_attack_whose_images_are_all_stopped_asks_the_network_no_more(make_ne
 def test_the_rule_sees_the_image_before_the_step_and_the_gradient_that_the_step_takes(batch):
     x, seen = batch[0], []
 
-    def rule(x_adv, gradient, index):
+    def criterion(x_adv, gradient, index):
         seen.append((x_adv.clone(), gradient.clone()))
         return torch.ones_like(index, dtype=torch.bool)
 
-    x_adv = pgd(PerImage(wavy), x, epsilon=1, step_size=0.02, steps=2, start=at_image, rule=rule)
+    x_adv = pgd(PerImage(wavy), x, epsilon=1, step_size=0.02, steps=2, start=at_image, criterion=criterion)
     path = [*(point for point, _ in seen), x_adv]
     assert path[0].equal(x)
     for (point, gradient), after in zip(seen, path[1:], strict=True):
@@ -332,8 +332,8 @@ def test_a_rule_that_lets_all_go_on_changes_nothing(make_net, batch):
     net, (x, y) = make_net().eval(), batch
     settings = {"epsilon": 0.1, "step_size": 0.03, "steps": 4}
     everyone = lambda x_adv, gradient, index: torch.ones_like(index, dtype=torch.bool)  # noqa: E731
-    free, ruled = (pgd(of_label(net, y), x, generator=generator(), rule=rule, **settings) for rule in (None, everyone))
-    assert ruled.equal(free)
+    free, judged = (pgd(of_label(net, y), x, generator=generator(), criterion=c, **settings) for c in (None, everyone))
+    assert judged.equal(free)
 
 
 def test_a_part_of_a_per_image_objective_has_the_values_of_those_images(make_net, batch):
