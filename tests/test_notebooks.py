@@ -109,7 +109,7 @@ def test_papermill_evaluates_a_model_of_ones_own(tmp_path):
         ({"weights": "nowhere.pt"}, "there is no weights file"),
         ({"model": "ResNet19"}, "unknown model 'ResNet19'"),
         ({"changes": {"AA": {"image": 3}}}, "column AA has no 'image'"),
-        ({"radius": 800.0}, "the radius lies in"),
+        ({"epsilon_255": 800.0}, "the radius lies in"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

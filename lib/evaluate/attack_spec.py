@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from lib.errors import UserError, choose, typed
+from lib.errors import UserError, check_type, choose, typed
 from lib.evaluate.attacks import ATTACKS, STAGES, STEPPED
 
 IN_WORDS = {
@@ -108,12 +108,19 @@ class AttackSpec:
 
 
 def changed(column: AttackSpec, settings: Mapping[str, Any]) -> AttackSpec:
-    """The column with some settings replaced, each of its declared type; epsilon and step_size in [0, 1].
+    """The column with some settings replaced, each of its declared type.
+
+    epsilon and step_size are in [0, 1]; as epsilon_255 and step_size_255 they are in 1/255.
 
     Raises:
         UserError: an unknown setting, a wrong type or a number that makes no sense.
     """
-    return typed(AttackSpec, asdict(column) | dict(settings), f"column {column.name}")
+    given, where = dict(settings), f"column {column.name}"
+    for name in ("epsilon", "step_size"):
+        if (in_255 := f"{name}_255") in given:
+            check_type(given[in_255], float, f"{where}: {in_255}")
+            given[name] = given.pop(in_255) / 255
+    return typed(AttackSpec, asdict(column) | given, where)
 
 
 def describe_all(columns: Sequence[AttackSpec]) -> str:
