@@ -13,37 +13,28 @@ from lib.evaluate.attack_spec import AttackSpec, changed
 from lib.evaluate.attacks import STAGES
 
 RADIUS, STEP = 8 / 255, 2 / 255
-FAT = {"epsilon": 0.031, "step_size": 0.031 / 4}  # as FAT evaluates
-
-
-def _pgd(attack: str, steps: int, epsilon: float = RADIUS, step_size: float = STEP) -> AttackSpec:
-    return AttackSpec("", attack, epsilon, step_size, steps)
-
-
-def _autoattack(epsilon: float = RADIUS, images: int = 0, stages: tuple[str, ...] = STAGES) -> AttackSpec:
-    return AttackSpec("", "autoattack", epsilon, images=images, stages=stages)
-
+FAT_RADIUS, FAT_STEP = 0.031, 0.031 / 4  # as FAT evaluates
 
 _COLUMNS = {
     "Clean": AttackSpec("", "clean"),
     "FGSM": AttackSpec("", "fgsm", RADIUS),
     "FGSM-random": AttackSpec("", "fgsm_random", RADIUS),  # LAS-AT's: weaker than from the image
-    **{f"PGD-{steps}": _pgd("pgd", steps) for steps in (10, 20, 50, 100)},
-    **{f"PGD-{steps}-frozen": _pgd("pgd_frozen", steps) for steps in (10, 20, 50, 100)},
-    "CW-20": _pgd("cw", 20),
-    "CW-30": _pgd("cw", 30),
-    "CW-20-frozen": _pgd("cw_frozen", 20),
-    "CW-30-confidence": _pgd("cw_confidence", 30),
+    **{f"PGD-{steps}": AttackSpec("", "pgd", RADIUS, STEP, steps) for steps in (10, 20, 50, 100)},
+    **{f"PGD-{steps}-frozen": AttackSpec("", "pgd_frozen", RADIUS, STEP, steps) for steps in (10, 20, 50, 100)},
+    "CW-20": AttackSpec("", "cw", RADIUS, STEP, 20),
+    "CW-30": AttackSpec("", "cw", RADIUS, STEP, 30),
+    "CW-20-frozen": AttackSpec("", "cw_frozen", RADIUS, STEP, 20),
+    "CW-30-confidence": AttackSpec("", "cw_confidence", RADIUS, STEP, 30),
     "CW2": AttackSpec("", "cw2", steps=1000),
-    "APGD-CE": _autoattack(stages=("apgd-ce",)),
-    "APGD-T": _autoattack(stages=("apgd-t",)),
-    "AA": _autoattack(),
-    "AA-0.031": _autoattack(0.031),
-    "AA-0.031-1000": _autoattack(0.031, 1000),
-    "APGD-CE-0.031-1000": _autoattack(0.031, 1000, ("apgd-ce",)),  # read off the log of the one above
-    "FGSM-random-0.031": AttackSpec("", "fgsm_random", FAT["epsilon"]),
-    "PGD-20-0.031": _pgd("pgd", 20, **FAT),
-    "CW-30-0.031": _pgd("cw", 30, **FAT),
+    "APGD-CE": AttackSpec("", "autoattack", RADIUS, stages=("apgd-ce",)),
+    "APGD-T": AttackSpec("", "autoattack", RADIUS, stages=("apgd-t",)),
+    "AA": AttackSpec("", "autoattack", RADIUS),
+    "AA-0.031": AttackSpec("", "autoattack", 0.031),
+    "AA-0.031-1000": AttackSpec("", "autoattack", 0.031, images=1000),
+    "APGD-CE-0.031-1000": AttackSpec("", "autoattack", 0.031, images=1000, stages=("apgd-ce",)),  # from its log
+    "FGSM-random-0.031": AttackSpec("", "fgsm_random", FAT_RADIUS),
+    "PGD-20-0.031": AttackSpec("", "pgd", FAT_RADIUS, FAT_STEP, 20),
+    "CW-30-0.031": AttackSpec("", "cw", FAT_RADIUS, FAT_STEP, 30),
     "JSMA": AttackSpec("", "jsma"),
     "JSMA-as-published": AttackSpec("", "jsma_as_published"),
 }
