@@ -31,7 +31,8 @@ def code_cells(path):
 
 
 def execute(path, outputs, *arguments: str, **given):
-    given = {"outputs": str(outputs), "device": "cpu", "workers": 1} | given
+    usual = {"outputs": str(outputs), "device": "cpu", "workers": 1}
+    given = {name: usual[name] for name in usual if hasattr(DECLARED.get(path.stem, Parameters)(), name)} | given
     copy = outputs / "executed.ipynb"
     command = [*PAPERMILL, str(path), str(copy), "-y", yaml.safe_dump(given), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
