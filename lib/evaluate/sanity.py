@@ -78,7 +78,8 @@ class Evidence:
         settings, parts = {**self.settings(), "steps": 2 * STEPS}, []
         for x, y in self.batches():
             trajectory = Trajectory(x, y, self.epsilon)
-            x_adv = pgd(objective_of(trajectory.listen(self.net), cross_entropy, y), x, **settings, rule=trajectory)
+            objective = objective_of(trajectory.listen(self.net), cross_entropy, y)
+            x_adv = pgd(objective, x, **settings, rule=trajectory)
             parts.append(torch.stack([*trajectory.right, self.outputs(x_adv).argmax(1) == y]))
         return torch.cat(parts, 1)
 
