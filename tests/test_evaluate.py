@@ -21,9 +21,7 @@ from lib.evaluate import (
     accuracy,
     check_perturbation,
     evaluate,
-    heading,
     together,
-    wilson,
 )
 from lib.losses import cross_entropy
 from lib.models.modes import frozen
@@ -53,49 +51,6 @@ def split(net):
 
 def as_string(flags):
     return "".join(str(int(flag)) for flag in flags)
-
-
-# --- intervals and records ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    [(0, 100, 0.0, 3.70), (50, 100, 40.38, 59.62), (100, 100, 96.30, 100.0), (5, 10, 23.66, 76.34), (1, 1, 20.65, 100)],
-)
-def test_the_wilson_interval_has_the_textbooks_values(k, n, low, high):
-    assert wilson(k, n) == pytest.approx((low, high), abs=0.005)
-
-
-def test_an_accuracy_shows_its_percentage_and_interval():
-    result = Accuracy(column("clean"), k=50, n=100, flags="01" * 50)
-    assert result.percent == 50
-    assert result.interval == pytest.approx((40.38, 59.62), abs=0.005)
-
-
-def test_an_accuracy_survives_json():
-    result = Accuracy(column("autoattack", stages=CHEAP, images=3), k=2, n=3, flags="101")
-    assert Accuracy.from_json(json.loads(json.dumps(result.to_json()))) == result
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"attack": "pgd", "steps": 3}, "AA"),
-        ({"attack": "autoattack"}, "AA"),
-        ({"attack": "autoattack", "stages": ("apgd-ce", "apgd-t", "fab-t", "square")}, "AA"),
-        ({"attack": "autoattack", "images": 200}, "AA (200 images)"),
-        ({"attack": "autoattack", "images": 500}, "AA"),
-        ({"attack": "autoattack", "stages": CHEAP}, "AA (APGD-CE+APGD-T only)"),
-        ({"attack": "autoattack", "stages": CHEAP, "images": 200}, "AA (APGD-CE+APGD-T only, 200 images)"),
-        ({"attack": "pgd", "steps": 3, "images": 200}, "AA (200 images)"),
-        ({"attack": "pgd", "steps": 3, "preset": "PGD-10"}, "AA (3 steps)"),
-        ({"attack": "pgd", "steps": 10, "preset": "PGD-10"}, "AA"),
-        ({"attack": "autoattack", "stages": ("apgd-ce",), "preset": "APGD-CE"}, "AA"),
-        ({"attack": "autoattack", "stages": ("apgd-ce",), "preset": "AA"}, "AA (APGD-CE only)"),
-    ],
-)
-def test_a_heading_says_what_is_other_than_the_preset_and_nothing_else(changes, said):
-    assert heading(AttackSpec(name="AA", **changes), 500) == said
 
 
 # --- accuracy -----------------------------------------------------------------------------------------------------

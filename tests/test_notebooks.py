@@ -31,8 +31,8 @@ def code_cells(path):
 
 
 def execute(path, outputs, *arguments: str, **given):
-    one = {"workers": 1} if "workers = " in path.read_text() else {}
-    given = {"outputs": str(outputs), "device": "cpu"} | one | given
+    usual = {"outputs": str(outputs), "device": "cpu", "workers": 1}
+    given = {name: usual[name] for name in usual if hasattr(DECLARED.get(path.stem, Parameters)(), name)} | given
     copy = outputs / "executed.ipynb"
     command = [*PAPERMILL, str(path), str(copy), "-y", yaml.safe_dump(given), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -110,7 +110,7 @@ def test_papermill_evaluates_a_model_of_ones_own(tmp_path):
         ({"weights": "nowhere.pt"}, "there is no weights file"),
         ({"model": "ResNet19"}, "unknown model 'ResNet19'"),
         ({"changes": {"AA": {"image": 3}}}, "column AA has no 'image'"),
-        ({"radius": 800.0}, "the radius lies in"),
+        ({"epsilon_255": 800.0}, "the radius lies in"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

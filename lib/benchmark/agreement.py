@@ -68,7 +68,7 @@ def trainings(nets: Mapping[str, nn.Module], test: Split, steps: int) -> pd.Data
     first, rows = next(iter(found.values())), {}
     for name, one in found.items():
         lead = mcnemar(first.flags, one.flags)
-        said = {"lead": lead.difference, "error": lead.error, "noise": not lead.told_apart}
+        said = {"lead": lead.difference, "error": lead.error, "noise": not lead.significant}
         rows[name] = {"robust %": one.percent, "of": one.n} | said
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -1,4 +1,4 @@
-"""What is measured and what was found: an attack with all of its settings, and which images it left right."""
+"""An attack with all of its settings as a value, and the accuracy under it with every image's flag."""
 
 import hashlib
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from lib.errors import UserError, choose
+from lib.errors import UserError, check_type, choose, typed
 from lib.evaluate.attacks import ATTACKS, STAGES, STEPPED
 
 IN_WORDS = {
@@ -20,11 +20,12 @@ IN_WORDS = {
     "cw": "PGD on the margin, last iterate",
     "cw_frozen": "PGD on the margin, an image stays where it is first wrong",
     "cw_confidence": "PGD on the margin up to a confidence of 50, last iterate",
-    "cw2": "Carlini & Wagner L2, without a radius",
+    "cw2": "Carlini & Wagner L2, without a radius (c 0.1, confidence 0.01, batches of {batch_size})",
     "autoattack": "AutoAttack",
-    "jsma": "JSMA towards a wrong class, without a radius",
-    "jsma_as_published": "JSMA towards the true class, as published: no attack",
+    "jsma": "JSMA towards a wrong class, without a radius (theta {theta:g}, gamma {gamma:g})",
+    "jsma_as_published": "JSMA towards the true class, as published: no attack (theta {theta:g}, gamma {gamma:g})",
 }
+OFTEN_EQUAL = ("restarts", "seed", "crafted in")  # settings that most attacks of a table share
 
 
 @dataclass(frozen=True)
@@ -58,30 +59,26 @@ class AttackSpec:
     def __post_init__(self) -> None:
         choose("attack", self.attack, ATTACKS)
         choose("crafting precision", self.crafting, dict.fromkeys(("fp32", "bf16")))
-        if self.crafting != "fp32" and (self.attack not in STEPPED or STEPPED[self.attack][1]):
-            raise UserError(
-                f"column {self.name}: {self.attack} judges while it crafts, which is done in fp32; "
-                "bf16 is for PGD that is judged at its end"
-            )
-        if not self.stages:
-            raise UserError(f"column {self.name}: stages is empty; give at least one of {', '.join(STAGES)}")
         for stage in self.stages:
             choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
+        stepped = self.attack in STEPPED
         numbers = (self.epsilon, self.step_size, self.steps, self.images, self.theta, self.gamma)
-        if not all(0 <= number < math.inf for number in numbers) or min(self.batch_size, self.restarts) < 1:
-            raise UserError(f"column {self.name} wants numbers >= 0, batch_size and restarts >= 1, got {self}")
-        if self.restarts > 1 and self.attack not in (*STEPPED, "fgsm_random"):
-            raise UserError(f"column {self.name}: restarts go with a random start; {self.attack} has none of its own")
-        if (self.attack in STEPPED or self.attack == "cw2") and not self.steps:
-            raise UserError(f"column {self.name}: the attack {self.attack} wants steps >= 1")
+        problem = ""
+        if self.crafting != "fp32" and (not stepped or STEPPED[self.attack][1]):
+            problem = f"{self.attack} judges while it crafts, which is done in fp32; bf16 is for PGD judged at its end"
+        elif not self.stages:
+            problem = f"stages is empty; give at least one of {', '.join(STAGES)}"
+        elif not all(0 <= number < math.inf for number in numbers) or min(self.batch_size, self.restarts) < 1:
+            problem = f"numbers must be >= 0, batch_size and restarts >= 1, got {self}"
+        elif self.restarts > 1 and not (stepped or self.attack == "fgsm_random"):
+            problem = f"restarts need a random start, {self.attack} has none of its own"
+        elif (stepped or self.attack == "cw2") and not self.steps:
+            problem = f"the attack {self.attack} wants steps >= 1"
+        if problem:
+            raise UserError(f"column {self.name}: {problem}")
 
     def __str__(self) -> str:
-        return self.said(self.settings())
-
-    def said(self, settings: Mapping[str, Any]) -> str:
-        """The column's name with those settings that it has."""
-        told = {key: value for key, value in settings.items() if value not in ("", "–")}
-        return ", ".join([self.name, *(f"{key} {value}" for key, value in told.items())])
+        return _in_words(self.name, self.settings())
 
     @property
     def what(self) -> "AttackSpec":
@@ -95,22 +92,47 @@ class AttackSpec:
 
     def settings(self) -> dict[str, Any]:
         """What a reader has to know of the number, in words and in 1/255; "–" where the attack has no such setting."""
-        attack, ball = ATTACKS[self.attack], self.attack != "clean"
-        stages = f" ({', '.join(self.stages)})" if self.attack == "autoattack" and self.stages != STAGES else ""
-        if self.attack.startswith("jsma"):
-            stages = f" (theta {self.theta:g}, gamma {self.gamma:g})"
-        if self.attack == "cw2":
-            stages = f" (c 0.1, confidence 0.01, batches of {self.batch_size})"
+        attacked, some = self.attack != "clean", self.attack == "autoattack" and self.stages != STAGES
+        details = f" ({', '.join(self.stages)})" if some else ""
+        details += " on another network" if self.surrogate else ""
         own_steps = {"clean": "–", "fgsm": 1, "fgsm_random": 1}.get(self.attack, "its own")
         return {
-            "attack": IN_WORDS[self.attack] + stages + (" on another network" if self.surrogate else ""),
-            "radius": f"{255 * self.epsilon:.4g}/255" if attack.bounded and ball else "–",
+            "attack": IN_WORDS[self.attack].format(**vars(self)) + details,
+            "radius": f"{255 * self.epsilon:.4g}/255" if attacked and ATTACKS[self.attack].bounded else "–",
             "step": f"{255 * self.step_size:.4g}/255" if self.attack in STEPPED else "–",
             "steps": self.steps or own_steps,
-            "restarts": self.restarts if ball else "–",
-            "seed": self.seed if ball else "–",
-            "crafted in": self.crafting if ball else "–",
+            "restarts": self.restarts if attacked else "–",
+            "seed": self.seed if attacked else "–",
+            "crafted in": self.crafting if attacked else "–",
         }
+
+
+def changed(column: AttackSpec, settings: Mapping[str, Any]) -> AttackSpec:
+    """The column with some settings replaced, each of its declared type.
+
+    epsilon and step_size are in [0, 1]; as epsilon_255 and step_size_255 they are in 1/255.
+
+    Raises:
+        UserError: an unknown setting, a wrong type or a number that makes no sense.
+    """
+    given, where = dict(settings), f"column {column.name}"
+    for name in ("epsilon", "step_size"):
+        if (in_255 := f"{name}_255") in given:
+            check_type(given[in_255], float, f"{where}: {in_255}")
+            given[name] = given.pop(in_255) / 255
+    return typed(AttackSpec, asdict(column) | given, where)
+
+
+def describe_all(columns: Sequence[AttackSpec]) -> str:
+    """The attacks with their settings in one text; what all of them share is at the end, once."""
+    settings = [(column.name, column.settings()) for column in columns if column.attack != "clean"]
+    shared = {key: settings[0][1][key] for key in OFTEN_EQUAL if len({each[key] for _, each in settings}) == 1}
+    parts = [_in_words(name, {k: v for k, v in each.items() if k not in shared}) for name, each in settings]
+    return "; ".join([*parts, "all: " + ", ".join(f"{key} {value}" for key, value in shared.items())])
+
+
+def _in_words(name: str, settings: Mapping[str, Any]) -> str:
+    return ", ".join([name, *(f"{key} {value}" for key, value in settings.items() if value != "–")])
 
 
 class Share:
@@ -152,20 +174,6 @@ class Accuracy(Share):
         """What `to_json` was called on."""
         column = {**value["column"], "stages": tuple(value["column"]["stages"])}
         return cls(AttackSpec(**column), value["k"], value["n"], value["flags"], value["stages"])
-
-
-def describe_all(columns: Sequence[AttackSpec]) -> str:
-    """The columns with their settings in one text; what all attacks share is said once."""
-    settings = {column.name: column.settings() for column in columns if column.attack != "clean"}
-    usual = ("restarts", "seed", "crafted in")
-    values = {key: {str(each[key]) for each in settings.values()} for key in usual}
-    shared = {key: one for key, (one, *more) in ((key, sorted(found)) for key, found in values.items()) if not more}
-    parts = [
-        column.said({key: value for key, value in settings[column.name].items() if key not in shared})
-        for column in columns
-        if column.name in settings
-    ]
-    return "; ".join([*parts, "all: " + ", ".join(f"{key} {value}" for key, value in shared.items())])
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:

@@ -4,43 +4,37 @@ Radii are the papers': 8/255 with steps of 2/255, or 0.031. `at_radius` brings t
 What each column really was: the walk-through of the evaluation.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from lib.evaluate.attack_spec import AttackSpec
+from lib.errors import choose
+from lib.evaluate.attack_spec import AttackSpec, changed
 from lib.evaluate.attacks import STAGES
 
 RADIUS, STEP = 8 / 255, 2 / 255
-
-
-def _pgd(attack: str, steps: int, epsilon: float = RADIUS, step_size: float = STEP) -> AttackSpec:
-    return AttackSpec("", attack, epsilon, step_size, steps)
-
-
-def _autoattack(epsilon: float = RADIUS, images: int = 0, *stages: str) -> AttackSpec:
-    column = AttackSpec("", "autoattack", epsilon, images=images)
-    return replace(column, stages=stages) if stages else column
-
+FAT_RADIUS, FAT_STEP = 0.031, 0.031 / 4  # as FAT evaluates
 
 _COLUMNS = {
     "Clean": AttackSpec("", "clean"),
     "FGSM": AttackSpec("", "fgsm", RADIUS),
     "FGSM-random": AttackSpec("", "fgsm_random", RADIUS),  # LAS-AT's: weaker than from the image
-    **{f"PGD-{steps}": _pgd("pgd", steps) for steps in (10, 20, 50, 100)},
-    **{f"PGD-{steps}-frozen": _pgd("pgd_frozen", steps) for steps in (10, 20, 50, 100)},
-    "CW-20": _pgd("cw", 20),
-    "CW-30": _pgd("cw", 30),
-    "CW-20-frozen": _pgd("cw_frozen", 20),
-    "CW-30-confidence": _pgd("cw_confidence", 30),
+    **{f"PGD-{steps}": AttackSpec("", "pgd", RADIUS, STEP, steps) for steps in (10, 20, 50, 100)},
+    **{f"PGD-{steps}-frozen": AttackSpec("", "pgd_frozen", RADIUS, STEP, steps) for steps in (10, 20, 50, 100)},
+    "CW-20": AttackSpec("", "cw", RADIUS, STEP, 20),
+    "CW-30": AttackSpec("", "cw", RADIUS, STEP, 30),
+    "CW-20-frozen": AttackSpec("", "cw_frozen", RADIUS, STEP, 20),
+    "CW-30-confidence": AttackSpec("", "cw_confidence", RADIUS, STEP, 30),
     "CW2": AttackSpec("", "cw2", steps=1000),
-    "APGD-CE": _autoattack(RADIUS, 0, "apgd-ce"),
-    "APGD-T": _autoattack(RADIUS, 0, "apgd-t"),
-    "AA": _autoattack(),
-    "AA-0.031": _autoattack(0.031),
-    "AA-0.031-1000": _autoattack(0.031, 1000),
-    "APGD-CE-0.031-1000": _autoattack(0.031, 1000, "apgd-ce"),  # read off the log of the one above
-    "FGSM-random-0.031": AttackSpec("", "fgsm_random", 0.031),  # these three as FAT evaluates
-    "PGD-20-0.031": _pgd("pgd", 20, 0.031, 0.031 / 4),
-    "CW-30-0.031": _pgd("cw", 30, 0.031, 0.031 / 4),
+    "APGD-CE": AttackSpec("", "autoattack", RADIUS, stages=("apgd-ce",)),
+    "APGD-T": AttackSpec("", "autoattack", RADIUS, stages=("apgd-t",)),
+    "AA": AttackSpec("", "autoattack", RADIUS),
+    "AA-0.031": AttackSpec("", "autoattack", 0.031),
+    "AA-0.031-1000": AttackSpec("", "autoattack", 0.031, images=1000),
+    "APGD-CE-0.031-1000": AttackSpec("", "autoattack", 0.031, images=1000, stages=("apgd-ce",)),  # from its log
+    "FGSM-random-0.031": AttackSpec("", "fgsm_random", FAT_RADIUS),
+    "PGD-20-0.031": AttackSpec("", "pgd", FAT_RADIUS, FAT_STEP, 20),
+    "CW-30-0.031": AttackSpec("", "cw", FAT_RADIUS, FAT_STEP, 30),
     "JSMA": AttackSpec("", "jsma"),
     "JSMA-as-published": AttackSpec("", "jsma_as_published"),
 }
@@ -55,11 +49,12 @@ _LAS_AT = {
     "C&W": "CW-20-frozen",
     "AA": "AA",
 }
+_WITHOUT_FGSM = {name: preset for name, preset in _LAS_AT.items() if name != "FGSM"}
 PROTOCOLS = {
     "las_at": _LAS_AT,
     "dgad": {"Clean": "Clean", "FGSM": "FGSM", "PGD": "PGD-10", "CW2": "CW2", "AA": "AA"},
-    "dynat": {name: column for name, column in _LAS_AT.items() if name != "FGSM"} | {"AA": "AA-0.031-1000"},
-    "d2r": {name: column for name, column in _LAS_AT.items() if name != "FGSM"} | {"AA": "AA-0.031"},
+    "dynat": _WITHOUT_FGSM | {"AA": "AA-0.031-1000"},
+    "d2r": _WITHOUT_FGSM | {"AA": "AA-0.031"},
     "common": {"Clean": "Clean", "FGSM": "FGSM", "PGD-20": "PGD-20", "PGD-50": "PGD-50", "C&W": "CW-20", "AA": "AA"},
 }
 """A column's name in a paper's tables -> the preset behind it; "common" is one for all: last iterates, one radius."""
@@ -70,13 +65,34 @@ def at_radius(column: AttackSpec, epsilon: float, step_size: float) -> AttackSpe
     return replace(column, epsilon=column.epsilon / RADIUS * epsilon, step_size=column.step_size / STEP * step_size)
 
 
+def columns_of(
+    protocol: str,
+    epsilon: float = RADIUS,
+    step_size: float | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[AttackSpec, ...]:
+    """A protocol's columns at a radius in [0, 1], steps of a quarter of it where no step_size is given.
+
+    `changes` are settings for columns by name, such as {"AA": {"images": 100}}.
+
+    Raises:
+        UserError: an unknown protocol or column, or a setting that makes no sense.
+    """
+    presets, changes = choose("protocol", protocol, PROTOCOLS), changes or {}
+    for name in changes:
+        choose("column of this protocol", name, presets)
+    size = epsilon / 4 if step_size is None else step_size
+    columns = (replace(at_radius(PRESETS[preset], epsilon, size), name=name) for name, preset in presets.items())
+    return tuple(changed(column, changes.get(column.name, {})) for column in columns)
+
+
 def heading(column: AttackSpec, images: int) -> str:
     """The column's name, with what is less or other than its preset's, and than all of `images` test images."""
-    usual, changed = PRESETS.get(column.preset, replace(column, stages=STAGES)), []
+    usual, differs = PRESETS.get(column.preset, replace(column, stages=STAGES)), []
     if column.attack == "autoattack" and column.stages != usual.stages:
-        changed.append("+".join(stage.upper() for stage in column.stages) + " only")
+        differs.append("+".join(stage.upper() for stage in column.stages) + " only")
     if column.steps != usual.steps:
-        changed.append(f"{column.steps:,} steps")
+        differs.append(f"{column.steps:,} steps")
     if 0 < column.images < images:
-        changed.append(f"{column.images} images")
-    return column.name + (f" ({', '.join(changed)})" if changed else "")
+        differs.append(f"{column.images} images")
+    return column.name + (f" ({', '.join(differs)})" if differs else "")

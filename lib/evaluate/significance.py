@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import variance
 from typing import NamedTuple
 
+import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
@@ -13,7 +13,6 @@ from lib.errors import UserError
 from lib.evaluate.attack_spec import Accuracy, Share
 from lib.evaluate.attacks import ATTACKS, STEPPED
 
-FROZEN = [name for name, (_, freeze) in STEPPED.items() if freeze]
 LEVEL = 0.05  # a difference with a p above it is inside the noise
 
 
@@ -26,7 +25,7 @@ class Paired(NamedTuple):
     p: float
 
     @property
-    def told_apart(self) -> bool:
+    def significant(self) -> bool:
         """Whether the difference is more than the choice of the images explains."""
         return self.p < LEVEL
 
@@ -40,11 +39,8 @@ def mcnemar(first: str, second: str) -> Paired:
     Raises:
         UserError: the flags are not of the same images.
     """
-    if len(first) != len(second) or not first:
-        raise UserError(f"only flags of the same images can be paired, got {len(first)} and {len(second)}")
-    b = sum(one > other for one, other in zip(first, second, strict=True))
-    c = sum(one < other for one, other in zip(first, second, strict=True))
-    n = len(first)
+    one, other = _as_arrays([first], [second])
+    b, c, n = int((one > other).sum()), int((one < other).sum()), len(first)
     error = 100 * math.sqrt(b + c - (b - c) ** 2 / n) / n
     return Paired(n, 100 * (b - c) / n, error, float(binomtest(b, b + c).pvalue) if b + c else 1.0)
 
@@ -53,21 +49,19 @@ def paired(first: Sequence[str], second: Sequence[str]) -> Paired:
     """Two rows on the same images: McNemar's test for one seed each, else a t-test that counts the trainings' spread.
 
     With several seeds the error is that of the images, of each image's mean over the seeds, and of the trainings:
-    error^2 = var_i(lead_i) / n + sd_1^2 / S_1 + sd_2^2 / S_2, with Welch's degrees of freedom. A single seed's spread
-    is not known and left out.
+    error^2 = var_i(difference_i) / n + sd_1^2 / S_1 + sd_2^2 / S_2, with Welch's degrees of freedom. A single seed's
+    spread is not known and left out.
 
     Raises:
         UserError: the flags are not of the same images.
     """
     if len(first) == len(second) == 1:
         return mcnemar(first[0], second[0])
-    if len({len(one) for one in (*first, *second)}) != 1:
-        raise UserError("only flags of the same images can be paired")
-    leads = [one - other for one, other in zip(_means(first), _means(second), strict=True)]
-    n, mean = len(leads), sum(leads) / len(leads)
-    parts = [(sum((lead - mean) ** 2 for lead in leads) / n**2, n - 1)]
-    for flags in (one for one in (first, second) if len(one) > 1):
-        parts.append((variance([one.count("1") / n for one in flags]) / len(flags), len(flags) - 1))
+    rows = _as_arrays(first, second)
+    differences = rows[0].mean(0) - rows[1].mean(0)
+    n, mean = len(differences), float(differences.mean())
+    parts = [(float(differences.var()) / n, n - 1)]
+    parts += [(float(flags.mean(1).var(ddof=1)) / len(flags), len(flags) - 1) for flags in rows if len(flags) > 1]
     total = sum(part for part, _ in parts)
     if not total:
         return Paired(n, 100 * mean, 0.0, float(mean == 0))
@@ -75,8 +69,12 @@ def paired(first: Sequence[str], second: Sequence[str]) -> Paired:
     return Paired(n, 100 * mean, 100 * math.sqrt(total), 2 * float(student_t.sf(abs(mean) / math.sqrt(total), freedom)))
 
 
-def _means(flags: Sequence[str]) -> list[float]:
-    return [sum(one[i] == "1" for one in flags) / len(flags) for i in range(len(flags[0]))]
+def _as_arrays(*rows: Sequence[str]) -> list[np.ndarray]:
+    """Each row's flags as (seeds, n) zeros and ones."""
+    counts = {len(flags) for row in rows for flags in row}
+    if len(counts) != 1 or 0 in counts:
+        raise UserError(f"only flags of the same images can be paired, got {', '.join(map(str, sorted(counts)))} flags")
+    return [np.array([[flag == "1" for flag in flags] for flags in row], dtype=int) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -98,12 +96,12 @@ def worst_case(accuracies: Sequence[Accuracy]) -> WorstCase | None:
 
     None without an attack among them.
     """
-    held = [a for a in accuracies if ATTACKS[a.column.attack].bounded]
-    if all(a.column.attack == "clean" for a in held):
+    bounded = [a for a in accuracies if ATTACKS[a.column.attack].bounded]
+    if all(a.column.attack == "clean" for a in bounded):
         return None
-    n = min(a.n for a in held)
-    flags = "".join("01"[all(a.flags[i] == "1" for a in held)] for i in range(n))
-    return WorstCase(flags.count("1"), n, tuple(a.column.name for a in held), flags)
+    n = min(a.n for a in bounded)
+    flags = "".join(min(each) for each in zip(*(a.flags[:n] for a in bounded), strict=True))
+    return WorstCase(flags.count("1"), n, tuple(a.column.name for a in bounded), flags)
 
 
 def contradictions(accuracies: Sequence[Accuracy]) -> list[str]:
@@ -112,17 +110,16 @@ def contradictions(accuracies: Sequence[Accuracy]) -> list[str]:
     An attack on the network itself above the clean accuracy of its images; an image of a frozen attack that is right
     again after more steps of the very same.
     """
-    clean = next((a for a in accuracies if a.column.attack == "clean"), None)
-    said = []
-    for a in (a for a in accuracies if clean is not None and a.column.attack != "clean" and not a.column.surrogate):
-        n = min(a.n, clean.n if clean else 0)
-        right, without = a.flags[:n].count("1"), clean.flags[:n].count("1") if clean else 0
-        if right > without:
-            said.append(f"{a.column.name} leaves {right} of {n} images right, without it {without} are")
-    for short, long in ((a, b) for a in accuracies for b in accuracies if a.column.attack in FROZEN):
-        same = replace(short.column.what, steps=1) == replace(long.column.what, steps=1)
-        if same and short.column.steps < long.column.steps and short.n == long.n:
-            back = sum(one < other for one, other in zip(short.flags, long.flags, strict=True))
-            if back:
-                said.append(f"{long.column.name} has {back} images right that {short.column.name} broke")
-    return said
+    sentences = []
+    for clean in [a for a in accuracies if a.column.attack == "clean"][:1]:
+        for a in (a for a in accuracies if a is not clean and not a.column.surrogate):
+            n = min(a.n, clean.n)
+            right, without = a.flags[:n].count("1"), clean.flags[:n].count("1")
+            if right > without:
+                sentences.append(f"{a.column.name} leaves {right} of {n} images right, without it {without} are")
+    frozen = [a for a in accuracies if STEPPED.get(a.column.attack, (None, False))[1]]
+    for short, long in ((a, b) for a in frozen for b in frozen if a.column.steps < b.column.steps and a.n == b.n):
+        back = sum(one < other for one, other in zip(short.flags, long.flags, strict=True))
+        if back and replace(short.column.what, steps=1) == replace(long.column.what, steps=1):
+            sentences.append(f"{long.column.name} has {back} images right that {short.column.name} broke")
+    return sentences

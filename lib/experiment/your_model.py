@@ -16,8 +16,9 @@ from lib.experiment.parameters import device_of, read_parameters
 from lib.models import MODELS, build
 from lib.models.checkpoints import load_state, read_state
 
-MEANS, SPREADS = ("mean", "mu"), ("std", "sigma")  # what public files call a normalisation's two halves
-WHERE = ("", "0.", "normalize.", "normalizer.", "norm.")  # and where they keep it
+LAYERS = ("", "0.", "normalize.", "normalizer.", "norm.")  # where public files keep a normalisation,
+HALVES = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}  # and what they call its two halves
+NORMALISATION = {layer + name: half for layer in LAYERS for name, half in HALVES.items()}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Classifier:
     model: str = "ResNet8-w8"
     dataset: str = "digits"
     protocol: str = "common"
-    radius: float = 38.0
+    epsilon_255: float = 38.0
     images: int = 0
     changes: dict[str, Any] = field(default_factory=lambda: {"AA": {"images": 64}})
     mean: list[float] = field(default_factory=list)
@@ -44,10 +45,11 @@ class Classifier:
 class Normalised(nn.Module):
     """net((x - mean) / std), per channel: images stay in [0, 1] outside of it."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
         self.net = net
         self.register_buffer("mean", mean.float().reshape(1, -1, 1, 1))
         self.register_buffer("std", std.float().reshape(1, -1, 1, 1))
@@ -67,59 +69,45 @@ def validate(namespace: Mapping[str, Any]) -> Classifier:
     choose("model", given.model, MODELS)
     choose("protocol", given.protocol, PROTOCOLS)
     if given.images < 0:
-        raise UserError(f"images wants 0 or more, got {given.images}")
+        raise UserError(f"parameter images wants 0 or more, got {given.images}")
     return given
 
 
 def load_data(given: Classifier) -> Dataset:
     """The data set that the parameters name, on their device."""
-    folder = ROOT / Path(given.data_dir).expanduser()
-    found = data.load(given.dataset, data_dir=folder, download=given.download, cache_dir=ROOT / given.outputs / "cache")
-    return found.to(device_of(given.device))
+    folder, cache = ROOT / Path(given.data_dir).expanduser(), ROOT / given.outputs / "cache"
+    dataset = data.load(given.dataset, data_dir=folder, download=given.download, cache_dir=cache)
+    return dataset.to(device_of(given.device))
 
 
 def load(given: Classifier, dataset: Dataset, weights: str | Path) -> nn.Module:
     """The network of the parameters with the weights of a file: in eval mode, its normalisation in front.
 
     The file is a state dict in this companion's names or RobustBench's: wrapped or not, with "module." or not, and with
-    a normalisation in it or not; `mean` and `std` say one that is not in it.
+    a normalisation in it or not; `mean` and `std` give one that is not in it.
 
     Raises:
         UserError: the file is missing, damaged, wants to run code, or does not fit; or half a normalisation is given.
     """
     net = build(given.model, classes=len(dataset.classes), channels=dataset.channels)
     path = ROOT / Path(weights).expanduser()
-    state, found = _without_normalisation(read_state(path), set(net.state_dict()))
+    state = read_state(path)
+    names = [name for name in state if name in NORMALISATION and name not in net.state_dict()]
+    halves = {NORMALISATION[name]: state.pop(name) for name in names}
+    halves |= {half: torch.tensor(values) for half, values in (("mean", given.mean), ("std", given.std)) if values}
+    if names and all(name.startswith("1.") for name in state):  # nn.Sequential(normalisation, network)
+        state = {name.removeprefix("1."): tensor for name, tensor in state.items()}
     load_state(net, state, path)
-    mean, std = _normalisation(given, found, dataset.channels)
-    if mean is not None and std is not None:
-        net = Normalised(net, mean, std)
+    _check_normalisation(halves, dataset.channels)
+    net = Normalised(net, **halves) if halves else net
     return net.to(dataset.test.images.device).to(memory_format=torch.channels_last).eval()
 
 
-def _without_normalisation(state: dict[str, Tensor], own: set[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The network's own tensors, and the mean and the std that the file keeps beside them."""
-    found, rest = {}, dict(state)
-    for place in WHERE:
-        for half, names in (("mean", MEANS), ("std", SPREADS)):
-            for name in (place + name for name in names):
-                if name in rest and name not in own:
-                    found[half] = rest.pop(name)
-    if found and all(name.startswith("1.") for name in rest):  # nn.Sequential(normalisation, network)
-        rest = {name.removeprefix("1."): tensor for name, tensor in rest.items()}
-    return rest, found
-
-
-def _normalisation(
-    given: Classifier, found: Mapping[str, Tensor], channels: int
-) -> tuple[Tensor | None, Tensor | None]:
-    mean = torch.tensor(given.mean) if given.mean else found.get("mean")
-    std = torch.tensor(given.std) if given.std else found.get("std")
-    if (mean is None) != (std is None):
-        raise UserError("a normalisation wants both mean and std; one is missing")
-    for half in (mean, std):
-        if half is not None and half.numel() not in (1, channels):
-            raise UserError(f"a normalisation wants one number or one per channel ({channels}), got {half.numel()}")
-    if std is not None and not bool((std > 0).all()):
-        raise UserError(f"a normalisation's std wants positive numbers, got {std.flatten().tolist()}")
-    return mean, std
+def _check_normalisation(halves: Mapping[str, Tensor], channels: int) -> None:
+    if len(halves) == 1:
+        raise UserError("a normalisation needs both mean and std; one is missing")
+    for half in halves.values():
+        if half.numel() not in (1, channels):
+            raise UserError(f"a normalisation has one number or one per channel ({channels}), got {half.numel()}")
+    if halves and not bool((halves["std"] > 0).all()):
+        raise UserError(f"a normalisation's std must be positive numbers, got {halves['std'].flatten().tolist()}")

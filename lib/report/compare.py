@@ -135,7 +135,7 @@ def _marks_of_reported(block: pd.DataFrame) -> pd.Series:
 def _marks_of_measured(block: pd.DataFrame) -> pd.Series:
     """The same, shared by those that a paired test on the same images cannot tell from the leader."""
     flags = block["flags"]
-    return _marks(block["measured"], lambda value, leader: not paired(flags[leader], flags[value]).told_apart)
+    return _marks(block["measured"], lambda value, leader: not paired(flags[leader], flags[value]).significant)
 
 
 def _marks(values: pd.Series, shares: Callable[[Any, Any], bool]) -> pd.Series:

@@ -73,7 +73,7 @@ def _measured_lead(comparison: Comparison, block: tuple[str, ...], row: str, oth
     if not flags.get(row) or not flags.get(other):
         return "–"
     found = paired(flags[row], flags[other])
-    return _lead(found.difference, found.error, found.told_apart)
+    return _lead(found.difference, found.error, found.significant)
 
 
 def _lead(difference: float, error: float, told_apart: bool) -> str:

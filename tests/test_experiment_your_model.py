@@ -66,17 +66,17 @@ def test_a_normalisation_that_is_not_in_the_file_can_be_given(tmp_path, digits, 
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
-        ({"mean": [0.5]}, "wants both mean and std"),
+        ({"mean": [0.5]}, "needs both mean and std"),
         ({"mean": [0.5, 0.5], "std": [0.2, 0.2]}, r"one per channel \(1\), got 2"),
         ({"mean": [0.5], "std": [0.0]}, "positive numbers"),
         ({"model": "ResNet10-w8"}, "does not fit ResNet; nothing was loaded"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_reason(tmp_path, digits, net, given, said):
+def test_what_does_not_fit_is_refused_with_the_reason(tmp_path, digits, net, given, message):
     torch.save(net.state_dict(), tmp_path / "net.pt")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         logits(tmp_path / "net.pt", digits, **given)
 
 
@@ -87,17 +87,17 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path, digits, net):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"model": "ResNet19"}, "unknown model 'ResNet19'"),
         ({"protocol": "mine"}, "unknown protocol 'mine'"),
         ({"images": -1}, "images wants 0 or more"),
-        ({"radius": "8/255"}, "parameter radius"),
+        ({"epsilon_255": "8/255"}, "parameter epsilon_255"),
         ({"In": ["# Parameters\nwieghts = 'a.pt'\n"]}, "unknown parameter 'wieghts'"),
     ],
 )
-def test_a_wrong_parameter_is_refused_in_a_sentence(given, said):
-    with pytest.raises(UserError, match=said):
+def test_a_wrong_parameter_is_refused_in_a_sentence(given, message):
+    with pytest.raises(UserError, match=message):
         validate(given)
 
 

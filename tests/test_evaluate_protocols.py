@@ -1,7 +1,7 @@
 import pytest
 
 from lib.errors import UserError
-from lib.evaluate import ATTACKS, PRESETS, PROTOCOLS, STAGES, STEPPED, at_radius, columns_of, describe_all
+from lib.evaluate import ATTACKS, PRESETS, PROTOCOLS, STAGES, STEPPED, at_radius, changed, columns_of, describe_all
 from lib.evaluate.protocols import RADIUS, STEP
 
 
@@ -75,6 +75,12 @@ def test_another_radius_keeps_the_proportions_of_the_papers():
     assert column.step_size / 0.0375 == pytest.approx(0.031 / 4 / STEP)
 
 
+def test_a_radius_in_1_255_is_named_so():
+    assert changed(PRESETS["PGD-10"], {"epsilon_255": 4, "step_size_255": 1.0}).settings()["radius"] == "4/255"
+    with pytest.raises(UserError, match="column PGD-10: epsilon_255 wants float, got '8/255'"):
+        changed(PRESETS["PGD-10"], {"epsilon_255": "8/255"})
+
+
 def test_columns_take_changes_by_name_and_refuse_what_they_do_not_know():
     columns = {column.name: column for column in columns_of("common", changes={"AA": {"images": 7, "seed": 3}})}
     assert (columns["AA"].images, columns["AA"].seed, columns["FGSM"].images) == (7, 3, 0)
@@ -86,10 +92,10 @@ def test_columns_take_changes_by_name_and_refuse_what_they_do_not_know():
         columns_of("linf")
 
 
-def test_what_all_attacks_share_is_said_once():
-    said = describe_all(columns_of("d2r"))
-    assert said.count("seed 0") == said.count("crafted in fp32") == 1
-    assert "all: restarts 1, seed 0, crafted in fp32" in said
-    assert "PGD-20, attack PGD on the cross-entropy, an image stays where it is first wrong, radius 8/255" in said
+def test_what_all_attacks_share_is_described_once():
+    text = describe_all(columns_of("d2r"))
+    assert text.count("seed 0") == text.count("crafted in fp32") == 1
+    assert "all: restarts 1, seed 0, crafted in fp32" in text
+    assert "PGD-20, attack PGD on the cross-entropy, an image stays where it is first wrong, radius 8/255" in text
     apart = describe_all((PRESETS["PGD-10"], PRESETS["PGD-20"], columns_of("common", changes={"AA": {"seed": 4}})[-1]))
     assert "seed 4" in apart

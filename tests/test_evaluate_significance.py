@@ -7,7 +7,7 @@ from lib.errors import UserError
 from lib.evaluate import Accuracy, AttackSpec, contradictions, mcnemar, paired, worst_case
 
 
-def found(name, attack, flags, **settings):
+def accuracy(name, attack, flags, **settings):
     settings = {"steps": 5} | settings if attack in ("pgd", "pgd_frozen", "cw2") else settings
     return Accuracy(AttackSpec(name, attack, **settings), flags.count("1"), len(flags), flags)
 
@@ -27,10 +27,10 @@ def test_the_error_of_a_paired_difference_is_that_of_the_pairs():
     assert test.error == pytest.approx(100 * (12 - 16 / 40) ** 0.5 / 40)
 
 
-def test_networks_that_agree_on_most_images_are_told_apart_where_independent_sets_would_not_be():
+def test_networks_that_agree_on_most_images_differ_significantly_where_independent_sets_would_not_be():
     first, second = "1" * 106 + "0" * 94, "1" * 100 + "0" * 100
-    assert mcnemar(first, second).told_apart  # six images, all one way; two independent errors are 5 points
-    assert not mcnemar("1" * 103 + "0" * 97, second).told_apart
+    assert mcnemar(first, second).significant  # six images, all one way; two independent errors are 5 points
+    assert not mcnemar("1" * 103 + "0" * 97, second).significant
 
 
 def test_with_several_seeds_the_spread_of_the_trainings_counts_beside_the_images():
@@ -41,16 +41,16 @@ def test_with_several_seeds_the_spread_of_the_trainings_counts_beside_the_images
     images = sum((lead - 0.05) ** 2 for lead in leads) / 200**2
     assert one.difference == pytest.approx(5.0)
     assert one.error == pytest.approx(100 * (images + 0.005 / 2 + 0.005 / 2) ** 0.5)
-    assert not one.told_apart
+    assert not one.significant
 
 
-def test_equal_methods_whose_trainings_differ_are_told_apart_in_few_draws():
-    draw, n, told = Random(0), 400, 0
+def test_equal_methods_whose_trainings_differ_are_significant_in_few_draws():
+    draw, n, significant = Random(0), 400, 0
     for _ in range(60):
         shares = [0.7 + draw.gauss(0, 0.03) for _ in range(6)]
         flags = ["".join("01"[draw.random() < share] for _ in range(n)) for share in shares]
-        told += paired(flags[:3], flags[3:]).told_apart
-    assert told <= 8  # of 60; at 5 % three are expected
+        significant += paired(flags[:3], flags[3:]).significant
+    assert significant <= 8  # of 60; at 5 % three are expected
 
 
 @pytest.mark.parametrize("flags", [("10", "1"), ("", "")])
@@ -60,34 +60,34 @@ def test_flags_of_different_images_are_not_paired(flags):
 
 
 def test_the_worst_case_is_per_image_over_the_attacks_with_a_radius_on_the_images_they_share():
-    clean, pgd = found("Clean", "clean", "11110"), found("PGD", "pgd", "11010")
-    aa, far = found("AA", "autoattack", "101"), found("CW2", "cw2", "00000")
+    clean, pgd = accuracy("Clean", "clean", "11110"), accuracy("PGD", "pgd", "11010")
+    aa, far = accuracy("AA", "autoattack", "101"), accuracy("CW2", "cw2", "00000")
     worst = worst_case([clean, pgd, aa, far])
     assert (worst.flags, worst.k, worst.n, worst.of) == ("100", 1, 3, ("Clean", "PGD", "AA"))
 
 
 def test_there_is_no_worst_case_without_an_attack_that_has_a_radius():
-    assert worst_case([found("Clean", "clean", "11"), found("CW2", "cw2", "01")]) is None
+    assert worst_case([accuracy("Clean", "clean", "11"), accuracy("CW2", "cw2", "01")]) is None
 
 
-def test_an_attack_above_the_clean_accuracy_and_steps_that_mend_images_are_said():
-    clean = found("Clean", "clean", "1000")
-    assert contradictions([clean, found("JSMA", "jsma", "1100")]) == [
+def test_an_attack_above_the_clean_accuracy_and_steps_that_mend_images_contradict_each_other():
+    clean = accuracy("Clean", "clean", "1000")
+    assert contradictions([clean, accuracy("JSMA", "jsma", "1100")]) == [
         "JSMA leaves 2 of 4 images right, without it 1 are"
     ]
-    short, long = found("PGD-5", "pgd_frozen", "1010"), found("PGD-9", "pgd_frozen", "1100", steps=9)
-    said = contradictions([found("Clean", "clean", "1111"), short, long])
-    assert said == ["PGD-9 has 1 images right that PGD-5 broke"]
+    short, long = accuracy("PGD-5", "pgd_frozen", "1010"), accuracy("PGD-9", "pgd_frozen", "1100", steps=9)
+    sentences = contradictions([accuracy("Clean", "clean", "1111"), short, long])
+    assert sentences == ["PGD-9 has 1 images right that PGD-5 broke"]
 
 
 def test_columns_on_other_images_with_other_seeds_or_from_another_network_contradict_nothing():
-    clean = found("Clean", "clean", "10")
-    assert contradictions([clean, found("PGD", "pgd", "1011")]) == []
-    assert contradictions([clean, found("PGD", "pgd", "11", surrogate="abc")]) == []
-    short, long = found("PGD-5", "pgd_frozen", "00"), found("PGD-9", "pgd_frozen", "10", steps=9, seed=1)
+    clean = accuracy("Clean", "clean", "10")
+    assert contradictions([clean, accuracy("PGD", "pgd", "1011")]) == []
+    assert contradictions([clean, accuracy("PGD", "pgd", "11", surrogate="abc")]) == []
+    short, long = accuracy("PGD-5", "pgd_frozen", "00"), accuracy("PGD-9", "pgd_frozen", "10", steps=9, seed=1)
     assert contradictions([clean, short, long]) == []
 
 
 def test_sound_numbers_contradict_nothing():
-    clean, pgd = found("Clean", "clean", "1110"), found("PGD-5", "pgd_frozen", "1100")
-    assert contradictions([clean, pgd, found("PGD-9", "pgd_frozen", "1000", steps=9)]) == []
+    clean, pgd = accuracy("Clean", "clean", "1110"), accuracy("PGD-5", "pgd_frozen", "1100")
+    assert contradictions([clean, pgd, accuracy("PGD-9", "pgd_frozen", "1000", steps=9)]) == []
