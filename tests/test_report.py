@@ -8,10 +8,9 @@ from small import parameters
 
 from lib import report
 from lib.evaluate import Accuracy, AttackSpec, wilson
-from lib.experiment.opening import open_table
 from lib.experiment.planning import Result
 from lib.experiment.spec import GivenWeights
-from lib.experiment.table import Table
+from lib.experiment.table import Table, open_table
 from lib.methods.strategies import STRATEGIES
 from lib.report import compare, figures, gains, reported_table, save
 from lib.report.compare import _marks_of_measured, _marks_of_reported
@@ -36,7 +35,7 @@ def result(row: str, hits: int, teacher: str = "", seed: int = 0) -> Result:
 
 @pytest.fixture
 def results() -> list[Result]:
-    teacher = Result("WideResNet-34-10", "", "teacher", 0, "t", result("", 19).accuracies)
+    teacher = Result("WideResNet-34-10", "", "", 0, "t", result("", 19).accuracies, role="teacher")
     return [result("PGD-AT", 18), result("DGAD", 12, "WideResNet-34-10"), teacher]
 
 
@@ -106,7 +105,7 @@ def test_the_caption_says_what_pgd_leaves_of_the_images_that_reduced_columns_hav
 
 def test_the_caption_and_the_teachers_table_name_the_teachers_own_method(tmp_path):
     table = open_table("table8_dgad", parameters(tmp_path, students=[], teachers=[]))
-    teacher = Result("ResNet18 (TRADES)", "", "teacher", 0, "t", result("", 19).accuracies)
+    teacher = Result("ResNet18 (TRADES)", "", "", 0, "t", result("", 19).accuracies, role="teacher")
     assert "Teachers trained here by TRADES: ResNet18 (TRADES)." in compare(table, []).caption
     assert report.teachers_table(table, [teacher])["weights"].tolist() == ["trained here by TRADES"]
 
@@ -372,7 +371,7 @@ def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
 
     def row(name: str, digest: str, *hits: int) -> Result:
         accuracies = tuple(Accuracy(c, k, 20, right(k)) for c, k in zip(columns, hits, strict=True))
-        return Result("ResNet18", "", name, 0, digest, accuracies)
+        return Result("ResNet18", "", name, 0, digest, accuracies, role="control" if name == "Natural" else "cell")
 
     mine = [row("PGD-AT", table.cells[0].network.digest, 19, 15), row("DGAD", table.cells[1].network.digest, 18, 14)]
     shown = report.undefended_control(table, [*mine, row("Natural", "n", 20, 1)]).set_index("attack")

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from lib.attacks.folding import folded, free, lowered
-from lib.attacks.levers import STANDARD, Levers
+from lib.attacks.levers import PLAIN, STANDARD, Levers
 from lib.attacks.pgd import Objective, PerImage, Start, ascend, per_image, project
 from lib.attacks.recast import recast
 from lib.attacks.recorded import Captured, Recorder, on_cuda
@@ -58,6 +58,10 @@ class Engine:
         self.said: dict[str, str] = {} if said is None else said
         self._compiled: WeakKeyDictionary[nn.Module, Net] = WeakKeyDictionary()
         self._captured: dict[tuple[Any, ...], Captured] = {}
+
+    def describe(self) -> str:
+        """How attacks are run."""
+        return "plain" if self.levers == PLAIN else "fast"
 
     def laid_out(self, net: nn.Module) -> nn.Module:
         """`net` itself, in the memory format that the levers want."""

@@ -6,8 +6,8 @@ import yaml
 from PIL import Image
 
 from lib.experiment import runs
-from lib.experiment.opening import open_table
 from lib.experiment.parameters import PARAMS, Parameters
+from lib.experiment.table import open_table
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import yaml
 
 from lib import ROOT
 from lib.evaluate import PROTOCOLS
-from lib.experiment.opening import open_table
 from lib.experiment.parameters import PARAMS, Parameters, load_scale
+from lib.experiment.table import open_table
 from lib.methods import METHODS
 from lib.methods.strategies import STRATEGIES
 from lib.report import reported_table, row_key
