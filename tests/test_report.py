@@ -28,6 +28,13 @@ def right(hits: int) -> str:
     return "1" * hits + "0" * (20 - hits)
 
 
+def with_cells(table, *cells):
+    """The table with these cells."""
+    changed = replace(table)
+    vars(changed)["cells"] = cells
+    return changed
+
+
 def result(row: str, hits: int, teacher: str = "", seed: int = 0) -> Result:
     accuracies = tuple(Accuracy(AttackSpec(name, "clean"), hits, 20, right(hits)) for name in COLUMNS)
     return Result("ResNet18", teacher, row, seed, f"{row}{seed}", accuracies)
@@ -255,7 +262,7 @@ def test_times_are_the_mean_of_the_seeds_and_empty_for_what_the_count_does_not_m
     given = GivenWeights("ResNet8-w8", "0" * 64)
     cat = replace(table.cells[1].network, strategy=STRATEGIES["cat"])
     for network in (given, cat):
-        table = replace(table, cells=(table.cells[0], replace(table.cells[1], network=network)))
+        table = with_cells(table, table.cells[0], replace(table.cells[1], network=network))
         seeds = [("PGD-AT", 0, 10.0), ("PGD-AT", 1, 30.0), ("k=1", 0, 40.0)]
         made = [replace(result(row, 18, seed=seed), made=({"seconds": s},)) for row, seed, s in seeds]
         times = report.times(table, made)
@@ -273,7 +280,7 @@ def test_histories_are_named_by_row_and_by_seed_where_there_are_several_and_give
             table.workspace.store.folder(c.network.digest) / "history.json" for c in table.cells
         ]
     first = replace(table.cells[0], network=GivenWeights("ResNet8-w8", "0" * 64))
-    assert list(report.histories(replace(table, cells=(first, *table.cells[1:])))) == names[1:]
+    assert list(report.histories(with_cells(table, first, *table.cells[1:]))) == names[1:]
 
 
 def test_the_steps_of_strategy_networks_are_counted_for_those_that_learn(tmp_path):

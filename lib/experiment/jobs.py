@@ -139,23 +139,18 @@ def _read_share(job: Job, workspace: Workspace) -> float:
 @contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """An executor of `workers` fresh processes of one thread each, which end with their parent; an error ends them."""
-    others, before = set(multiprocessing.active_children()), os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes when they start
-    try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as executor:
-            try:
-                yield executor
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                own = set(multiprocessing.active_children()) - others
-                for process in own:
-                    process.terminate()
-                for process in own:
-                    process.join()
-                raise
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
-        os.environ |= {"OMP_NUM_THREADS": before} if before else {}
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            own = set(multiprocessing.active_children()) - others
+            for process in own:
+                process.terminate()
+            for process in own:
+                process.join()
+            raise
 
 
 def _begin() -> None:

@@ -101,7 +101,7 @@ def network(spec: Network, data_spec: DataSpec, workspace: Workspace, checkpoint
     Raises:
         UserError: the run is not there or damaged, or the file does not fit.
     """
-    net = fresh_network(spec.model, data_spec, workspace)
+    net = fresh_network(getattr(spec, "guide" if checkpoint == "guide" else "model"), data_spec, workspace)
     if isinstance(spec, GivenWeights):
         path = workspace.weights_files[spec.sha256]
         if file_digest(path) != spec.sha256:
@@ -120,11 +120,9 @@ def guide(spec: RunSpec, data_spec: DataSpec, workspace: Workspace) -> nn.Module
     Raises:
         UserError: the run has none, is not there or is damaged.
     """
-    if not spec.guide or not workspace.store.has(spec.digest):
-        raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) has not been made yet, or trains no guide")
-    net = fresh_network(spec.guide, data_spec, workspace)
-    load_weights(net, workspace.store.folder(spec.digest) / "guide.safetensors")
-    return net.eval()
+    if not spec.guide:
+        raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) trains no guide")
+    return network(spec, data_spec, workspace, "guide")
 
 
 def network_digest(spec: Network, data_spec: DataSpec) -> str:

@@ -9,14 +9,13 @@ import pandas as pd
 
 from lib.evaluate import Accuracy, Finding
 from lib.experiment import cost, measuring, runs
-from lib.experiment.builder import Cell
 from lib.experiment.cost import Cost
 from lib.experiment.jobs import Job, cores, run_jobs
 from lib.experiment.measuring import Sanity
 from lib.experiment.networks import network_digest
 from lib.experiment.progress import clock
 from lib.experiment.spec import GivenWeights, RunSpec
-from lib.experiment.table import Table
+from lib.experiment.table import Cell, Table
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,8 +35,8 @@ class Plan:
     @property
     def workers(self) -> int:
         """How many runs are made at once: the parameter, else one per core on a CPU and one on an accelerator."""
-        if self.table.workers:
-            return self.table.workers
+        if self.table.parameters.workers:
+            return self.table.parameters.workers
         return cores() if self.table.workspace.device == "cpu" else 1
 
     @property

@@ -9,6 +9,7 @@ from lib.experiment.parameters import PARAMS, paper_schedules, read_yaml, refuse
 from lib.experiment.spec import method_of
 from lib.methods.strategies import STRATEGIES
 from lib.methods.strategy import UNITS, StrategySpec
+from lib.train.weights import AWP
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,6 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A teacher or a surrogate: under which name, which network, how it is trained where no file is given."""
-
-    name: str
-    model: str = ""
-    method: str = "pgd_at"
-    seed: int = 0
-    schedule: str = ""
-
-    @property
-    def as_row(self) -> Row:
-        """The row that trains it."""
-        return Row(self.name, self.method, model=self.model or self.name, schedule=self.schedule, seed=self.seed)
-
-
-@dataclass(frozen=True)
 class TableFile:
     """What params/tables/<name>.yaml holds. `more_rows` run when they are named, `controls` always.
 
@@ -119,6 +104,16 @@ class TableFile:
             row = replace(row, **lengths)
         _validate_row(row)
         return row
+
+    def trained(self, which: str) -> dict[str, Row]:
+        """The "teachers" or the "surrogates" as the rows that train them: a model's name alone, or more.
+
+        Raises:
+            UserError: an unknown name or a wrong type.
+        """
+        written = [{"name": one} if isinstance(one, str) else one for one in getattr(self, which)]
+        rows = [{"method": "pgd_at", "model": one["name"], **one, "row": one["name"]} for one in written]
+        return {row["row"]: self.read_row({key: row[key] for key in row if key != "name"}) for row in rows}
 
 
 def read_table(name: str) -> TableFile:
@@ -173,15 +168,13 @@ def read_strategy(row: Row) -> StrategySpec:
     return replace(typed(StrategySpec, given, where), options=tuple(options.items()))
 
 
-def read_trained(given: Any) -> Trained:
-    """A network beside the rows: its name alone, or more.
-
-    Raises:
-        UserError: an unknown name or a wrong type.
-    """
-    trained: Trained = typed(Trained, {"name": given} if isinstance(given, str) else given, "teacher")
-    method_of(trained.method)
-    return trained
+def read_awp(row: Row) -> AWP:
+    """The row's weight perturbation, with the weights of the loss that it maximises where that is another method's."""
+    awp: AWP = typed(AWP, row.awp, f"row {row.row}: awp")
+    other = method_of(awp.method or row.method)
+    if awp.method and (other.needs_teacher or other.trains_guide or other.watch):
+        raise UserError(f"row {row.row}: awp: the loss of {awp.method} needs more than the network and the images")
+    return replace(awp, weights=tuple(sorted(other.weights.items()))) if awp.method else awp
 
 
 def pick(what: str, names: list[str], known: Mapping[str, Any]) -> tuple[str, ...]:
