@@ -155,7 +155,8 @@ def strategy_of(table):
 def test_a_rows_strategy_settings_are_laid_over_the_strategys_own(opened):
     row = (
         "a, method: pgd_at, strategy: las_pgd_at_as_released, "
-        "strategy_settings: {every: 10, momentum: 0.9, adv: 8, lr_falls: true, options: {epsilon_255: [3, 4], steps: [2]}}"
+        "strategy_settings: {every: 10, momentum: 0.9, adv: 8, lr_falls: true, "
+        "options: {epsilon_255: [3, 4], steps: [2]}}"
     )
     base, spec = STRATEGIES["las_pgd_at_as_released"], strategy_of(opened(row))
     options = dict(base.options) | {"epsilon": (3 / 255, 4 / 255), "steps": (2.0,)}

@@ -23,13 +23,7 @@ from lib.train.meter import seconds
 
 QUICK = 0.2  # seconds; work on two images that takes longer is not repeated on a whole batch
 WARM_UP = 5.0  # seconds; a first call may take this long because it is the first, and is then timed again
-PASSES = {
-    "clean": 0.5,
-    "fgsm": 1,
-    "fgsm_random": 1,
-    "jsma": 150,
-    "jsma_as_published": 150,
-}  # forward-backwards an image
+PASSES = {"clean": 0.5, "fgsm": 1, "fgsm_random": 1, "jsma": 150, "jsma_as_published": 150}  # of an image
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # at most
 SANITY = AttackSpec("sanity checks", "pgd", steps=360)  # their passes, Square's forwards among them
 STOPPING = (UntilWrong, UntilGap, UntilConverged)  # an untrained network would stop them at once
@@ -104,25 +98,19 @@ def _kind(spec: dict[str, Any]) -> str:
 
 def _step(spec: RunSpec, workspace: Workspace, flops: bool, learning: bool = False) -> Cost:
     """One image's part of an optimisation step in which no image stops before its time."""
-    schedule, strategy = (
-        replace(spec.schedule, epochs=spec.schedule.epochs + 10),
-        spec.strategy,
-    )  # the probe's own steps
-    steps = spec.attack_steps
+    longer = replace(spec.schedule, epochs=spec.schedule.epochs + 10)  # the scheduler counts the steps made here
+    steps, strategy = spec.attack_steps, spec.strategy
     if strategy is not None:
-        options = dict(strategy.options)
-        all_steps = options.get("steps", (strategy.candidates / 4,))  # else CAT's level, half-way
-        steps = max(1, round(sum(all_steps) / len(all_steps)))
-        options |= {"steps": (float(steps),)}
+        of_options = dict(strategy.options).get("steps", (strategy.candidates / 4,))  # else CAT's level, half-way
+        steps = max(1, round(sum(of_options) / len(of_options)))
         kind = strategy.kind if learning else "frozen" if needs_network(strategy) else "random"
-        drawn = replace(strategy, kind=kind, options=tuple(options.items()), every=1)
-        strategy = drawn if strategy.options else None
-    probe = start(
-        replace(spec, schedule=schedule, attack_steps=steps, strategy=strategy), workspace, fresh_teacher=True
-    )
-    if probe.method.watch in STOPPING:
-        probe.method = replace(probe.method, watch=None)
-    return _per_image(probe.train_step, probe.data, spec.schedule.batch_size, flops)
+        options = tuple((dict(strategy.options) | {"steps": (float(steps),)}).items())
+        strategy = replace(strategy, kind=kind, options=options, every=1) if strategy.options else None
+    changed = replace(spec, schedule=longer, attack_steps=steps, strategy=strategy)
+    training = start(changed, workspace, fresh_teacher=True)
+    if training.method.watch in STOPPING:
+        training.method = replace(training.method, watch=None)
+    return _per_image(training.train_step, training.data, spec.schedule.batch_size, flops)
 
 
 def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int, flops: bool) -> Cost:

@@ -59,7 +59,13 @@ def describe_data(workspace: Workspace, name: str, train_images: int, held_out: 
     Raises:
         UserError: it is not there, or has fewer images than the spec says.
     """
-    whole = _load(name, workspace.data_dir, workspace.download, workspace.outputs / "cache")
+    where = (workspace.data_dir, workspace.download, workspace.outputs / "cache")
+    return _described(name, train_images, held_out, *where)
+
+
+@lru_cache(maxsize=8)  # a digest reads every pixel
+def _described(name: str, train_images: int, held_out: int, *where: Any) -> DataSpec:
+    whole = _load(name, *where)
     if held_out:
         data.hold_out(whole.subset(train_images).train, held_out)
     return DataSpec(name, whole.digest(), train_images, held_out)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -65,16 +66,10 @@ class Plan:
             text += f", or {self.frame['GPU-hours'].sum():,.1f} GPU-hours where {rate}"
         return text + "."
 
-    def _repr_markdown_(self) -> str:
-        lines = [f"**Plan.** {self.summary()}"]
-        if self.todo:
-            hours = "GPU-hours" in self.frame
-            lines += ["", "| network | state | about |" + (" GPU-hours |" if hours else "")]
-            lines += ["|---|---|---|" + ("---|" if hours else "")]
-            for row in self.frame.to_dict("records"):
-                line = f"| {row['network']} | {row['state']} | {clock(row['seconds'])} |"
-                lines.append(line + (f" {row['GPU-hours']:.2f} |" if hours else ""))
-        return "\n".join(lines)
+    def _repr_html_(self) -> str:
+        lines = self.frame.assign(seconds=self.frame["seconds"].map(clock)).rename(columns={"seconds": "about"})
+        text = f"<p><b>Plan.</b> {escape(self.summary())}</p>"
+        return text + (lines.to_html(index=False, float_format="{:.2f}".format) if self.todo else "")
 
     def __repr__(self) -> str:
         return f"Plan. {self.summary()}"

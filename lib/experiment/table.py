@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 
 from lib import ROOT
-from lib.errors import UserError, check_type, choose, typed
+from lib.errors import UserError, check_type, choose
 from lib.evaluate import PROTOCOLS, AttackSpec, check_fits, heading
 from lib.experiment.networks import Network, Workspace, describe_data, network
 from lib.experiment.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, method_of
-from lib.experiment.table_file import Block, Row, TableFile, pick, read_awp, read_strategy, read_table
+from lib.experiment.table_file import Row, TableFile, pick, read_awp, read_strategy, read_table
 from lib.files import file_digest
 from lib.methods import Piecewise, Weight
 from lib.methods.strategies import needs_network, scaled
@@ -99,9 +99,8 @@ class Table:
     @cached_property
     def controls(self) -> tuple[Cell, ...]:
         """The networks without a defence that are measured beside the rows."""
-        return tuple(
-            self._cells(tuple(map(self.file.read_row, self.file.controls)), self._named(self.file.control_columns))
-        )
+        rows = tuple(map(self.file.read_row, self.file.controls))
+        return tuple(self._cells(rows, self._named(self.file.control_columns)))
 
     @cached_property
     def columns(self) -> tuple[AttackSpec, ...]:
@@ -137,7 +136,7 @@ class Table:
             UserError: the paper has no such item.
         """
         entry: Any = read_yaml(PARAMS / "reported" / f"{self.file.paper}.yaml")
-        item = self._block(student).item or self.file.item
+        item = self.file.block(student).item or self.file.item
         for key in item.split(".") if item else ():
             entry = entry[int(key)] if isinstance(entry, list) else choose(f"item of {self.file.paper}", key, entry)
         return dict(entry) if item else {}
@@ -190,12 +189,8 @@ class Table:
         run = self.run(student, row, teacher, seed)
         return GivenWeights(run.model, self.given[row.row]) if row.row in self.given else run
 
-    def _block(self, student: str) -> Block:
-        block: Block = typed(Block, self.file.blocks.get(student, {}), f"block {student}")
-        return block
-
     def _in_block(self, row: Row, student: str) -> Row:
-        block = self._block(student)
+        block = self.file.block(student)
         given: dict[str, Any] = {"dataset": block.dataset, "model": block.model}
         if method_of(row.method).trains_guide:
             given |= {"guide": block.guide, "schedule": block.schedule}
@@ -213,7 +208,7 @@ class Table:
 
     def _weights(self, student: str, row: Row) -> dict[str, Weight]:
         """The method's weights, with the row's for this student in their place."""
-        method, classes = method_of(row.method), self._block(student).classes
+        method, classes = method_of(row.method), self.file.block(student).classes
         weights: dict[str, Weight] = dict(method.all_weights)
         per_student = any(isinstance(value, dict) for value in row.weights.values())
         for key, value in (row.weights.get(student, {}) if per_student else row.weights).items():

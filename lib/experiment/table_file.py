@@ -105,6 +105,16 @@ class TableFile:
         _validate_row(row)
         return row
 
+    def block(self, student: str) -> Block:
+        """What the rows of a block take; nothing where the student is a network.
+
+        Raises:
+            UserError: an unknown name or a wrong type.
+        """
+        block: Block = typed(Block, self.blocks.get(student, {}), f"block {student}")
+        choose("schedule", block.schedule, {"": None, **paper_schedules()})
+        return block
+
     def trained(self, which: str) -> dict[str, Row]:
         """The "teachers" or the "surrogates" as the rows that train them: a model's name alone, or more.
 

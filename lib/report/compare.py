@@ -164,7 +164,7 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
             trained.setdefault(METHODS[net.method].title, []).append(name)
     quoted = _source_marks(frame)
     teachers = [f"by {how}: {', '.join(names)}" for how, names in trained.items()]
-    replaced = sorted(table.parameters.settings.keys() - {"execution"})  # which runs had what is told below the table, run by run
+    replaced = sorted(table.parameters.settings.keys() - {"execution"})  # told below the table, run by run
     told, paper = bool(frame["reported"].notna().any()), table.file.paper.upper().replace("_", "-")
     parts = [
         f"{table.file.title} ({paper}, {table.file.item.rpartition('.')[2]}), accuracy in %."
