@@ -98,40 +98,36 @@ def _run_in_processes(jobs: Sequence[Job], workspace: Workspace, workers: int, p
     """Jobs in processes of one thread each, every job after those that it waits for."""
     waiting, unfinished = list(jobs), {job.digest for job in jobs}
     running: dict[Future[str], Job] = {}
+    notes = {job: workspace.store.partial / f"{job.digest}.share" for job in jobs}
     try:
         with pool(workers) as executor:
             while waiting or running:
                 ready = [job for job in waiting if not job.waits_for & unfinished]
                 for job in ready[: workers - len(running)]:
                     waiting.remove(job)
-                    running[executor.submit(_work_in_process, job, workspace)] = job
+                    running[executor.submit(_work_in_process, job, workspace, notes[job])] = job
                 finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     job = running.pop(future)
                     unfinished.discard(job.digest)
                     progress.finish(job, future.result())
-                progress.show({job: _read_share(job, workspace) for job in running.values()})
+                progress.show({job: _read_share(notes[job]) for job in running.values()})
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process died (out of memory?); what was finished is kept: call again, with fewer workers"
         ) from error
 
 
-def _work_in_process(job: Job, workspace: Workspace) -> str:
-    note = _share_file(job, workspace)
+def _work_in_process(job: Job, workspace: Workspace, note: Path) -> str:
     try:
         return job.do(workspace, lambda share: write_atomically(note, str(share)))
     finally:
         note.unlink(missing_ok=True)
 
 
-def _share_file(job: Job, workspace: Workspace) -> Path:
-    return workspace.store.partial / f"{job.digest}.share"
-
-
-def _read_share(job: Job, workspace: Workspace) -> float:
+def _read_share(note: Path) -> float:
     try:
-        return float(_share_file(job, workspace).read_text())
+        return float(note.read_text())
     except (OSError, ValueError):
         return 0.0
 
