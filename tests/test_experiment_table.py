@@ -136,8 +136,16 @@ DIGITS_FOR_ALL = {"datasets": dict.fromkeys(("CIFAR10", "CIFAR100", "TinyImageNe
 def opened(tmp_path, monkeypatch):
     """Opens a table of the rows given as lines of YAML; one student, no teacher."""
 
-    def opener(*rows, **parameters):
-        lines = ["paper: las_at", "item: mine", "title: Mine", "columns: [Clean]", "students: [ResNet18]", "rows:"]
+    def opener(*rows, top=(), **parameters):
+        lines = [
+            "paper: las_at",
+            "item: mine",
+            "title: Mine",
+            "columns: [Clean]",
+            "students: [ResNet18]",
+            *top,
+            "rows:",
+        ]
         (tmp_path / "tables").mkdir(exist_ok=True)
         (tmp_path / "tables" / "mine.yaml").write_text("\n".join([*lines, *(f"  - {{row: {row}}}" for row in rows)]))
         monkeypatch.setattr("lib.experiment.table_file.PARAMS", tmp_path)
@@ -212,6 +220,11 @@ def test_a_row_may_be_trained_at_a_radius_and_a_step_of_its_own_in_proportion_at
     at_quick = opened(own, scale="quick").cells[0].network
     assert (at_quick.epsilon, at_quick.step_size) == pytest.approx((0.031 * 38 / 8, 0.007 * 38 / 8))
     assert opened(plain).cells[0].network.epsilon == 8 / 255
+    as_table = "a, method: pgd_at, own_radius: true"
+    top = ["epsilon_255: 7.905", "step_size_255: 1.785"]
+    assert opened(as_table, top=top).cells[0].network.digest == at_paper.digest
+    twice = opened(f"{as_table}, step_size_255: 2", top=top).cells[0].network
+    assert (twice.epsilon, twice.step_size) == (at_paper.epsilon, 2 / 255)
     same = "a, method: pgd_at, epsilon_255: 8, step_size_255: 2"
     assert opened(plain).cells[0].network.digest == opened(same).cells[0].network.digest != at_paper.digest
 
@@ -250,6 +263,7 @@ def test_a_blocks_data_is_its_own(tmp_path):
     [
         ("method: pgd_at, epsilon_255: -1", "row a: epsilon_255 is in 1/255 and lies in .*, got -1"),
         ("method: pgd_at, epsilon: 8", "row a: epsilon is now called epsilon_255, in 1/255"),
+        ("method: pgd_at, own_radius: true", "row a takes the table's own radius; give the table an epsilon_255"),
         ("method: pgd_at, step_size_255: 256", "row a: step_size_255 is in 1/255"),
         ("method: pgd_at, strategy: las", "unknown strategy 'las'; choose one of: las_at, las_trades"),
         ("method: pgd_at, strategy_settings: {every: 3}", "has strategy_settings and no strategy"),

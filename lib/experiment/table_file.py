@@ -99,6 +99,8 @@ class TableFile:
         check_type(given, dict[str, Any], "row")
         refuse_renamed(given, f"row {given.get('row')}")
         row: Row = typed(Row, given, "row")
+        if row.own_radius and not self.epsilon_255:
+            raise UserError(f"row {row.row} takes the table's own radius; give the table an epsilon_255")
         if row.own_radius:
             lengths = {name: getattr(row, name) or getattr(self, name) for name in ("epsilon_255", "step_size_255")}
             row = replace(row, **lengths)
@@ -112,7 +114,8 @@ class TableFile:
             UserError: an unknown name or a wrong type.
         """
         block: Block = typed(Block, self.blocks.get(student, {}), f"block {student}")
-        choose("schedule", block.schedule, {"": None, **paper_schedules()})
+        if block.schedule:
+            choose("schedule", block.schedule, paper_schedules())
         return block
 
     def trained(self, which: str) -> dict[str, Row]:
@@ -122,8 +125,8 @@ class TableFile:
             UserError: an unknown name or a wrong type.
         """
         written = [{"name": one} if isinstance(one, str) else one for one in getattr(self, which)]
-        rows = [{"method": "pgd_at", "model": one["name"], **one, "row": one["name"]} for one in written]
-        return {row["row"]: self.read_row({key: row[key] for key in row if key != "name"}) for row in rows}
+        named = {one.get("name", ""): {key: one[key] for key in one if key != "name"} for one in written}
+        return {name: self.read_row({"row": name, "method": "pgd_at", "model": name} | named[name]) for name in named}
 
 
 def read_table(name: str) -> TableFile:
@@ -140,7 +143,8 @@ def read_table(name: str) -> TableFile:
 def _validate_row(row: Row) -> None:
     method = method_of(row.method)
     choose("checkpoint", row.checkpoint, dict.fromkeys(("best", "last")))
-    choose("schedule", row.schedule, {"": None, **paper_schedules()})
+    if row.schedule:
+        choose("schedule", row.schedule, paper_schedules())
     if row.strategy:
         choose("strategy", row.strategy, STRATEGIES)
         if method.objective is None:
