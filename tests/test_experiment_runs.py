@@ -85,6 +85,7 @@ def test_the_plan_names_what_will_run_and_for_how_long(tmp_path):
     assert (planned.frame["seconds"] > 0).all()
     assert "GPU-hours" not in planned.frame
     assert "4 will run" in planned.summary()
+    assert "<td>to be trained</td>" in planned._repr_html_()
 
 
 def test_a_plan_at_a_scale_with_a_gpu_rate_gives_gpu_hours_that_grow_with_the_teacher(tmp_path):
