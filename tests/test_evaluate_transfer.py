@@ -5,8 +5,8 @@ from small import parameters
 from lib.data import Split
 from lib.errors import UserError
 from lib.evaluate import AttackSpec, evaluate
-from lib.experiment.opening import open_table
 from lib.experiment.planning import plan, run
+from lib.experiment.table import open_table
 
 
 def table7(outputs, **changes):

@@ -198,8 +198,8 @@ def test_a_bad_teacher_file_ends_papermill_with_one_sentence(tmp_path, harm):
     [
         (["-p", "sclae", "gpu"], "unknown parameter 'sclae'; choose from: scale, rows"),
         (["-p", "download", "false"], "parameter download wants bool, got 'false'"),
-        (["-y", "settings: {epsilon: 1e-3}"], "settings: epsilon wants float, got '1e-3'"),
-        (["-y", "settings: {epsilon: -8.0}"], "epsilon must be >= 0"),
+        (["-y", "settings: {epsilon_255: 1e-3}"], "settings: epsilon_255 wants float, got '1e-3'"),
+        (["-y", "settings: {epsilon_255: -8.0}"], "epsilon_255 is in 1/255"),
         (["-y", "settings: {datasets: {CIFAR10: cifar10}}"], "CIFAR-10 is not (whole) in"),
         (["-y", "rows: [DGADD]"], "unknown row 'DGADD'; choose one of: PGD-AT"),
         (["-p", "scale", "huge"], "unknown scale 'huge'; choose one of: gpu, paper, quick"),

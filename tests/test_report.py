@@ -8,10 +8,9 @@ from small import parameters
 
 from lib import report
 from lib.evaluate import Accuracy, AttackSpec, wilson
-from lib.experiment.opening import open_table
 from lib.experiment.planning import Result
 from lib.experiment.spec import GivenWeights
-from lib.experiment.table import Table
+from lib.experiment.table import Table, open_table
 from lib.methods.strategies import STRATEGIES
 from lib.report import compare, figures, gains, reported_table, save
 from lib.report.compare import _marks_of_measured, _marks_of_reported
@@ -29,6 +28,13 @@ def right(hits: int) -> str:
     return "1" * hits + "0" * (20 - hits)
 
 
+def with_cells(table, *cells):
+    """The table with these cells."""
+    changed = replace(table)
+    vars(changed)["cells"] = cells
+    return changed
+
+
 def result(row: str, hits: int, teacher: str = "", seed: int = 0) -> Result:
     accuracies = tuple(Accuracy(AttackSpec(name, "clean"), hits, 20, right(hits)) for name in COLUMNS)
     return Result("ResNet18", teacher, row, seed, f"{row}{seed}", accuracies)
@@ -36,7 +42,7 @@ def result(row: str, hits: int, teacher: str = "", seed: int = 0) -> Result:
 
 @pytest.fixture
 def results() -> list[Result]:
-    teacher = Result("WideResNet-34-10", "", "teacher", 0, "t", result("", 19).accuracies)
+    teacher = Result("WideResNet-34-10", "", "", 0, "t", result("", 19).accuracies, role="teacher")
     return [result("PGD-AT", 18), result("DGAD", 12, "WideResNet-34-10"), teacher]
 
 
@@ -106,7 +112,7 @@ def test_the_caption_says_what_pgd_leaves_of_the_images_that_reduced_columns_hav
 
 def test_the_caption_and_the_teachers_table_name_the_teachers_own_method(tmp_path):
     table = open_table("table8_dgad", parameters(tmp_path, students=[], teachers=[]))
-    teacher = Result("ResNet18 (TRADES)", "", "teacher", 0, "t", result("", 19).accuracies)
+    teacher = Result("ResNet18 (TRADES)", "", "", 0, "t", result("", 19).accuracies, role="teacher")
     assert "Teachers trained here by TRADES: ResNet18 (TRADES)." in compare(table, []).caption
     assert report.teachers_table(table, [teacher])["weights"].tolist() == ["trained here by TRADES"]
 
@@ -256,7 +262,7 @@ def test_times_are_the_mean_of_the_seeds_and_empty_for_what_the_count_does_not_m
     given = GivenWeights("ResNet8-w8", "0" * 64)
     cat = replace(table.cells[1].network, strategy=STRATEGIES["cat"])
     for network in (given, cat):
-        table = replace(table, cells=(table.cells[0], replace(table.cells[1], network=network)))
+        table = with_cells(table, table.cells[0], replace(table.cells[1], network=network))
         seeds = [("PGD-AT", 0, 10.0), ("PGD-AT", 1, 30.0), ("k=1", 0, 40.0)]
         made = [replace(result(row, 18, seed=seed), made=({"seconds": s},)) for row, seed, s in seeds]
         times = report.times(table, made)
@@ -274,7 +280,7 @@ def test_histories_are_named_by_row_and_by_seed_where_there_are_several_and_give
             table.workspace.store.folder(c.network.digest) / "history.json" for c in table.cells
         ]
     first = replace(table.cells[0], network=GivenWeights("ResNet8-w8", "0" * 64))
-    assert list(report.histories(replace(table, cells=(first, *table.cells[1:])))) == names[1:]
+    assert list(report.histories(with_cells(table, first, *table.cells[1:]))) == names[1:]
 
 
 def test_the_steps_of_strategy_networks_are_counted_for_those_that_learn(tmp_path):
@@ -372,7 +378,7 @@ def test_the_floor_sets_the_undefended_student_beside_the_weakest_row(tmp_path):
 
     def row(name: str, digest: str, *hits: int) -> Result:
         accuracies = tuple(Accuracy(c, k, 20, right(k)) for c, k in zip(columns, hits, strict=True))
-        return Result("ResNet18", "", name, 0, digest, accuracies)
+        return Result("ResNet18", "", name, 0, digest, accuracies, role="control" if name == "Natural" else "cell")
 
     mine = [row("PGD-AT", table.cells[0].network.digest, 19, 15), row("DGAD", table.cells[1].network.digest, 18, 14)]
     shown = report.undefended_control(table, [*mine, row("Natural", "n", 20, 1)]).set_index("attack")

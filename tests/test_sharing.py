@@ -2,8 +2,8 @@
 
 import pytest
 
-from lib.experiment.opening import open_table
 from lib.experiment.parameters import Parameters
+from lib.experiment.table import open_table
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from lib import ROOT
-from lib.attacks.levers import LEVERS
 from lib.errors import UserError
 from lib.evaluate import AttackSpec, heading
 from lib.experiment import runs
+from lib.experiment.networks import Workspace, describe_data
 from lib.experiment.parameters import Parameters, Scale, device_of
-from lib.experiment.runs import Workspace, describe_data
 from lib.experiment.spec import DataSpec, RunSpec
 
 REFERENCE = (  # ResNet-18 on CIFAR-10 at 8/255
@@ -24,7 +23,7 @@ GOAL = {"training, s": 400.0, "AA, %": 50.5}  # on one H200, no extra data
 
 
 def place_of(parameters: Parameters) -> Workspace:
-    """Where the parameters say that runs are made: calibrated, unless their settings name the levers.
+    """Where the parameters say that runs are made.
 
     Raises:
         UserError: they name what only a table has.
@@ -32,10 +31,10 @@ def place_of(parameters: Parameters) -> Workspace:
     for name in UNUSED:
         if getattr(parameters, name) != getattr(Parameters(), name):
             raise UserError(f"parameter {name} means nothing in the speed run; leave it out")
-    levers = LEVERS[parameters.settings.get("levers", "calibrated")]
+    execution = parameters.settings.get("execution", "fast")
     folders = (Path(folder) for folder in (parameters.outputs, parameters.data_dir))
     outputs, data_dir = (folder if folder.is_absolute() else ROOT / folder for folder in folders)
-    return Workspace(outputs, data_dir, parameters.download, str(device_of(parameters.device)), levers=levers)
+    return Workspace(outputs, data_dir, parameters.download, str(device_of(parameters.device)), execution=execution)
 
 
 def data_of(scale: Scale, place: Workspace) -> DataSpec:

@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lib.experiment.opening import open_table
     from lib.experiment.parameters import Parameters, validate
     from lib.experiment.planning import Plan, Result, plan, run
+    from lib.experiment.table import open_table
 
-_HOME = {"open_table": "opening", "Parameters": "parameters", "validate": "parameters"}
+_HOME = {"open_table": "table", "Parameters": "parameters", "validate": "parameters"}
 _HOME |= dict.fromkeys(("Plan", "Result", "plan", "run"), "planning")
 
 

@@ -1,4 +1,4 @@
-"""What a run will cost, from a few of its own steps on this machine: seconds, and floating-point operations."""
+"""The expected cost of a run: seconds on this machine, and floating-point operations."""
 
 import json
 import statistics
@@ -14,22 +14,20 @@ from lib.attacks.pgd import input_gradient
 from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
 from lib.data import Split, to_float
 from lib.evaluate import AttackSpec
-from lib.experiment.runs import Workspace, fresh_network, provenance, start
+from lib.experiment.networks import Workspace, fresh_network, provenance
+from lib.experiment.runs import start
 from lib.experiment.spec import DataSpec, RunSpec
 from lib.losses import cross_entropy
 from lib.methods.strategies import needs_network
-from lib.methods.strategy import StrategySpec
 from lib.train.meter import seconds
 
-PROBE_SECONDS = 0.2  # a step on two images that takes longer is not repeated on a whole batch
-PROBE_STEPS = 10  # more than a probe takes
-WARM_UP_SECONDS = 5.0  # a first step may take this long because it is the first; it is then timed again
-AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # per image, at most
+QUICK = 0.2  # seconds; work on two images that takes longer is not repeated on a whole batch
+WARM_UP = 5.0  # seconds; a first call may take this long because it is the first, and is then timed again
+PASSES = {"clean": 0.5, "fgsm": 1, "fgsm_random": 1, "jsma": 150, "jsma_as_published": 150}  # of an image
+AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # at most
+SANITY = AttackSpec("sanity checks", "pgd", steps=360)  # their passes, Square's forwards among them
 STOPPING = (UntilWrong, UntilGap, UntilConverged)  # an untrained network would stop them at once
 LEARNING = ("learned", "learned_as_released", "learned_awp_as_released", "adv_hp", "ohl")
-CHECK_PASSES = 360  # of the sanity checks, Square's forwards among them, per image
-LOGS = ("spec", "provenance", "history")
-JSMA_PASSES = 150  # 76 steps of two backwards at 32x32, at most
 
 
 @dataclass(frozen=True)
@@ -54,34 +52,20 @@ def evaluation(model: str, data: DataSpec, workspace: Workspace, columns: tuple[
     return gradient * sum(_passes(column) * (column.images or len(dataset.test.labels)) for column in columns)
 
 
-def checks(model: str, data: DataSpec, workspace: Workspace, images: int) -> Cost:
-    """The cost of a network's sanity checks on so many images."""
-    column = AttackSpec("the checks", "pgd", steps=CHECK_PASSES, images=images)
-    return evaluation(model, data, workspace, (column,), flops=False)
-
-
 def training(spec: RunSpec, workspace: Workspace, flops: bool) -> Cost:
-    """The cost of a run's training, from steps with one and with three attack steps.
+    """The cost of a run's training, from one step of its own; where its strategy learns, from a second one, which does.
 
-    It is taken as linear in the attack's steps and in the images, so two images serve where a whole batch is slow. A
-    strategy's attack has the mean of its options' steps, and its own step comes every k-th time.
+    A strategy's attack has the mean of its options' steps, and its own step comes every k-th time.
     """
-    size = spec.schedule.batch_size
-    quiet = replace(spec, strategy=_without_learning(spec.strategy))
-    short, long = (_step(_with_steps(quiet, steps), workspace, flops) for steps in (1, 3))
-    attack_step = Cost(max(long.seconds - short.seconds, 0.0) / 2, (long.flops - short.flops) / 2)
-    mean, learning = _mean_steps(spec), Cost()
-    if spec.strategy is not None and spec.strategy.kind in LEARNING:
-        asked = _step(
-            _with_steps(replace(spec, strategy=replace(spec.strategy, every=1)), round(mean)), workspace, flops
-        )
-        learning = (asked + (short + attack_step * (round(mean) - 1)) * -1) * (1 / spec.strategy.every)
-    step = (short + attack_step * (mean - 1) + learning) * size
+    step, strategy = _step(spec, workspace, flops), spec.strategy
+    if strategy is not None and strategy.kind in LEARNING:
+        step += (_step(spec, workspace, flops, learning=True) + step * -1) * (1 / strategy.every)
     begun = start(spec, workspace, fresh_teacher=True)
-    selection = AttackSpec("PGD-10", "pgd", steps=10, images=spec.data.held_out or spec.selection_images)
-    told = (replace(selection, steps=20), *[replace(selection, attack="clean")] * 4) if begun.follow else ()
     epochs = -(-begun.stop // max(1, begun.total // spec.schedule.epochs))
-    return step * begun.stop + evaluation(spec.model, spec.data, workspace, (selection, *told), flops) * epochs
+    scored = AttackSpec("PGD-10", "pgd", steps=10, images=spec.data.held_out or spec.selection_images)
+    columns = (scored, replace(scored, steps=20), *[replace(scored, attack="clean")] * 4) if begun.follow else (scored,)
+    scoring = evaluation(spec.model, spec.data, workspace, columns, flops)
+    return step * spec.schedule.batch_size * begun.stop + scoring * epochs
 
 
 def logged(spec: RunSpec, workspace: Workspace) -> float | None:
@@ -96,10 +80,11 @@ def logged(spec: RunSpec, workspace: Workspace) -> float | None:
     epochs: list[float] = []
     for folder in sorted(workspace.store.runs.glob("[!.]*")):
         try:
-            run, facts, history = (json.loads((folder / f"{n}.json").read_text()) for n in LOGS)
-            alike = facts["device"] == here and _kind(run) == kind
-            epochs += [row["seconds"] for row in history if "seconds" in row] if alike else []
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not a run of ours, or an older one's form
+            files = (folder / f"{name}.json" for name in ("spec", "provenance", "history"))
+            run, facts, history = (json.loads(file.read_text()) for file in files)
+            if facts["device"] == here and _kind(run) == kind:
+                epochs += [row["seconds"] for row in history if "seconds" in row]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no run, or of an older form
             continue
     return statistics.median(epochs) * spec.schedule.epochs if epochs else None
 
@@ -111,52 +96,36 @@ def _kind(spec: dict[str, Any]) -> str:
     return json.dumps(same, sort_keys=True)
 
 
-def _mean_steps(spec: RunSpec) -> float:
-    """The attack's steps per image: its own, the mean of a strategy's options, or half of CAT's half-way level."""
-    if spec.strategy is None:
-        return float(spec.attack_steps)
-    options = dict(spec.strategy.options).get("steps", (spec.strategy.candidates / 4,))
-    return sum(options) / len(options)
-
-
-def _without_learning(strategy: StrategySpec | None) -> StrategySpec | None:
-    """Draws at the same price, and nothing learnt; without options, no strategy at all."""
-    if strategy is None or not strategy.options:
-        return None
-    return replace(strategy, kind="frozen" if needs_network(strategy) else "random")
-
-
-def _step(spec: RunSpec, workspace: Workspace, flops: bool) -> Cost:
+def _step(spec: RunSpec, workspace: Workspace, flops: bool, learning: bool = False) -> Cost:
     """One image's part of an optimisation step in which no image stops before its time."""
-    longer = replace(spec.schedule, epochs=spec.schedule.epochs + PROBE_STEPS)  # the scheduler counts the probe's steps
-    training = start(replace(spec, schedule=longer), workspace, fresh_teacher=True)
+    longer = replace(spec.schedule, epochs=spec.schedule.epochs + 10)  # the scheduler counts the steps made here
+    steps, strategy = spec.attack_steps, spec.strategy
+    if strategy is not None:
+        of_options = dict(strategy.options).get("steps", (strategy.candidates / 4,))  # else CAT's level, half-way
+        steps = max(1, round(sum(of_options) / len(of_options)))
+        kind = strategy.kind if learning else "frozen" if needs_network(strategy) else "random"
+        options = tuple((dict(strategy.options) | {"steps": (float(steps),)}).items())
+        strategy = replace(strategy, kind=kind, options=options, every=1) if strategy.options else None
+    changed = replace(spec, schedule=longer, attack_steps=steps, strategy=strategy)
+    training = start(changed, workspace, fresh_teacher=True)
     if training.method.criterion in STOPPING:
         training.method = replace(training.method, criterion=None)
     return _per_image(training.train_step, training.data, spec.schedule.batch_size, flops)
 
 
-def _with_steps(spec: RunSpec, steps: int) -> RunSpec:
-    """The same run with one number of attack steps, also as its strategy's only option."""
-    if spec.strategy is None:
-        return replace(spec, attack_steps=steps)
-    options = {**dict(spec.strategy.options), "steps": (float(steps),)}
-    return replace(spec, attack_steps=steps, strategy=replace(spec.strategy, options=tuple(options.items())))
-
-
 def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int, flops: bool) -> Cost:
-    """The cost per image of work(x, y): once on two images, and where that is quick, timed again on up to `size`."""
+    """The cost per image of work(x, y): on two images, and where that is quick, on up to `size`."""
     x, y = to_float(data.images[:2]), data.labels[:2]
     counter = _counter()
     with counter if flops else nullcontext():
         taken = seconds(lambda: work(x, y), x.device)
-    flops_done = counter.get_total_flops()
-    if PROBE_SECONDS < taken < WARM_UP_SECONDS:
+    if taken < WARM_UP:
         taken = seconds(lambda: work(x, y), x.device)
-    first = Cost(taken, flops_done) * (1 / len(y))
-    if taken > PROBE_SECONDS:
-        return first
-    x, y = to_float(data.images[:size]), data.labels[:size]
-    return replace(first, seconds=min(seconds(lambda: work(x, y), x.device) for _ in range(2)) / len(y))
+    flops_each = counter.get_total_flops() / len(y)
+    if taken < QUICK:
+        x, y = to_float(data.images[:size]), data.labels[:size]
+        taken = seconds(lambda: work(x, y), x.device)
+    return Cost(taken / len(y), flops_each)
 
 
 def counted(work: Callable[[], object]) -> float:
@@ -185,6 +154,4 @@ def _passes(column: AttackSpec) -> float:
     """Forward-backwards per image of an attack, at most."""
     if column.attack == "autoattack":
         return sum(AUTOATTACK_PASSES[stage] for stage in column.stages)
-    if column.attack.startswith("jsma"):
-        return JSMA_PASSES
-    return column.restarts * {"clean": 0.5, "fgsm": 1, "fgsm_random": 1}.get(column.attack, column.steps)
+    return column.restarts * PASSES.get(column.attack, column.steps)

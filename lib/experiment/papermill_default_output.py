@@ -1,8 +1,7 @@
 """Lets `papermill notebooks/<name>.ipynb` stand alone in a terminal: the copy goes to outputs/executed/<name>.ipynb.
 
-papermill 2.x demands an output path there. It loads its plugins, of which this is one (pyproject.toml), before it reads
-the command line; so a missing output path can still be added. That is a workaround and no feature of papermill's, it
-acts on this checkout's notebooks alone, and never where standard output is piped (papermill then writes to it).
+papermill 2.x requires an output path there, and loads its plugins, of which this is one, before it reads the command
+line. The workaround acts on this checkout's notebooks alone, and never where standard output is piped.
 """
 
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from lib import ROOT
 
+# papermill's options that take two values and one; a test compares them with papermill's own list
 TWO = ("-p", "--parameters", "-r", "--parameters_raw")
 ONE = (
     *("-f", "--parameters_file", "-y", "--parameters_yaml", "-b", "--parameters_base64"),
@@ -18,7 +18,6 @@ ONE = (
     *("--stdout-file", "--stderr-file", "--log-level", "--start-timeout", "--start_timeout"),
     *("--execution-timeout",),
 )
-"""papermill's options that take two values and one; a test holds them against papermill's own list."""
 
 
 class Engine:

@@ -1,4 +1,7 @@
-"""What a table notebook can be told, and what a scale decides; both checked by name and type before anything runs."""
+"""The parameters of a table notebook and the settings of a scale; both validated by name and type before anything runs.
+
+Radii and step sizes are in 1/255 in every file, and their keys end in `_255`.
+"""
 
 import ast
 import math
@@ -21,6 +24,12 @@ from lib.models import MODELS
 from lib.train import Schedule
 
 PARAMS = ROOT / "params"
+PAPER_RADIUS_255 = 8.0  # the radius that papers' lengths are given at
+RENAMED = {
+    "epsilon": "epsilon_255, in 1/255",
+    "step_size": "step_size_255, in 1/255",
+    "levers": "execution, fast or plain",
+}
 Kind = TypeVar("Kind")
 
 
@@ -45,17 +54,17 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Scale:
-    """How big everything is: the `settings` of a file in params/. Radii are in 1/255."""
+    """The sizes of everything: the `settings` of a file in params/."""
 
     title: str
     datasets: dict[str, str]  # the paper's name -> the data set that stands for it here
     models: dict[str, str]  # the paper's name -> the network that stands for it here
-    epsilon: float
-    step_size: float
+    epsilon_255: float
+    step_size_255: float
     attack_steps: int
     schedules: dict[str, dict[str, Any]]  # "default", and any method that has its own
-    columns: dict[str, dict[str, Any]]  # a preset of lib/evaluate/presets.py -> what this scale changes in it
-    sanity_images: int  # how many the sanity checks look at; 0: no checks
+    columns: dict[str, dict[str, Any]]  # a preset of lib/evaluate/protocols.py -> what this scale changes in it
+    sanity_images: int  # how many the sanity checks use; 0: no checks
     selection: str = "test"
     held_out: int = 0
     train_images: int = 0
@@ -63,7 +72,26 @@ class Scale:
     precision: str = "fp32"
     max_steps: int = 0  # stop every training after so many optimisation steps; 0: never
     sustained_tflops: float = 0.0
-    execution: str = "fast"  # or plain: how attacks are executed (lib/attacks/fast.py)
+    execution: str = "fast"
+
+    def __post_init__(self) -> None:
+        for name in ("attack_steps", "train_images", "test_images", "held_out", "max_steps", "sanity_images"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"settings: {name} must be >= 0, got {getattr(self, name)}")
+        for name in ("epsilon_255", "step_size_255"):
+            if not 0 < getattr(self, name) <= 255:
+                raise UserError(f"settings: {name} is in 1/255 and must lie in (0, 255], got {getattr(self, name)}")
+        choose("selection", self.selection, dict.fromkeys(("test", "held_out")))
+        if self.selection == "held_out" and not self.held_out:
+            raise UserError("settings: selection held_out requires held_out > 0 images")
+        choose("precision", self.precision, dict.fromkeys(PRECISIONS))
+        choose("execution", self.execution, dict.fromkeys(EXECUTIONS))
+        for model in self.models.values():
+            choose("model", model, MODELS)
+
+    def from_paper(self, length_255: float) -> float:
+        """A length in [0, 1] from one in 1/255 at the papers' radius of 8/255, in proportion to this scale's radius."""
+        return length_255 / PAPER_RADIUS_255 * self.epsilon_255 / 255
 
     def schedule(self, method: str) -> Schedule:
         """The method's own schedule, or the default one."""
@@ -75,12 +103,13 @@ class Scale:
 
         A name that no preset has is a column of the settings' own and says which `attack` it is.
         """
-        given = dict(self.columns.get(name, {}))
+        given, where = dict(self.columns.get(name, {})), f"column {name}"
+        refuse_renamed(given, where)
         for key in ("epsilon", "step_size"):
-            if key in given:
-                check_type(given[key], float, f"column {name}: {key}")
-                given[key] /= 255
-        radius = {"epsilon": self.epsilon / 255, "step_size": self.step_size / 255}
+            if f"{key}_255" in given:
+                check_type(given[f"{key}_255"], float, f"{where}: {key}_255")
+                given[key] = given.pop(f"{key}_255") / 255
+        radius = {"epsilon": self.epsilon_255 / 255, "step_size": self.step_size_255 / 255}
         if name in PRESETS:
             base = asdict(at_radius(PRESETS[name], **radius)) | {"stages": list(PRESETS[name].stages)}
         elif "attack" in given:
@@ -89,31 +118,40 @@ class Scale:
             choose("column", name, PRESETS)
         if self.test_images:
             given["images"] = min(given.get("images") or base.get("images") or self.test_images, self.test_images)
-        return typed(AttackSpec, base | given, f"column {name}")
+        return typed(AttackSpec, base | given, where)
+
+
+def refuse_renamed(given: Mapping[str, Any], where: str) -> None:
+    """That no key is one that has another name by now.
+
+    Raises:
+        UserError: one is; the sentence names the new key.
+    """
+    for name in given:
+        if name in RENAMED:
+            raise UserError(f"{where}: {name} is now called {RENAMED[name]}")
 
 
 def validate(namespace: Mapping[str, Any]) -> Parameters:
-    """A notebook's parameters out of its globals, each of its declared type.
-
-    papermill only warns about a name that no notebook parameter has; here the cell it injected is read, and refused.
-
-    A name that the namespace lacks has its default.
+    """A table notebook's parameters from its globals, each of its declared type; a missing name has its default.
 
     Raises:
-        UserError: an unknown name or a wrong type.
+        UserError: an unknown name, a wrong type, or a value that makes no sense.
     """
     parameters = read_parameters(namespace, Parameters)
     if not all(0 <= seed < 2**63 for seed in parameters.seeds):
-        raise UserError(f"parameter seeds wants numbers from 0 to 2**63 - 1, got {parameters.seeds}")
+        raise UserError(f"parameter seeds must be numbers from 0 to 2**63 - 1, got {parameters.seeds}")
     if parameters.protocol:
         choose("protocol", parameters.protocol, PROTOCOLS)
     if parameters.workers < 0:
-        raise UserError(f"parameter workers wants 0 or more, got {parameters.workers}")
+        raise UserError(f"parameter workers must be 0 or more, got {parameters.workers}")
     return parameters
 
 
 def read_parameters(namespace: Mapping[str, Any], kind: type[Kind]) -> Kind:
-    """The parameters of a notebook as the dataclass that declares them, each of its declared type.
+    """A notebook's parameters as the dataclass that declares them, each of its declared type.
+
+    papermill only warns about an unknown name; here the cell that it injected is read, and refused.
 
     Raises:
         UserError: an unknown name or a wrong type.
@@ -142,49 +180,19 @@ def load_scale(parameters: Parameters) -> Scale:
         UserError: there is no such scale, a setting is unknown or of the wrong type, or a number makes no sense.
     """
     files = {path.stem: path for path in sorted(PARAMS.glob("*.yaml"))}
-    given = read_yaml(choose("scale", parameters.scale, files))["settings"]
-    given = merged(given, parameters.settings)
+    refuse_renamed(parameters.settings, "settings")
+    given = merged(read_yaml(choose("scale", parameters.scale, files))["settings"], parameters.settings)
     scale: Scale = typed(Scale, given, "settings")
-    _check_scale(scale)
-    return scale
-
-
-def _check_scale(scale: Scale) -> None:
-    for name in (
-        "epsilon",
-        "step_size",
-        "attack_steps",
-        "train_images",
-        "test_images",
-        "held_out",
-        "max_steps",
-        "sanity_images",
-    ):
-        if not 0 <= getattr(scale, name) < math.inf:
-            raise UserError(f"settings: {name} must be >= 0, got {getattr(scale, name)}")
-    for name in ("epsilon", "step_size"):
-        if not 0 < getattr(scale, name) <= 255:
-            raise UserError(f"settings: {name} is in 1/255 and must lie in (0, 255], got {getattr(scale, name)}")
-    choose("selection", scale.selection, dict.fromkeys(("test", "held_out")))
-    if scale.selection == "held_out" and not scale.held_out:
-        raise UserError("settings: selection held_out wants held_out > 0 images")
-    choose("precision", scale.precision, dict.fromkeys(PRECISIONS))
-    choose("execution", scale.execution, dict.fromkeys(EXECUTIONS))
-    for model in scale.models.values():
-        choose("model", model, MODELS)
-    tables = [read_yaml(path) for path in (PARAMS / "tables").glob("*.yaml")]
-    rows = [row for table in tables for part in table.values() if isinstance(part, list) for row in part]
-    rows += [block for table in tables for block in table.get("blocks", {}).values()]
-    named = {row["schedule"]: None for row in rows if isinstance(row, dict) and "schedule" in row}
     for name in scale.schedules:
-        choose("method", name, {"default": None, **METHODS, **named})
+        choose("method", name, {"default": None, **METHODS, **paper_schedules()})
         scale.schedule(name)
     for name in scale.columns:
         scale.column(name)
+    return scale
 
 
 def paper_schedules() -> dict[str, Any]:
-    """The schedules of scale `paper`, which has all that a row may name; a smaller scale may know the default alone."""
+    """The schedules of scale `paper`, which has all that a row may name; a smaller scale may have the default alone."""
     return dict(read_yaml(PARAMS / "paper.yaml")["settings"]["schedules"])
 
 
@@ -200,21 +208,13 @@ def device_of(name: str) -> torch.device:
     Raises:
         UserError: no such device, or not on this machine.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        choose("device", device.type, dict.fromkeys(("cpu", "cuda", "mps")))
-    except (RuntimeError, AssertionError, UserError) as error:
-        raise UserError(f"no device {name!r} here; choose from: auto, {', '.join(_devices())}") from error
-    return device
-
-
-def _devices() -> list[str]:
-    """The devices of this machine."""
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return ["cpu", *(["cuda"] if gpus else []), *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
+    known = ["cpu", *(["cuda"] if gpus else []), *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    if name not in known:
+        raise UserError(f"no device {name!r} here; choose from: auto, {', '.join(known)}")
+    return torch.device(name)
 
 
 @lru_cache

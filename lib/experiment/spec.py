@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from lib.methods import Weight
+from lib.errors import choose
+from lib.methods import METHODS, Method, Weight
 from lib.methods.strategy import StrategySpec
 from lib.train import Schedule
 from lib.train.weights import AWP
@@ -64,6 +65,15 @@ class RunSpec:
     def digest(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the canonical JSON."""
         return digest_of(asdict(self))
+
+
+def method_of(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        UserError: there is none; the sentence lists them all.
+    """
+    return choose("method", name, METHODS)
 
 
 def digest_of(value: Any) -> str:

@@ -1,13 +1,12 @@
 """The run store: outputs/runs/<digest>/ holds what a run produced, published whole, read only if intact."""
 
-import hashlib
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lib.files import disk_errors, file_digest, write_atomically
 from lib.models.checkpoints import read_plain
 
 MANIFEST = "manifest.json"
+Rows = list[dict[str, Any]]
 
 
 class Store:
@@ -53,7 +53,8 @@ class Store:
             return False
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
-            damaged = [name for name, sha in manifest.items() if _digest_or_none(folder / name) != sha]
+            files = {path.name: file_digest(path) for path in folder.iterdir()}
+            damaged = [name for name, sha in manifest.items() if files.get(name) != sha]
         except (OSError, ValueError, AttributeError):
             damaged = [MANIFEST]
         if damaged:
@@ -64,9 +65,9 @@ class Store:
 
     @contextmanager
     def claim(self, digest: str) -> Iterator[None]:
-        """Hold the run `digest` against every other process; released by the system if this one dies.
+        """Hold the run `digest` against every other process; waits while another holds it.
 
-        Waits while another process holds it.
+        The system releases it if this process dies.
         """
         lock = FileLock(self.claims / f"{digest}.lock")
         try:
@@ -86,16 +87,13 @@ class Store:
         Raises:
             UserError: the disk is full or the folder cannot be written; nothing was published, checkpoints are kept.
         """
-        with disk_errors(self.outputs):
-            temporary = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=self.runs))
-            try:
-                yield temporary
-                manifest = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
-                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-                temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are its user's alone
-                os.rename(temporary, self.folder(digest))
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        with disk_errors(self.outputs), tempfile.TemporaryDirectory(prefix=f".{digest}-", dir=self.runs) as parent:
+            folder = Path(parent) / digest  # made by mkdir, so others may read it as they may the rest
+            folder.mkdir()
+            yield folder
+            manifest = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            os.rename(folder, self.folder(digest))
 
     def save_checkpoint(self, digest: str, state: dict[str, Any]) -> None:
         """Replace the run's epoch checkpoint; the old one stays until the new one is whole."""
@@ -117,20 +115,20 @@ class Store:
             raise UserError(f"the checkpoint {path} is damaged: delete that file to begin its run anew") from error
 
     def drop_checkpoint(self, digest: str) -> None:
-        """Forget the run's epoch checkpoint."""
+        """Delete the run's epoch checkpoint."""
         self._checkpoint(digest).unlink(missing_ok=True)
 
     def has_checkpoint(self, digest: str) -> bool:
         """Whether the run was begun and can go on."""
         return self._checkpoint(digest).exists()
 
-    def read_rows(self, digest: str, key: str) -> list[dict[str, Any]] | None:
+    def read_rows(self, digest: str, key: str) -> Rows | None:
         """The rows stored under `key` for the run `digest`, or None.
 
         Raises:
             UserError: the file is damaged.
         """
-        path = self._rows(digest, key)
+        path = self.evaluations / digest / f"{key}.json"
         if not path.exists():
             return None
         try:
@@ -141,9 +139,9 @@ class Store:
             pass
         raise UserError(f"the evaluation {path} is damaged: delete that file to make it anew")
 
-    def write_rows(self, digest: str, key: str, rows: list[dict[str, Any]]) -> None:
+    def write_rows(self, digest: str, key: str, rows: Rows) -> None:
         """Store an evaluation's rows, whole or not at all."""
-        path = self._rows(digest, key)
+        path = self.evaluations / digest / f"{key}.json"
         with disk_errors(self.outputs):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps({"sha256": _json_digest(rows), "rows": rows}))
@@ -151,19 +149,6 @@ class Store:
     def _checkpoint(self, digest: str) -> Path:
         return self.partial / f"{digest}.pt"
 
-    def _rows(self, digest: str, key: str) -> Path:
-        return self.evaluations / digest / f"{key}.json"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _digest_or_none(path: Path) -> str | None:
-    return file_digest(path) if path.is_file() else None
-
 
 def _json_digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

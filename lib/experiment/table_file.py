@@ -1,24 +1,26 @@
-"""What a table's file says: its rows, its blocks, the networks beside them."""
+"""The contents of a table's file: its rows, its blocks, the networks beside them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lib.errors import UserError, check_type, choose, typed
-from lib.experiment.parameters import paper_schedules
-from lib.methods import METHODS, Piecewise
+from lib.experiment.parameters import PARAMS, paper_schedules, read_yaml, refuse_renamed
+from lib.experiment.spec import method_of
 from lib.methods.strategies import STRATEGIES
-from lib.methods.strategy import UNITS
+from lib.methods.strategy import UNITS, StrategySpec
+from lib.train.weights import AWP
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a method by its key, under the name the paper prints.
+    """One line of a table: a method by its key, under the name that the paper prints.
 
     `weights` are numbers, or per student a mapping of numbers. `model`, `dataset` and `schedule` (a schedule's name)
     are for rows that do not take the student's, the table's and the method's. `reported` is the row's key in the
-    paper's numbers where that is not its name. `epsilon` and `step_size` are for a row that is not trained at the
-    scale's: in 1/255 where the scale's radius is 8/255, and in proportion elsewhere.
+    paper's numbers where that is not its name. `epsilon_255` and `step_size_255` are for a row that is not trained at
+    the scale's radius and step: in 1/255 at the papers' radius of 8/255, and in proportion at a scale with another.
+    `own_radius` takes those of the table that the row does not give itself.
     """
 
     row: str
@@ -37,8 +39,9 @@ class Row:
     strategy_settings: dict[str, Any] = field(default_factory=dict)  # options in 1/255 at a radius of 8/255
     awp: dict[str, Any] = field(default_factory=dict)
     average: float = 0.0
-    epsilon: float = 0.0
-    step_size: float = 0.0
+    own_radius: bool = False
+    epsilon_255: float = 0.0
+    step_size_255: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,23 +60,12 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A teacher or a surrogate: under which name, which network, how it is trained where no file is given."""
-
-    name: str
-    model: str = ""
-    method: str = "pgd_at"
-    seed: int = 0
-    schedule: str = ""
-
-
-@dataclass(frozen=True)
 class TableFile:
-    """What params/tables/<name>.yaml holds. `more_rows` run when asked for, `controls` always.
+    """What params/tables/<name>.yaml holds. `more_rows` run when they are named, `controls` always.
 
     Where `surrogates` are named, they take the students' place: each block's attacks are made on its surrogate, and the
     network attacked is `student_model`. A student that `blocks` names is a block of another kind, such as a data set.
-    `item` is the way to an entry of the paper's numbers, with a dot at each turn; "" is for a table of one's own.
+    `item` is the path to an entry of the paper's numbers, with dots; "" is for a table of one's own.
     """
 
     paper: str
@@ -88,76 +80,123 @@ class TableFile:
     dataset: str = "CIFAR10"
     protocol: str = ""  # whose names the columns have; empty: the paper's
     also: str = ""  # under whose protocol the networks are measured as well, where the parameters say no other
-    same_as: dict[str, str] = field(
-        default_factory=dict
-    )  # a column's name here -> its preset, where not the protocol's
+    same_as: dict[str, str] = field(default_factory=dict)  # a column -> its preset, where not the protocol's
     more_rows: list[Any] = field(default_factory=list)
     controls: list[Any] = field(default_factory=list)
     control_columns: list[str] = field(default_factory=list)
     blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     own_images: dict[str, int] = field(default_factory=dict)  # column -> images behind the paper's own rows, if not all
     quoted_images: dict[str, dict[str, int]] = field(default_factory=dict)  # the same per source of quoted rows
+    epsilon_255: float = 0.0  # of the rows with own_radius
+    step_size_255: float = 0.0
+
+    def read_row(self, given: Any) -> Row:
+        """A row as the file gives it, with the table's radius and step where it takes them.
+
+        Raises:
+            UserError: an unknown name, a wrong type, or parts that do not go together.
+        """
+        check_type(given, dict[str, Any], "row")
+        refuse_renamed(given, f"row {given.get('row')}")
+        row: Row = typed(Row, given, "row")
+        if row.own_radius and not self.epsilon_255:
+            raise UserError(f"row {row.row} takes the table's own radius; give the table an epsilon_255")
+        if row.own_radius:
+            lengths = {name: getattr(row, name) or getattr(self, name) for name in ("epsilon_255", "step_size_255")}
+            row = replace(row, **lengths)
+        _validate_row(row)
+        return row
+
+    def block(self, student: str) -> Block:
+        """What the rows of a block take; nothing where the student is a network.
+
+        Raises:
+            UserError: an unknown name or a wrong type.
+        """
+        block: Block = typed(Block, self.blocks.get(student, {}), f"block {student}")
+        if block.schedule:
+            choose("schedule", block.schedule, paper_schedules())
+        return block
+
+    def trained(self, which: str) -> dict[str, Row]:
+        """The "teachers" or the "surrogates" as the rows that train them: a model's name alone, or more.
+
+        Raises:
+            UserError: an unknown name or a wrong type.
+        """
+        written = [{"name": one} if isinstance(one, str) else one for one in getattr(self, which)]
+        named = {one.get("name", ""): {key: one[key] for key in one if key != "name"} for one in written}
+        return {name: self.read_row({"row": name, "method": "pgd_at", "model": name} | named[name]) for name in named}
 
 
-def row_of(given: Any) -> Row:
-    """A row as the file gives it.
+def read_table(name: str) -> TableFile:
+    """params/tables/<name>.yaml.
 
     Raises:
-        UserError: an unknown name, a wrong type, or parts that do not go together.
+        UserError: there is no such table, or it has an unknown key or a wrong type.
     """
-    row: Row = typed(Row, given, "row")
-    choose("method", row.method, METHODS)
+    files = {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
+    file: TableFile = typed(TableFile, read_yaml(choose("table", name, files)), f"table {name}")
+    return file
+
+
+def _validate_row(row: Row) -> None:
+    method = method_of(row.method)
     choose("checkpoint", row.checkpoint, dict.fromkeys(("best", "last")))
     if row.schedule:
         choose("schedule", row.schedule, paper_schedules())
     if row.strategy:
         choose("strategy", row.strategy, STRATEGIES)
-        if METHODS[row.method].objective is None:
+        if method.objective is None:
             raise UserError(f"row {row.row}: the method {row.method} makes no attack for a strategy to set")
     elif row.strategy_settings:
         raise UserError(f"row {row.row} has strategy_settings and no strategy")
-    if METHODS[row.method].trains_guide and not row.guide:
+    if method.trains_guide and not row.guide:
         raise UserError(f"row {row.row}: the method {row.method} trains a guide; name its model as guide")
-    if row.guide and not METHODS[row.method].trains_guide:
+    if row.guide and not method.trains_guide:
         raise UserError(f"row {row.row}: the method {row.method} trains no guide")
-    if not (0 <= row.epsilon <= 255 and 0 <= row.step_size <= 255):
-        raise UserError(f"row {row.row}: epsilon and step_size are in 1/255, got {row.epsilon} and {row.step_size}")
+    for name in ("epsilon_255", "step_size_255"):
+        if not 0 <= getattr(row, name) <= 255:
+            raise UserError(f"row {row.row}: {name} is in 1/255 and lies in [0, 255], got {getattr(row, name)}")
     if not 0 <= row.average < 1:
         raise UserError(f"row {row.row}: average is a decay in [0, 1), 0 for none, got {row.average}")
-    return row
 
 
-def burn_in(row: Row, share: Any) -> Piecewise:
-    """The weight `active`: 0 for a share of the training, then 1."""
-    check_type(share, float, f"row {row.row}: burn_in")
-    if not 0 <= share <= 1:
-        raise UserError(f"row {row.row}: burn_in is a share of the training in [0, 1], got {share}")
-    return Piecewise((share,), (0.0, 1.0))
-
-
-def in_unit(options: Any, where: str) -> dict[str, tuple[float, ...]]:
-    """A row's options with radii and step sizes divided by 255."""
-    check_type(options, dict[str, list[float]], f"{where}: options")
-    return {name: tuple(value / UNITS.get(name, 1) for value in values) for name, values in options.items()}
-
-
-def trained_of(given: Any) -> Trained:
-    """A network beside the rows: its name alone, or more.
+def read_strategy(row: Row) -> StrategySpec:
+    """The row's strategy with its settings laid over, at the papers' radius.
 
     Raises:
-        UserError: an unknown name or a wrong type.
+        UserError: an unknown name, a wrong type, or a value that makes no sense.
     """
-    trained: Trained = typed(Trained, {"name": given} if isinstance(given, str) else given, "teacher")
-    choose("method", trained.method, METHODS)
-    return trained
+    where, base = f"row {row.row}: strategy", STRATEGIES[row.strategy]
+    given = {f.name: getattr(base, f.name) for f in fields(base)} | {"options": {}} | row.strategy_settings
+    written = given.pop("options")
+    check_type(written, dict[str, list[float]], f"{where}: options")
+    refuse_renamed(written, f"{where}: options")
+    if written and not base.options:
+        raise UserError(f"{where}: {row.strategy} picks from no options")
+    options, lengths = dict(base.options), {f"{name}_255": name for name in UNITS}
+    for key, values in written.items():
+        name = lengths.get(key, key)
+        options[name] = tuple(value / UNITS.get(name, 1) for value in values)
+    return replace(typed(StrategySpec, given, where), options=tuple(options.items()))
 
 
-def picked(what: str, wanted: list[str], known: Mapping[str, Any]) -> tuple[str, ...]:
-    """The wanted names, each once, or all that are known where none is wanted.
+def read_awp(row: Row) -> AWP:
+    """The row's weight perturbation, with the weights of the loss that it maximises where that is another method's."""
+    awp: AWP = typed(AWP, row.awp, f"row {row.row}: awp")
+    other = method_of(awp.method or row.method)
+    if awp.method and (other.needs_teacher or other.trains_guide or other.criterion):
+        raise UserError(f"row {row.row}: awp: the loss of {awp.method} needs more than the network and the images")
+    return replace(awp, weights=tuple(sorted(other.weights.items()))) if awp.method else awp
+
+
+def pick(what: str, names: list[str], known: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names, each once, or all that are known where none is given.
 
     Raises:
         UserError: a name that is not known.
     """
-    for name in wanted:
+    for name in names:
         choose(what, name, known)
-    return tuple(dict.fromkeys(wanted or known))
+    return tuple(dict.fromkeys(names or known))

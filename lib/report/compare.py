@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from lib.evaluate import WorstCase, contradictions, describe_all, paired, wilson, worst_case
+from lib.experiment.networks import network_digest
 from lib.experiment.planning import Result
-from lib.experiment.runs import network_digest
 from lib.experiment.spec import GivenWeights, RunSpec
 from lib.experiment.table import Table
 from lib.experiment.table_file import Row
@@ -67,7 +67,7 @@ def _said_of_source(source: str) -> str:
 
 
 def _rows(table: Table, results: list[Result]) -> list[Result]:
-    return [result for result in results if result.row in {row.row for row in table.rows}]
+    return [result for result in results if result.role == "cell"]
 
 
 def _name(result: Result) -> str:
@@ -135,7 +135,7 @@ def _marks_of_reported(block: pd.DataFrame) -> pd.Series:
 def _marks_of_measured(block: pd.DataFrame) -> pd.Series:
     """The same, shared by those that a paired test on the same images cannot tell from the leader."""
     flags = block["flags"]
-    return _marks(block["measured"], lambda value, leader: not paired(flags[leader], flags[value]).significant)
+    return _marks(block["measured"], lambda value, leader: not paired(flags[leader], flags[value]).told_apart)
 
 
 def _marks(values: pd.Series, shares: Callable[[Any, Any], bool]) -> pd.Series:
@@ -164,7 +164,7 @@ def _caption(table: Table, results: list[Result], frame: pd.DataFrame) -> str:
             trained.setdefault(METHODS[net.method].title, []).append(name)
     quoted = _source_marks(frame)
     teachers = [f"by {how}: {', '.join(names)}" for how, names in trained.items()]
-    replaced = sorted(table.replaced.keys() - {"execution"})  # which runs had what is told below the table, run by run
+    replaced = sorted(table.parameters.settings.keys() - {"execution"})  # told below the table, run by run
     told, paper = bool(frame["reported"].notna().any()), table.file.paper.upper().replace("_", "-")
     parts = [
         f"{table.file.title} ({paper}, {table.file.item.rpartition('.')[2]}), accuracy in %."
@@ -232,9 +232,9 @@ def _said_of(table: Table) -> str:
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
     made = [facts for result in results for facts in result.made]
     shared = {key: sorted({str(facts[key]) for facts in made}) for key in MADE_WITH}
-    executions = sorted({facts["execution"] for facts in made if "execution" in facts})  # of trainings
+    execution = sorted({facts["execution"] for facts in made if "execution" in facts})  # of trainings
     return shared | {
-        "execution": executions,
+        "execution": execution,
         "scale": table.scale_name,
         "settings": asdict(table.scale),
         "data_sha256": table.data.sha256,

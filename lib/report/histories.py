@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from lib.experiment.networks import Network
 from lib.experiment.planning import Result
-from lib.experiment.runs import Network
 from lib.experiment.spec import GivenWeights, RunSpec
 from lib.experiment.table import Table
 

@@ -13,12 +13,12 @@ from lib.methods import METHODS
 def undefended_control(table: Table, results: list[Result]) -> pd.DataFrame:
     """What the controls show: per student and attack, the undefended network beside the weakest of the table's rows."""
     records = []
-    for control in (r for r in results if r.row in {cell.row.row for cell in table.controls}):
+    for control in (r for r in results if r.role == "control"):
         for own in control.accuracies:
             rivals = {
                 f"{r.row} ← {r.teacher}" if r.teacher else r.row: a.percent
                 for r in results
-                if r.student == control.student and r.row in {row.row for row in table.rows}
+                if r.student == control.student and r.role == "cell"
                 for a in r.accuracies
                 if a.column == own.column
             }
@@ -43,7 +43,7 @@ def also_measured(table: Table, results: list[Result]) -> pd.DataFrame:
         {"student": r.student, "teacher": r.teacher, "row": r.row, "seed": r.seed}
         | {a.column.name: round(a.percent, 1) for a in r.accuracies}
         for r in results
-        if r.row in {row.row for row in table.rows}
+        if r.role == "cell"
     ]
     return pd.DataFrame(records)
 
@@ -78,7 +78,7 @@ def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
             f"without training: {', '.join(PROTOCOLS)}."
         )
     lines = {}
-    for result in (r for r in results if r.row in {row.row for row in table.rows}):
+    for result in (r for r in results if r.role == "cell"):
         measured = {a.column.name: a for a in result.accuracies}
         images = max(a.n for a in result.accuracies)
         line: dict[tuple[str, str], str] = {}
@@ -96,7 +96,7 @@ def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
 def other_protocol(table: Table, results: list[Result]) -> pd.DataFrame:
     """What was measured under the other protocol, a line per network and column with all settings; none without one."""
     records = []
-    for result in (r for r in results if r.row in {row.row for row in table.rows} and table.protocol):
+    for result in (r for r in results if r.role == "cell" and table.protocol):
         cell = {"student": result.student, "teacher": result.teacher, "row": result.row, "seed": result.seed}
         for a in (a for a in result.accuracies if a.column.name.endswith(_ending(table))):
             low, high = a.interval
@@ -119,7 +119,7 @@ def _with_interval(accuracy: Accuracy) -> str:
 def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
     """The teachers' own accuracies, and where each came from."""
     records = []
-    for result in (r for r in results if r.row == "teacher"):
+    for result in (r for r in results if r.role == "teacher"):
         net = table.teachers[result.student]
         origin = "a given file" if isinstance(net, GivenWeights) else f"trained here by {METHODS[net.method].title}"
         values = {table.headings()[a.column.name]: round(a.percent, 1) for a in result.accuracies}

@@ -61,7 +61,7 @@ def _measured_panel(axis: Axes, frame: pd.DataFrame, robust: str, looks: dict[st
 
 def _teacher_star(axis: Axes, results: list[Result], teacher: str, robust: str) -> None:
     for result in results:
-        if result.row == "teacher" and result.student == teacher:
+        if result.role == "teacher" and result.student == teacher:
             found = {a.column.name: a.percent for a in result.accuracies}
             axis.plot(found["Clean"], found[robust], "*", ms=10, color="grey", alpha=0.5, label="the teacher")
 

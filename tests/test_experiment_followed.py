@@ -12,7 +12,7 @@ from lib.data import hold_out
 from lib.errors import UserError
 from lib.evaluate import AttackSpec, accuracy
 from lib.experiment import runs
-from lib.experiment.opening import open_table
+from lib.experiment.table import open_table
 from lib.report import figures
 
 

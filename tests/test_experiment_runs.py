@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -14,11 +13,10 @@ from small import parameters
 
 from lib import ROOT, experiment
 from lib.errors import UserError
-from lib.experiment import cost, jobs, runs
-from lib.experiment.jobs import Tally
-from lib.experiment.opening import open_table
+from lib.experiment import cost, jobs, measuring, runs
+from lib.experiment.networks import PACKAGES
 from lib.experiment.planning import plan, run
-from lib.experiment.table import Table
+from lib.experiment.table import Table, open_table
 from lib.methods import METHODS
 
 
@@ -46,11 +44,11 @@ def finished(tmp_path_factory) -> Table:
 
 def test_a_table_is_run_whole_and_every_cell_has_every_column(finished):
     results = run(plan(finished))
-    assert [(r.row, r.teacher) for r in results] == [
-        ("PGD-AT", ""),
-        ("DGAD", "WideResNet-34-10"),
-        ("Natural", ""),
-        ("teacher", ""),
+    assert [(r.role, r.student, r.row, r.teacher) for r in results] == [
+        ("cell", "ResNet18", "PGD-AT", ""),
+        ("cell", "ResNet18", "DGAD", "WideResNet-34-10"),
+        ("control", "ResNet18", "Natural", ""),
+        ("teacher", "WideResNet-34-10", "", ""),
     ]
     for result in results[:2]:
         assert [a.column.name for a in result.accuracies] == ["Clean", "FGSM", "PGD", "CW2", "AA", "PGD-20"]
@@ -60,8 +58,8 @@ def test_a_finished_table_trains_and_measures_nothing_again(finished, monkeypatc
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    for name in ("start", "evaluate"):
-        monkeypatch.setattr(runs, name, never)
+    monkeypatch.setattr(runs, "start", never)
+    monkeypatch.setattr(measuring, "evaluate", never)
     again = plan(finished)
     assert again.todo == ()
     assert "nothing will be trained" in again.summary()
@@ -87,6 +85,7 @@ def test_the_plan_names_what_will_run_and_for_how_long(tmp_path):
     assert (planned.frame["seconds"] > 0).all()
     assert "GPU-hours" not in planned.frame
     assert "4 will run" in planned.summary()
+    assert "<td>to be trained</td>" in planned._repr_html_()
 
 
 def test_a_plan_at_a_scale_with_a_gpu_rate_gives_gpu_hours_that_grow_with_the_teacher(tmp_path):
@@ -126,6 +125,7 @@ def test_an_added_column_is_measured_without_training(finished, monkeypatch):
     run(planned)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_weights_as_one(finished, tmp_path):
     table = small(tmp_path, workers=2)
     run(plan(table))
@@ -142,7 +142,6 @@ import sys; sys.path.insert(0, "tests")
 import torch; torch.set_num_threads(1)
 from small import parameters
 from lib import train
-from lib.execute import Tally
 from lib.experiment import open_table, plan, run
 from lib.methods import METHODS
 import time
@@ -155,6 +154,7 @@ run(plan(open_table("table4_dgad", parameters({outputs!r}))))
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on_to_the_same_weights_as_one_that_was_not(finished, tmp_path):
     script = SCRIPT.format(outputs=str(tmp_path), pause=0.25)
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
@@ -185,6 +185,7 @@ def make_and_note(spec, workspace, note) -> None:
     runs.make(spec, workspace)
 
 
+@pytest.mark.slow
 def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
     table, note = small(tmp_path, rows=["PGD-AT"]), tmp_path / "note"
     context = multiprocessing.get_context("fork")
@@ -208,23 +209,11 @@ def test_a_teacher_that_is_also_a_row_is_made_before_its_students_and_measured_u
     run(plan(table))
 
 
-def test_a_long_job_weighs_more_in_the_progress_than_a_short_one(tmp_path):
-    planned = plan(small(tmp_path, rows=["PGD-AT"]))
-    shown = []
-    progress = SimpleNamespace(show=lambda share, done, said: shown.append((round(share, 3), done)))
-    seconds = [3.0] + [1.0] * (len(planned.todo) - 1)
-    tally = Tally(planned.todo, seconds, progress)
-    tally.show({id(planned.todo[0]): 0.5})
-    tally.finish(planned.todo[0], "done")
-    tally.show({})
-    total = sum(seconds)
-    assert shown == [(round(1.5 / total, 3), 0), (round(3 / total, 3), 1)]
-
-
 def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
     planned = plan(small(tmp_path, workers=2))
     monkeypatch.setattr(jobs, "_work_in_process", die)
@@ -257,7 +246,7 @@ def test_a_given_teacher_is_used_and_measured_and_not_trained(finished, tmp_path
     file = finished.workspace.store.folder(teacher.digest) / "best.safetensors"
     table = small(tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)})
     results = run(plan(table))
-    assert [r.row for r in results] == ["DGAD", "Natural", "teacher"]
+    assert [r.role for r in results] == ["cell", "control", "teacher"]
     assert weights(table).keys() == {table.cells[0].network.digest, table.controls[0].network.digest}
 
 
@@ -281,9 +270,9 @@ def test_a_teacher_file_that_was_changed_after_the_table_was_opened_is_not_used(
 def test_provenance_says_with_what_a_run_was_made(finished):
     folder = finished.workspace.store.folder(finished.cells[0].network.digest)
     facts = json.loads((folder / "provenance.json").read_text())
-    assert facts["threads"] == 1
+    assert (facts["threads"], facts["execution"]) == (1, "fast")
     assert facts["steps"] == finished.cells[0].network.schedule.steps(48)
-    assert set(facts["packages"]) == set(runs.PACKAGES)
+    assert set(facts["packages"]) == set(PACKAGES)
 
 
 def test_a_plan_is_never_shorter_than_its_longest_job_after_the_one_it_waits_for(tmp_path):
@@ -291,4 +280,4 @@ def test_a_plan_is_never_shorter_than_its_longest_job_after_the_one_it_waits_for
     teacher = next(job for job in planned.todo if job.label.startswith("teacher"))
     student = next(job for job in planned.todo if teacher.digest in job.waits_for)
     seconds = dict(zip((job.digest for job in planned.todo), planned.frame["seconds"], strict=True))
-    assert planned._longest_wait() >= seconds[teacher.digest] + seconds[student.digest]
+    assert planned.seconds >= seconds[teacher.digest] + seconds[student.digest]

@@ -3,10 +3,9 @@ import yaml
 
 from lib import ROOT
 from lib.evaluate import PROTOCOLS
-from lib.experiment.opening import open_table
 from lib.experiment.parameters import PARAMS, Parameters, load_scale
+from lib.experiment.table import open_table
 from lib.methods import METHODS
-from lib.methods.strategies import STRATEGIES
 from lib.report import reported_table, row_key
 
 REPORTED = sorted((PARAMS / "reported").glob("*.yaml"))
@@ -78,31 +77,6 @@ def test_a_table_file_has_every_row_the_paper_reports_and_no_other(path):
             else named
         )
         assert own == keys_of(entry_of(table, student), table["students"]), student
-
-
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_every_method_a_table_names_exists(path):
-    table = yaml.safe_load(path.read_text())
-    named = {row["method"] for key in ("rows", "more_rows", "controls") for row in table.get(key, [])}
-    assert named <= set(METHODS)
-
-
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_every_schedule_strategy_and_model_a_table_names_is_there_at_the_papers_scale(path):
-    table, scale = yaml.safe_load(path.read_text()), load_scale(Parameters(scale="paper"))
-    rows = [row for key in ("rows", "more_rows", "controls") for row in table.get(key, [])]
-    assert {row["schedule"] for row in rows if "schedule" in row} <= set(scale.schedules)
-    assert {row["strategy"] for row in rows if "strategy" in row} <= set(STRATEGIES)
-    assert {row[key] for row in rows for key in ("model", "guide") if key in row} <= set(scale.models)
-
-
-@pytest.mark.parametrize("name", [2, 3, 4])
-def test_las_ats_tables_offer_the_released_form_of_each_of_its_three_methods(name):
-    table = yaml.safe_load((PARAMS / "tables" / f"table{name}_las_at.yaml").read_text())
-    offered = {row["row"]: row.get("strategy", "") for row in table["more_rows"]}
-    released = {f"LAS-{kind} (code)" for kind in ("AT", "TRADES", "AWP")}
-    assert released <= set(offered)
-    assert all(offered[row].endswith("as_released") for row in released)
 
 
 @pytest.mark.parametrize("name", [2, 3, 4])

@@ -3,8 +3,8 @@
 import pytest
 
 from lib.experiment import cost
-from lib.experiment.opening import open_table
 from lib.experiment.parameters import Parameters
+from lib.experiment.table import open_table
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import torch
 from lib import report
 from lib.errors import UserError
 from lib.experiment import runs
-from lib.experiment.opening import open_table
 from lib.experiment.parameters import PARAMS, Parameters
 from lib.experiment.spec import GivenWeights, RunSpec
+from lib.experiment.table import open_table
 from lib.methods import METHODS, NominalBatch
 from lib.methods.strategies import STRATEGIES
 from lib.models import build
@@ -136,11 +136,19 @@ DIGITS_FOR_ALL = {"datasets": dict.fromkeys(("CIFAR10", "CIFAR100", "TinyImageNe
 def opened(tmp_path, monkeypatch):
     """Opens a table of the rows given as lines of YAML; one student, no teacher."""
 
-    def opener(*rows, **parameters):
-        lines = ["paper: las_at", "item: mine", "title: Mine", "columns: [Clean]", "students: [ResNet18]", "rows:"]
+    def opener(*rows, top=(), **parameters):
+        lines = [
+            "paper: las_at",
+            "item: mine",
+            "title: Mine",
+            "columns: [Clean]",
+            "students: [ResNet18]",
+            *top,
+            "rows:",
+        ]
         (tmp_path / "tables").mkdir(exist_ok=True)
         (tmp_path / "tables" / "mine.yaml").write_text("\n".join([*lines, *(f"  - {{row: {row}}}" for row in rows)]))
-        monkeypatch.setattr("lib.experiment.opening.PARAMS", tmp_path)
+        monkeypatch.setattr("lib.experiment.table_file.PARAMS", tmp_path)
         settings = DIGITS | parameters.pop("settings", {})
         given = {"scale": "paper", "outputs": str(tmp_path / "outputs"), "device": "cpu", "settings": settings}
         return open_table("mine", Parameters(**given | parameters))
@@ -155,7 +163,8 @@ def strategy_of(table):
 def test_a_rows_strategy_settings_are_laid_over_the_strategys_own(opened):
     row = (
         "a, method: pgd_at, strategy: las_pgd_at_as_released, "
-        "strategy_settings: {every: 10, momentum: 0.9, adv: 8, lr_falls: true, options: {epsilon: [3, 4], steps: [2]}}"
+        "strategy_settings: {every: 10, momentum: 0.9, adv: 8, lr_falls: true, "
+        "options: {epsilon_255: [3, 4], steps: [2]}}"
     )
     base, spec = STRATEGIES["las_pgd_at_as_released"], strategy_of(opened(row))
     options = dict(base.options) | {"epsilon": (3 / 255, 4 / 255), "steps": (2.0,)}
@@ -172,7 +181,7 @@ def test_a_row_can_name_every_strategy(opened, name):
 
 
 def test_a_strategys_radii_follow_the_scales_and_its_network_is_the_scales_stand_in(opened):
-    row = "a, method: pgd_at, strategy: las_at, strategy_settings: {options: {epsilon: [4, 8]}}"
+    row = "a, method: pgd_at, strategy: las_at, strategy_settings: {options: {epsilon_255: [4, 8]}}"
     spec = strategy_of(opened(row, scale="quick"))
     options = dict(spec.options)
     assert options["epsilon"] == pytest.approx((19 / 255, 38 / 255))
@@ -205,13 +214,18 @@ def test_awp_average_and_guide_are_part_of_the_run(opened):
 
 
 def test_a_row_may_be_trained_at_a_radius_and_a_step_of_its_own_in_proportion_at_other_scales(opened):
-    plain, own = "a, method: pgd_at", "a, method: pgd_at, epsilon: 7.905, step_size: 1.785"
+    plain, own = "a, method: pgd_at", "a, method: pgd_at, epsilon_255: 7.905, step_size_255: 1.785"
     at_paper = opened(own).cells[0].network
     assert (at_paper.epsilon, at_paper.step_size) == pytest.approx((0.031, 0.007))
     at_quick = opened(own, scale="quick").cells[0].network
     assert (at_quick.epsilon, at_quick.step_size) == pytest.approx((0.031 * 38 / 8, 0.007 * 38 / 8))
     assert opened(plain).cells[0].network.epsilon == 8 / 255
-    same = "a, method: pgd_at, epsilon: 8, step_size: 2"
+    as_table = "a, method: pgd_at, own_radius: true"
+    top = ["epsilon_255: 7.905", "step_size_255: 1.785"]
+    assert opened(as_table, top=top).cells[0].network.digest == at_paper.digest
+    twice = opened(f"{as_table}, step_size_255: 2", top=top).cells[0].network
+    assert (twice.epsilon, twice.step_size) == (at_paper.epsilon, 2 / 255)
+    same = "a, method: pgd_at, epsilon_255: 8, step_size_255: 2"
     assert opened(plain).cells[0].network.digest == opened(same).cells[0].network.digest != at_paper.digest
 
 
@@ -247,8 +261,10 @@ def test_a_blocks_data_is_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("method: pgd_at, epsilon: -1", "row a: epsilon and step_size are in 1/255, got -1"),
-        ("method: pgd_at, step_size: 256", "row a: epsilon and step_size are in 1/255"),
+        ("method: pgd_at, epsilon_255: -1", "row a: epsilon_255 is in 1/255 and lies in .*, got -1"),
+        ("method: pgd_at, epsilon: 8", "row a: epsilon is now called epsilon_255, in 1/255"),
+        ("method: pgd_at, own_radius: true", "row a takes the table's own radius; give the table an epsilon_255"),
+        ("method: pgd_at, step_size_255: 256", "row a: step_size_255 is in 1/255"),
         ("method: pgd_at, strategy: las", "unknown strategy 'las'; choose one of: las_at, las_trades"),
         ("method: pgd_at, strategy_settings: {every: 3}", "has strategy_settings and no strategy"),
         ("method: natural, strategy: las_at", "row a: the method natural makes no attack"),
@@ -265,7 +281,7 @@ def test_a_blocks_data_is_its_own(tmp_path):
         ("method: pgd_at, awp: {gama: 0.01}", "row a: awp has no 'gama'; choose from: gamma, warmup, method"),
         ("method: pgd_at, awp: {gamma: 0}", "AWP wants gamma > 0"),
         ("method: pgd_at, awp: {method: tradess}", "unknown method 'tradess'"),
-        ("method: pgd_at, awp: {method: dgad}", "the loss of dgad wants more than the network"),
+        ("method: pgd_at, awp: {method: dgad}", "the loss of dgad needs more than the network"),
         ("method: pgd_at, awp: 0.01", "row: awp wants dict"),
     ],
 )
@@ -284,10 +300,11 @@ def test_a_row_that_makes_no_sense_is_refused_in_a_sentence(opened, row, said):
         ("kind: greedy", "unknown kind of strategy 'greedy'"),
         ("model: ResNet999", "unknown model of this scale 'ResNet999'"),
         ("options: [3, 4]", "row a: strategy: options wants dict"),
-        ("options: {epsilon: 3}", r"row a: strategy: options\['epsilon'\] wants list"),
-        ("options: {epsilon: []}", "the options for epsilon are empty"),
-        ("options: {epsilon: [0, 3]}", r"the options for epsilon must lie in \(0, 1\]"),
-        ("options: {epsilon: [256]}", r"the options for epsilon must lie in \(0, 1\]"),
+        ("options: {epsilon_255: 3}", r"row a: strategy: options\['epsilon_255'\] wants list"),
+        ("options: {epsilon_255: []}", "the options for epsilon are empty"),
+        ("options: {epsilon_255: [0, 3]}", r"the options for epsilon must lie in \(0, 1\]"),
+        ("options: {epsilon: [8]}", "options: epsilon is now called epsilon_255"),
+        ("options: {epsilon_255: [256]}", r"the options for epsilon must lie in \(0, 1\]"),
         ("options: {steps: [3, 3.5]}", "the options for steps must be whole numbers"),
         ("options: {steps: ['3']}", "row a: strategy: options.* wants float, got '3'"),
         ("options: {beta: [3]}", "for a strategy to pick 'beta'; choose one of: epsilon, step_size, steps, trade_off"),
@@ -300,7 +317,7 @@ def test_strategy_settings_that_make_no_sense_are_refused_in_a_sentence(opened, 
 
 def test_a_row_with_strategy_awp_average_and_guide_trains_and_leaves_what_it_made(opened):
     settings = {"schedules": {"default": {"epochs": 2, "batch_size": 16}}, "train_images": 44, "held_out": 12}
-    few = "strategy_settings: {every: 2, options: {epsilon: [4, 8], steps: [1, 2], step_size: [2]}}"
+    few = "strategy_settings: {every: 2, options: {epsilon_255: [4, 8], steps: [1, 2], step_size_255: [2]}}"
     row = f"a, method: lbgat, guide: VGG16, strategy: las_at, {few}, awp: {{gamma: 0.01}}, average: 0.9"
     table = opened(row, scale="quick", settings=settings)
     (cell,) = table.cells

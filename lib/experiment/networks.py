@@ -1,0 +1,136 @@
+"""The networks of runs and where they are made: fresh ones, trained ones, and the guides trained beside them."""
+
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib import ROOT, data
+from lib.errors import UserError
+from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, digest_of
+from lib.experiment.store import Store
+from lib.files import file_digest
+from lib.models import build
+from lib.models.checkpoints import load_weights
+
+Network = RunSpec | GivenWeights
+PACKAGES = ("torch", "numpy", "torchattacks", "pyautoattack")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where and how runs are made; none of it changes what a run is."""
+
+    outputs: Path
+    data_dir: Path
+    download: bool = False
+    device: str = "cpu"
+    weights_files: dict[str, Path] = field(default_factory=dict)  # SHA-256 of a given file -> where it lies
+    execution: str = "fast"
+
+    @property
+    def store(self) -> Store:
+        """The run store of this workspace."""
+        return Store(self.outputs)
+
+    def dataset(self, spec: DataSpec) -> data.Dataset:
+        """The data that `spec` names, its subset taken, on the device."""
+        return (
+            _load(spec.name, self.data_dir, self.download, self.outputs / "cache")
+            .subset(spec.train_images)
+            .to(torch.device(self.device))
+        )
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, data_dir: Path, download: bool, cache_dir: Path) -> data.Dataset:
+    return data.load(name, data_dir=data_dir, download=download, cache_dir=cache_dir)
+
+
+def describe_data(workspace: Workspace, name: str, train_images: int, held_out: int) -> DataSpec:
+    """The spec of the data called `name` as it lies in the workspace.
+
+    Raises:
+        UserError: it is not there, or has fewer images than the spec says.
+    """
+    where = (workspace.data_dir, workspace.download, workspace.outputs / "cache")
+    return _described(name, train_images, held_out, *where)
+
+
+@lru_cache(maxsize=8)  # a digest reads every pixel
+def _described(name: str, train_images: int, held_out: int, *where: Any) -> DataSpec:
+    whole = _load(name, *where)
+    if held_out:
+        data.hold_out(whole.subset(train_images).train, held_out)
+    return DataSpec(name, whole.digest(), train_images, held_out)
+
+
+def provenance(workspace: Workspace) -> dict[str, Any]:
+    """What is running now: code, versions, machine, threads."""
+    device = torch.device(workspace.device)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "commit": git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": gpu or f"{device.type} ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cudnn.allow_tf32 if gpu else None,
+    }
+
+
+def git(*arguments: str) -> str:
+    """The answer of git about this checkout, or "" where there is none."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def fresh_network(model: str, data_spec: DataSpec, workspace: Workspace, outputs: int = 0) -> nn.Module:
+    """An untrained `model` for this data, drawn from torch's global generator; `outputs` logits, or one per class."""
+    dataset = workspace.dataset(data_spec)
+    net = build(model, classes=outputs or len(dataset.classes), channels=dataset.channels)
+    return net.to(workspace.device).to(memory_format=torch.channels_last)
+
+
+def network(spec: Network, data_spec: DataSpec, workspace: Workspace, checkpoint: str = "best") -> nn.Module:
+    """The trained network of a finished run or of a given file, in eval mode on the workspace's device.
+
+    Raises:
+        UserError: the run is not there or damaged, or the file does not fit.
+    """
+    net = fresh_network(getattr(spec, "guide" if checkpoint == "guide" else "model"), data_spec, workspace)
+    if isinstance(spec, GivenWeights):
+        path = workspace.weights_files[spec.sha256]
+        if file_digest(path) != spec.sha256:
+            raise UserError(f"{path} is not the file any more that this table was opened with")
+        load_weights(net, path)
+    elif workspace.store.has(spec.digest):
+        load_weights(net, workspace.store.folder(spec.digest) / f"{checkpoint}.safetensors")
+    else:
+        raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) has not been made yet")
+    return net.eval()
+
+
+def guide(spec: RunSpec, data_spec: DataSpec, workspace: Workspace) -> nn.Module:
+    """The guide of a finished run as its last epoch left it, in eval mode on the workspace's device.
+
+    Raises:
+        UserError: the run has none, is not there or is damaged.
+    """
+    if not spec.guide:
+        raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) trains no guide")
+    return network(spec, data_spec, workspace, "guide")
+
+
+def network_digest(spec: Network, data_spec: DataSpec) -> str:
+    """The digest that the accuracies of a network are kept under."""
+    return spec.digest if isinstance(spec, RunSpec) else digest_of([asdict(spec), asdict(data_spec)])

@@ -1,0 +1,58 @@
+import pytest
+
+from lib.experiment import progress
+from lib.experiment.progress import Progress, clock
+
+
+@pytest.fixture
+def log(capsys, monkeypatch):
+    """The lines that were printed, where nobody sits at a terminal."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    return lambda: capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (75, "1 min 15 s"), (3600, "1 h 00 min"), (7300, "2 h 01 min")]
+)
+def test_a_clock_reads_as_people_say_it(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_a_log_gets_ten_lines_however_many_runs_and_the_last_says_it_is_done(log):
+    progress = Progress({f"job {i}": 1.0 for i in range(200)})
+    for i in range(200):
+        progress.finish(f"job {i}", f"job {i}")
+    lines = log()
+    assert len(lines) == 10
+    assert " left · 20/200 runs · job 19" in lines[0]
+    assert lines[-1] == "100 % · took 0 s · 200/200 runs · job 199"
+
+
+def test_a_long_job_counts_for_more_than_a_short_one_and_time_is_guessed_once_one_is_done(log):
+    progress = Progress({"long": 3.0, "short": 1.0})
+    progress.show({"long": 0.5})
+    progress.finish("long", "long: Clean 97.0")
+    first, second = log()
+    assert first == " 34 % · begun · 0/2 runs · starting"  # 0.9 of half of 3 seconds: it is measured after its training
+    assert second == " 75 % · 0 s left · 1/2 runs · long: Clean 97.0"
+
+
+def test_a_terminal_gets_one_bar(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = Progress({"job": 1.0})
+    progress.finish("job", "job")
+    progress.close()
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "100 %" in output.err
+    assert "1/1 runs · job" in output.err
+
+
+def test_one_piece_of_work_is_displayed_by_its_share(log):
+    notify = progress.display("AutoAttack")
+    notify(0.5)
+    notify(1.0)
+    lines = log()
+    assert len(lines) == 2
+    assert lines[0].startswith(" 50 %")
+    assert lines[1].endswith("1/1 runs · AutoAttack")
