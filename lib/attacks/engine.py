@@ -157,7 +157,7 @@ def _of_images_alone(net: nn.Module) -> Net:
 def _static(settings: dict[str, Any]) -> bool:
     """The same work for every batch: nobody leaves, and radius, step size and steps are numbers."""
     per_image = any(isinstance(settings[name], Tensor) for name in ("epsilon", "step_size", "steps"))
-    return not per_image and settings.get("rule") is None
+    return not per_image and settings.get("criterion") is None
 
 
 def _whole(objective: Objective) -> Objective:

@@ -37,7 +37,7 @@ class PerImage:
         return replace(self, constants=tuple(constant[index] for constant in self.constants))
 
 
-class Rule(Protocol):
+class Criterion(Protocol):
     """Which of the moving images go on: asked before every step, with the gradient that the step would take."""
 
     def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
@@ -77,13 +77,13 @@ def pgd(
     steps: int | Tensor,
     start: Start = uniform_in_image,
     generator: Generator | None = None,
-    rule: Rule | None = None,
+    criterion: Criterion | None = None,
 ) -> Tensor:
     """x' <- P(x' + step_size sign(grad objective(x'))), P the projection to the epsilon-ball of x and to [0, 1].
 
     FGSM is steps=1 from `at_image` with step_size=epsilon. The last iterate is returned, detached.
     Shapes: x (N, C, H, W) in [0, 1]; epsilon, step_size and steps are numbers or per-image tensors (N,).
-    An image stops after its own number of steps, or for good when the `rule` says so (`PerImage`: what that saves).
+    An image stops after its own number of steps, or for good when `criterion` says so (`PerImage`: what that saves).
     Only the gradient of the input is taken: no parameter's `.grad` is touched. Networks' modes are the caller's.
 
     Raises:
@@ -93,9 +93,9 @@ def pgd(
     if min(radius.min(), size.min(), count.min()) < 0:
         raise UserError(f"an attack's radius, step size and steps must be >= 0, got {epsilon}, {step_size}, {steps}")
     x_adv = start(x, radius, generator)
-    if rule is None and count.numel() == 1:
+    if criterion is None and count.numel() == 1:
         return project(ascend(objective, x, x_adv, radius, size, int(count)), x, radius)
-    return _pgd_while(objective, x, x_adv, radius, size, count, rule or _always)
+    return _pgd_while(objective, x, x_adv, radius, size, count, criterion or _always)
 
 
 def ascend(objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size: Tensor, steps: int) -> Tensor:
@@ -109,7 +109,7 @@ def ascend(objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size:
 
 
 def _pgd_while(
-    objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size: Tensor, count: Tensor, rule: Rule
+    objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size: Tensor, count: Tensor, criterion: Criterion
 ) -> Tensor:
     """PGD on the images that still move; the others wait outside of the batch, or inside if the objective wants all."""
     radius, size, count = (value.expand(len(x), *value.shape[1:]) for value in (radius, size, count))
@@ -119,7 +119,7 @@ def _pgd_while(
         if not len(index):
             break
         gradient = _gradient_at(objective, x_adv, index)
-        going = rule(x_adv[index], gradient, index)
+        going = criterion(x_adv[index], gradient, index)
         index, gradient = index[going], gradient[going]
         x_adv = x_adv.index_copy(
             0, index, project(x_adv[index] + size[index] * gradient.sign(), x[index], radius[index])

@@ -1,8 +1,8 @@
 """What looks on during an attack: it decides which images go on, and remembers what a loss wants to know.
 
-watch = UntilWrong(x, y, epsilon)
-net = watch.listen(net)
-x_adv = pgd(PerImage(lambda z, y: cross_entropy(net(z), y), (y,)), x, ..., rule=watch)
+criterion = UntilWrong(x, y, epsilon)
+net = criterion.listen(net)
+x_adv = pgd(PerImage(lambda z, y: cross_entropy(net(z), y), (y,)), x, ..., criterion=criterion)
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class Watch:
+class StoppingCriterion:
     """Lets every image go on; the others below stop some of them.
 
     `listen` keeps the logits of the forward that the gradient is taken of, so watching costs no forward.
@@ -40,12 +40,12 @@ class Watch:
         """The decision, with the logits (n, C) at x_adv."""
         return torch.ones_like(index, dtype=torch.bool)
 
-    def seen(self) -> dict[str, Tensor]:
+    def observed(self) -> dict[str, Tensor]:
         """Keywords for the loss, per image (N,)."""
         return {}
 
 
-class UntilWrong(Watch):
+class UntilWrong(StoppingCriterion):
     """An image stops `patience` steps after it is first misclassified: FAT's tau, and evaluation's frozen images (0).
 
     Source: Zhang et al. 2020.
@@ -63,7 +63,7 @@ class UntilWrong(Watch):
         return going
 
 
-class UntilGap(Watch):
+class UntilGap(StoppingCriterion):
     """An image moves while max_{j != y} p_j - p_y <= gap: SAT's curriculum (Sitawarin et al. 2020)."""
 
     def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, gap: float) -> None:
@@ -77,7 +77,7 @@ class UntilGap(Watch):
         return others - p.gather(1, own).squeeze(1) <= self.gap
 
 
-class UntilConverged(Watch):
+class UntilConverged(StoppingCriterion):
     """An image moves while FOSC = epsilon ||g||_1 - <x' - x, g> > bound: DART's convergence (Wang et al. 2019).
 
     The inner product is taken with the image at the ball's centre, where x' - x lies in the ball, so FOSC >= 0.
@@ -94,7 +94,7 @@ class UntilConverged(Watch):
         return radius * gradient.abs().flatten(1).sum(1) - moved > self.bound
 
 
-class CountRight(Watch):
+class CountRight(StoppingCriterion):
     """kappa: at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
 
     def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
@@ -106,6 +106,6 @@ class CountRight(Watch):
         self.kappa[index] += (logits.argmax(1) == self.y[index]).long()
         return super().goes_on(logits, x_adv, gradient, index)
 
-    def seen(self) -> dict[str, Tensor]:
+    def observed(self) -> dict[str, Tensor]:
         """kappa (N,), whole numbers from 0 to the attack's steps."""
         return {"kappa": self.kappa}

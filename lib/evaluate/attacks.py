@@ -71,7 +71,7 @@ def _steps(loss: Callable[[Tensor, Tensor], Tensor], freeze: bool) -> Callable[.
             step_size=column.step_size,
             steps=column.steps,
             generator=generator,
-            rule=watch,
+            criterion=watch,
         )
 
     return run

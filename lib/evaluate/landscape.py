@@ -50,7 +50,7 @@ def against_steps(net: nn.Module, x: Tensor, y: Tensor, epsilon: float, steps: i
 
     generator = Generator(x.device).manual_seed(seed)
     objective = PerImage(lambda z, labels: cross_entropy(crafting(z), labels), (y,))
-    at_end = pgd(objective, x, epsilon=epsilon, step_size=epsilon / 4, steps=steps, generator=generator, rule=look)
+    at_end = pgd(objective, x, epsilon=epsilon, step_size=epsilon / 4, steps=steps, generator=generator, criterion=look)
     return [*found, _accuracy(net, at_end, y)]
 
 

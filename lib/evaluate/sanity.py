@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lib.attacks.pgd import PerImage, at_image, input_gradient, pgd
-from lib.attacks.stopping import Watch
+from lib.attacks.stopping import StoppingCriterion
 from lib.evaluate.inputs import are_probabilities
 from lib.losses import cross_entropy, margin
 
@@ -89,7 +89,7 @@ class Evidence:
         return Path(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
     def _path(self, x: Tensor, y: Tensor, generator: Generator) -> Path:
-        watch, steps, halfway = Watch(x, y, self.epsilon), 0, x
+        watch, steps, halfway = StoppingCriterion(x, y, self.epsilon), 0, x
         wrong_on_way = torch.zeros_like(y, dtype=torch.bool)
 
         def look(x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
@@ -103,7 +103,9 @@ class Evidence:
 
         objective = objective_of(watch.listen(self.net), cross_entropy, y)
         size = self.epsilon / 4
-        end = pgd(objective, x, epsilon=self.epsilon, step_size=size, steps=2 * HALF, generator=generator, rule=look)
+        end = pgd(
+            objective, x, epsilon=self.epsilon, step_size=size, steps=2 * HALF, generator=generator, criterion=look
+        )
         return Path(wrong_on_way, *(self.outputs(z).argmax(1) == y for z in (halfway, end)))
 
     @cached_property

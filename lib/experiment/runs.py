@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lib import ROOT, data
-from lib.attacks.levers import STANDARD, Levers
+from lib.attacks.levers import PLAIN, STANDARD, Levers
 from lib.attacks.pgd import pgd
 from lib.errors import UserError, choose
 from lib.evaluate import VERSION, Accuracy, AttackSpec, Resources, accuracy, evaluate
@@ -191,7 +191,7 @@ def start(spec: RunSpec, workspace: Workspace, fresh_teacher: bool = False) -> T
         precision=spec.precision,
         max_steps=spec.max_steps,
         follow=partial(follow, selection=selection, column=longer) if method.trains_guide or method.guided else None,
-        levers=replace(workspace.levers or STANDARD, bf16=False),
+        execution="plain" if workspace.levers == PLAIN else "fast",
     )
 
 
