@@ -178,7 +178,7 @@ class Builder:
         """The row's weight perturbation."""
         awp: AWP = typed(AWP, row.awp, f"row {row.row}: awp")
         other = choose("method", awp.method or row.method, METHODS)
-        if awp.method and (other.needs_teacher or other.trains_guide or other.watch):
+        if awp.method and (other.needs_teacher or other.trains_guide or other.criterion):
             raise UserError(f"row {row.row}: awp: the loss of {awp.method} wants more than the network and the images")
         return replace(awp, weights=tuple(sorted(other.weights.items()))) if awp.method else awp
 

@@ -131,8 +131,8 @@ def _step(spec: RunSpec, workspace: Workspace, flops: bool) -> Cost:
     """One image's part of an optimisation step in which no image stops before its time."""
     longer = replace(spec.schedule, epochs=spec.schedule.epochs + PROBE_STEPS)  # the scheduler counts the probe's steps
     training = start(replace(spec, schedule=longer), workspace, fresh_teacher=True)
-    if training.method.watch in STOPPING:
-        training.method = replace(training.method, watch=None)
+    if training.method.criterion in STOPPING:
+        training.method = replace(training.method, criterion=None)
     return _per_image(training.train_step, training.data, spec.schedule.batch_size, flops)
 
 
