@@ -209,7 +209,7 @@ def test_cags_guide_answers_in_eval_mode_and_gets_no_gradient(name, make_net, ba
     (x, y), student = batch, make_net()
     guide, _ = watched_guide(make_net)
     training = make_training(name, student, None, x, y, guide)
-    x_adv = training.craft(x, y)
+    x_adv, _ = training.craft(x, y)
     with torch.no_grad():
         g, in_train_mode = deepcopy(guide).eval()(x), deepcopy(guide).train()(x)
     assert not g.allclose(in_train_mode, atol=0.1)
@@ -238,7 +238,7 @@ def test_without_cag_the_guide_has_no_part_in_the_attack(name, make_net, batch):
 def test_the_targets_statistics_see_the_adversarial_images_and_then_the_clean_ones(make_net, batch):
     (x, y), student = batch, make_net()
     training = make_training("d2r", student, None, x, y, make_net())
-    x_adv = training.craft(x, y)
+    x_adv, _ = training.craft(x, y)
     training.generator.manual_seed(0)
     copy = deepcopy(student).train()
     copy(x_adv)

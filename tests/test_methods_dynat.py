@@ -19,7 +19,7 @@ from cases import (
 from lib.attacks.pgd import pgd
 from lib.data import Split
 from lib.methods import METHODS, ce_label, guides_answer
-from lib.methods.at import margin_weight
+from lib.methods.reweighting import margin_weight
 from lib.train import Schedule, Training, TrainingExtras
 from lib.train.weights import AWP
 
@@ -97,7 +97,7 @@ def test_inners_attack_raises_the_ce_of_what_the_guide_answers_with_batch_statis
     assert not told.equal(otherwise)
     assert not told.equal(y)
     training = make_training(name, student, None, x, y, guide)
-    x_adv = training.craft(x, y)
+    x_adv, _ = training.craft(x, y)
     net, generator = deepcopy(student).eval(), torch.Generator().manual_seed(0)
     by_hand = METHODS[name].start(x, torch.tensor(0.05), generator)
     for _ in range(3):
@@ -157,7 +157,7 @@ def test_the_guides_statistics_move_as_in_the_code_1_or_11_times_a_step_and_in_a
 def test_the_targets_statistics_see_the_adversarial_images_and_then_the_clean_ones(make_net, batch):
     (x, y), student = batch, make_net()
     training = make_training("dynat", student, None, x, y, make_net())
-    x_adv = training.craft(x, y)
+    x_adv, _ = training.craft(x, y)
     training.generator.manual_seed(0)
     expected, otherwise = after_forwards(student, x_adv, x), after_forwards(student, x, x_adv)
     training.train_step(x, y)
@@ -258,8 +258,8 @@ def test_awp_begins_with_the_first_batch_of_epoch_10_of_100(batches, make_net, b
 def test_gairats_kappa_counts_the_iterates_that_the_guide_would_call_right(make_net, batch):
     told = {}
 
-    def spy(nets, x, x_adv, y, *, kappa, asked, **weights):
-        told.update(kappa=kappa, asked=asked)
+    def spy(nets, x, x_adv, y, *, kappa, steps_seen, **weights):
+        told.update(kappa=kappa, steps_seen=steps_seen)
         return {"adv": nets.student(x_adv).sum(1)}
 
     (x, _), student, guide = batch, make_net(), make_net()
@@ -276,7 +276,7 @@ def test_gairats_kappa_counts_the_iterates_that_the_guide_would_call_right(make_
     method = replace(METHODS["dynat_inner_gairat"], loss=spy)
     train_with(method, student, guide, (x, y)).train_step(x, y)
     assert told["kappa"].tolist() == [3 * one for one in right.tolist()]
-    assert told["asked"].tolist() == [3] * 6
+    assert told["steps_seen"].tolist() == [3] * 6
 
 
 @pytest.mark.parametrize(("name", "own"), [("dynat_mail_at", True), ("dynat_mail_inner", False)])

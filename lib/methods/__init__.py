@@ -12,18 +12,12 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from lib.errors import choose
+from lib.methods.at import ce_label, kl_clean
 from lib.methods.core import Method, Net, Nets, NominalBatch, Piecewise, Ramp, Weight, weight_at
-from lib.methods.d2r import d2r, d2r_as_released, d2r_one_sided
+from lib.methods.d2r import d2r, d2r_as_released, d2r_one_sided, kl_guide, kl_guide_as_printed
 from lib.methods.dgad import dgad, dgad_parts
+from lib.methods.distillation import kl_teacher, kl_teacher_student
 from lib.methods.dynat import dynat, dynat_smoothed, guides_answer
-from lib.methods.objectives import (
-    ce_label,
-    kl_clean,
-    kl_guide,
-    kl_guide_as_printed,
-    kl_teacher,
-    kl_teacher_student,
-)
 from lib.methods.reweighting import gair, mail
 
 METHODS: dict[str, Method] = {}

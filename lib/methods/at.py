@@ -9,10 +9,22 @@ import torch
 from torch import Tensor
 
 from lib import attacks
+from lib.attacks.pgd import Objective, PerImage
 from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
 from lib.losses import boosted_cross_entropy, cross_entropy, kl, kl_floored, smoothed_cross_entropy
 from lib.methods.core import Method, Nets, Piecewise, Ramp, Terms
-from lib.methods.objectives import ce_label, kl_clean
+
+
+def ce_label(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """CE(S(x'), y): PGD-AT, ARD, IAD, AKD."""
+    return PerImage(lambda x_adv, y: cross_entropy(nets.student(x_adv), y), (y,))
+
+
+def kl_clean(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(S(x) || S(x')), S(x) computed once: TRADES."""
+    with torch.no_grad():
+        clean = nets.student(x)
+    return PerImage(lambda x_adv, clean: kl(clean, nets.student(x_adv)), (clean,))
 
 
 def natural(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:

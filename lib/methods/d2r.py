@@ -6,12 +6,27 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lib.attacks.pgd import Objective, PerImage
 from lib.losses import cross_entropy, kl, logit_mse
+from lib.methods.at import kl_clean
 from lib.methods.core import Method, Nets, Terms, Weight
-from lib.methods.objectives import kl_clean, kl_guide, kl_guide_as_printed
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # logits (N, C) twice -> (N,)
 ENTROPY_FLOOR = 1e-5  # what the released code adds inside the logarithm of the entropy
+
+
+def kl_guide(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(G(x) || S(x')), G(x) computed once: D2R's collaborative adversarial generation as its code has it."""
+    with torch.no_grad():
+        guide = nets.guide(x)
+    return PerImage(lambda x_adv, guide: kl(guide, nets.student(x_adv)), (guide,))
+
+
+def kl_guide_as_printed(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(S(x') || G(x)), G(x) computed once: the direction that D2R's eq. 4 prints."""
+    with torch.no_grad():
+        guide = nets.guide(x)
+    return PerImage(lambda x_adv, guide: kl(nets.student(x_adv), guide), (guide,))
 
 
 def kl_mean(target: Tensor, logits: Tensor) -> Tensor:

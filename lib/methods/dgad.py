@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lib.losses import kl, mix_labels, smooth_labels, softmax_distance, softmax_mse, swap_labels
 from lib.methods.core import Method, Nets, NominalBatch, Terms
-from lib.methods.objectives import kl_teacher_student
+from lib.methods.distillation import kl_teacher_student
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # (teacher's logits (N, C), y (N,)) -> the logits (N, C) to learn from
 

@@ -6,9 +6,22 @@ import torch
 from torch import Tensor
 
 from lib import attacks
+from lib.attacks.pgd import Objective, PerImage
 from lib.losses import cross_entropy, kl
+from lib.methods.at import ce_label
 from lib.methods.core import Method, Nets, Piecewise, Terms, Weight
-from lib.methods.objectives import ce_label, kl_teacher, kl_teacher_student
+
+
+def kl_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(T(x) || S(x')), T(x) computed once: RSLAD."""
+    with torch.no_grad():
+        teacher = nets.teacher(x)
+    return PerImage(lambda x_adv, teacher: kl(teacher, nets.student(x_adv)), (teacher,))
+
+
+def kl_teacher_student(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(T(x') || S(x')), the gradient through both networks: AdaAD, DGAD."""
+    return PerImage(lambda x_adv: kl(nets.teacher(x_adv), nets.student(x_adv)))
 
 
 def ard(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, temperature: float) -> Terms:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lib import attacks
 from lib.losses import cross_entropy, kl, logit_mse, smoothed_cross_entropy
+from lib.methods.at import ce_label, kl_clean
 from lib.methods.core import Method, Nets, Piecewise, Terms, Weight, counts
-from lib.methods.objectives import ce_label, kl_clean
 from lib.methods.reweighting import MAIL_AT, CountIterates, gair, mail
 
 

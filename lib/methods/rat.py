@@ -9,8 +9,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lib.errors import UserError
 from lib.losses import cross_entropy, kl
+from lib.methods.at import kl_clean
 from lib.methods.core import Method, Net, Nets, Terms
-from lib.methods.objectives import kl_clean
 
 
 def rat_trades(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float, label_share: float) -> Terms:

@@ -10,9 +10,8 @@ from torch import Tensor
 from lib import attacks
 from lib.attacks.stopping import CountRight
 from lib.losses import margin
-from lib.methods.at import pgd_at, pgd_at_smoothed, trades
+from lib.methods.at import ce_label, kl_clean, pgd_at, pgd_at_smoothed, trades
 from lib.methods.core import Method, Nets, Piecewise, Recorder, Terms, Weight
-from lib.methods.objectives import ce_label, kl_clean
 
 Loss = Callable[..., Terms]
 Label = Callable[[Nets, Tensor, Tensor], Tensor]  # (nets, x, y) -> (N,), the classes that images count as

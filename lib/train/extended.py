@@ -75,7 +75,7 @@ class ExtendedTraining(Training):
         chosen: dict[str, Any] = {name: value for name, value in settings.items() if name in ATTACK_SETTINGS}
         self.student.train(method.attack_mode == "train")
         with self._guide_in_attack(), self._noise():
-            nets = self.attack_views(x)
+            nets = self.attack_views()
             label = y if method.attack_label is None else method.attack_label(nets, x, y)
             criterion = None
             if method.criterion is not None:
@@ -85,12 +85,12 @@ class ExtendedTraining(Training):
             x_adv = self.maximise(method.objective(nets, x, label), x, start, **chosen)
         return x_adv, settings | (criterion.observed() if criterion is not None else {})
 
-    def attack_views(self, x: Tensor) -> Nets:
+    def attack_views(self) -> Nets:
         """The networks as the attack sees them; a guide in train mode is only forwarded for labels, as it is."""
-        nets = super().attack_views(x)
+        nets = super().attack_views()
         if self.guide is None or self.guide.training:
             return nets
-        return replace(nets, guide=self.engine.attack_view(self.guide, x))
+        return replace(nets, guide=self.engine.attack_view(self.guide))
 
     def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: Settings) -> Terms:
         """One step of the optimiser on the perturbed weights; the average takes in what comes of it."""

@@ -159,7 +159,7 @@ class Training:
         if self.method.objective is None:
             return x, {}
         self.student.train(self.method.attack_mode == "train")
-        return self.maximise(self.method.objective(self.attack_views(x), x, y), x, self.method.start), {}
+        return self.maximise(self.method.objective(self.attack_views(), x, y), x, self.method.start), {}
 
     def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the optimiser on the mean over images of the sum of the method's terms."""
@@ -183,10 +183,10 @@ class Training:
             )
         return term.mean()
 
-    def attack_views(self, x: Tensor) -> Nets:
-        """The networks as the attack sees them; x (b, C, H, W) is an example of what comes."""
-        nets = replace(self.nets, student=self.engine.attack_view(self.student, x))
-        return nets if self.teacher is None else replace(nets, teacher=self.engine.attack_view(self.teacher, x))
+    def attack_views(self) -> Nets:
+        """The networks as the attack sees them."""
+        nets = replace(self.nets, student=self.engine.attack_view(self.student))
+        return nets if self.teacher is None else replace(nets, teacher=self.engine.attack_view(self.teacher))
 
     def maximise(self, objective: Objective, x: Tensor, start: Start, **chosen: Any) -> Tensor:
         """x' of the training's attack on the objective, by the engine; `chosen` replaces settings of the attack."""
