@@ -118,7 +118,7 @@ def test_nesterovs_momentum_looks_ahead_and_is_off_by_default():
         ({"batch_size": 0}, "batch_size >= 1"),
         ({"lr": 0.0}, "a positive lr"),
         ({"momentum": 1.0}, "a momentum in"),
-        ({"weight_decay": -1.0}, "a weight_decay >= 0"),
+        ({"weight_decay": -1.0}, "and a weight_decay >= 0"),
         ({"milestones": (-1,)}, "milestones >= 0"),
         ({"first_lr": 0.01}, "goes with milestones"),
     ],

@@ -69,10 +69,7 @@ class Training:
     ) -> None:
         self.extras = extras or TrainingExtras()
         self.student, self.teacher, self.guide, self.method = student, teacher, self.extras.guide, method
-        if method.needs_teacher and teacher is None:
-            raise UserError(f"{method.title} needs a teacher")
-        if method.trains_guide and self.guide is None:
-            raise UserError(f"{method.title} trains a guide beside its target, and none was given")
+        _validate(method, teacher, self.guide)
         self.engine = Engine(execution, precision)
         self.precision = "bf16" if precision == "bf16" else "fp32"  # of the training; the engine has the attack's
         for net in filter(None, (student, teacher, self.guide)):
@@ -220,3 +217,10 @@ class Training:
     def parts(self) -> dict[str, Any]:
         """What has a state of its own, by the name that a checkpoint gives it."""
         return {"student": self.student, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
+
+def _validate(method: Method, teacher: nn.Module | None, guide: nn.Module | None) -> None:
+    if method.needs_teacher and teacher is None:
+        raise UserError(f"{method.title} needs a teacher")
+    if method.trains_guide and guide is None:
+        raise UserError(f"{method.title} trains a guide beside its target, and none was given")

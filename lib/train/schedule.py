@@ -30,8 +30,8 @@ class Schedule:
         wanted = {
             "epochs and batch_size >= 1": self.epochs >= 1 and self.batch_size >= 1,
             "a positive lr": 0 < self.lr < math.inf,
-            "a momentum in [0, 1)": 0 <= self.momentum < 1,
-            "a weight_decay >= 0": 0 <= self.weight_decay < math.inf,
+            "a momentum in [0, 1) and a weight_decay >= 0": 0 <= self.momentum < 1
+            and 0 <= self.weight_decay < math.inf,
             "milestones >= 0": min(self.milestones, default=0) >= 0,
             "a first_lr >= 0, which goes with milestones": 0 <= self.first_lr < math.inf
             and bool(not self.first_lr or self.milestones),
