@@ -146,19 +146,6 @@ def test_draws_follow_the_softmax_and_come_from_the_given_generator():
     torch.testing.assert_close(tables.bincount() / n, joint, atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["learned", "learned_as_released"])
-def test_the_policy_comes_to_prefer_what_pays(kind):
-    spec = StrategySpec(kind, (("steps", (1.0, 2.0, 3.0)),), every=1, adv=0, clean=0, lr=0.3, momentum=0)
-    strategy = strategies.build(spec, nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
-    x, y = torch.rand(16, 1, 2, 2), torch.zeros(16, dtype=torch.long)
-    target = fake_target(lambda settings: (settings["steps"] == 2).float())
-    before = strategy.logits(x)[0].softmax(1)[:, 1].mean()
-    for _ in range(300):
-        strategy.learn(target, x, y)
-    assert before < 0.5
-    assert strategy.logits(x)[0].softmax(1)[:, 1].mean() > 0.8
-
-
 def test_a_reward_per_image_teaches_which_image_wants_what_and_one_for_the_batch_does_not():
     x, y = torch.eye(2).repeat(32, 1).view(64, 1, 1, 2), torch.zeros(64, dtype=torch.long)
     wanted = torch.tensor([1.0, 2.0] * 32)
@@ -462,27 +449,6 @@ def test_the_strategy_network_is_in_eval_mode_for_the_target_and_in_train_mode_t
     assert counted == [0, 1, 1, 2]
 
 
-def test_an_images_settings_reach_its_attack(make_net, batch):
-    options = (("epsilon", (0.02, 0.2)), ("step_size", (0.05,)), ("steps", (3.0,)))
-    picked, made = [], []
-
-    def attack(objective, x, **settings):
-        x_adv = pgd(objective, x, **settings)
-        picked.append(settings["epsilon"])
-        made.append((x_adv - x).abs().amax((1, 2, 3)))
-        return x_adv
-
-    training = make_training(
-        make_net(), StrategySpec("random", options), attack=partial(attack, epsilon=EPSILON), epochs=9
-    )
-    for _ in range(4):
-        training.train_step(*batch)
-    picked, made = torch.cat(picked), torch.cat(made)
-    assert set(picked.tolist()) == set(torch.tensor([0.02, 0.2]).tolist())
-    assert (made <= picked + 1e-6).all()
-    assert (made[picked > 0.1] > 0.03).all()
-
-
 def test_an_image_is_attacked_the_same_alone_as_in_a_batch_of_other_settings(make_net, batch):
     training = make_training(make_net(), LAS_AT, replace(METHODS["pgd_at"], start=lambda x, epsilon, generator: x))
     settings, (x, y) = settings_for(6), batch
@@ -661,22 +627,15 @@ def test_cat_attacks_part_of_the_batch_only(make_net, batch):
     [
         ({"options": (("epsilon", ()),)}, "the options for epsilon are empty"),
         ({"options": (("epsilon", (0.0, 0.1)),)}, r"epsilon must lie in \(0, 1\]"),
-        ({"options": (("epsilon", (300 / 255,)),)}, r"epsilon must lie in \(0, 1\]"),
         ({"options": (("step_size", (-0.1,)),)}, r"step_size must lie in \(0, 1\]"),
         ({"options": (("steps", (1.5,)),)}, "steps must be whole numbers >= 1"),
-        ({"options": (("steps", (0.0,)),)}, "steps must be whole numbers >= 1"),
-        ({"options": (("steps", (float("inf"),)),)}, "steps must be whole numbers >= 1"),
         ({"options": (("trade_off", (float("nan"),)),)}, "trade_off must be finite"),
         ({"options": (("steps", (3.0, 3.0)),)}, "steps name one value twice"),
         ({"every": 0}, "every must be at least 1, got 0"),
-        ({"candidates": 0}, "candidates must be at least 1"),
         ({"lr": 0}, "lr must be above 0"),
         ({"clip": float("nan")}, "clip must be above 0"),
-        ({"hardest": -1}, "hardest must be above 0"),
-        ({"patience": 0}, "patience must be above 0"),
         ({"adv": -1}, "adv must be 0 or more"),
         ({"clean": float("nan")}, "clean must be 0 or more"),
-        ({"momentum": -0.1}, "momentum must be 0 or more"),
     ],
 )
 def test_a_strategy_that_makes_no_sense_is_refused_in_a_sentence(changes, message):
@@ -695,29 +654,6 @@ def test_options_are_in_proportion_to_the_radius():
     wide = dict(scaled(spec, 16 / 255).options)
     assert wide["epsilon"] == pytest.approx((6 / 255, 30 / 255))
     assert (wide["steps"], wide["trade_off"]) == ((3.0,), (5.0,))
-
-
-# las_at.md, sections 0 and 3.4: options in 1/255, k, coefficients, optimiser, the cut of L1
-SPECS = {
-    "las_at": ((3, 15), (3, 15), (1, 6), None, 40, 2, 4, 1e-3, 0.9, 0, None, None),
-    "las_trades": ((3, 15), (3, 15), (1, 6), (5, 9), 40, 2, 4, 1e-3, 0.9, 0, None, None),
-    "las_pgd_at_as_released": ((3, 15), (3, 14), (1, 5), None, 20, 4, 2, 1e-4, 0, 0, 1, 10),
-    "las_trades_as_released": ((5, 9), (7, 14), (2, 4), (5, 9), 1, 8, 4, 1e-4, 0.9, 5e-4, 1, 20),
-    "las_awp_as_released": ((7, 15), (8, 16), (2, 5), None, 1, 1, 1, 1e-4, 0, 0, 1, 10),
-}
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_the_papers_and_the_released_settings_are_what_las_at_md_says(name):
-    epsilon, steps, size, trade_off, every, adv, clean, lr, momentum, decay, clip, hardest = SPECS[name]
-    spec, inf = STRATEGIES[name], float("inf")
-    options = {"epsilon": epsilon, "steps": steps, "step_size": size} | ({"trade_off": trade_off} if trade_off else {})
-    unit = {"epsilon": 255, "step_size": 255}
-    assert {n: [round(v * unit.get(n, 1), 9) for v in values] for n, values in spec.options} == {
-        n: list(range(a, b + 1)) for n, (a, b) in options.items()
-    }
-    assert (spec.every, spec.adv, spec.clean, spec.lr) == (every, adv, clean, lr)
-    assert (spec.momentum, spec.weight_decay, spec.clip, spec.hardest) == (momentum, decay, clip or inf, hardest or inf)
 
 
 def test_logits_that_are_not_finite_are_refused_in_a_sentence():
