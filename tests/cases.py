@@ -114,5 +114,15 @@ def make_training(name, student, teacher, x, y, guide=None, steps=STEPS, **extra
     return Training(student, teacher, method, attack, Split(x, y), schedule, lambda net: 0.0, extras=extras)
 
 
+def pgd_by_hand(value, x, x_adv, steps=STEPS):
+    """PGD on the sum of value(x') in plain torch, with the ball and the step of `make_training`."""
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(value(x_adv).sum(), x_adv)
+        x_adv = x_adv.detach() + 0.02 * gradient.sign()
+        x_adv = torch.minimum(torch.maximum(x_adv, x - 0.05), x + 0.05).clamp(0, 1)
+    return x_adv
+
+
 def batches_seen(net):
     return net[1].num_batches_tracked.item()
