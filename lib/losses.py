@@ -1,4 +1,8 @@
-"""Losses as pure functions of logits (N, C): one value per image, (N,). The training loop takes the mean, once."""
+"""Losses as pure functions of logits: one value per image, (N,). The training loop takes the mean, once.
+
+Where nothing else is written, logits and targets are (N, C), y holds class indices (N,), (N,) is returned, and gradient
+flows into every argument.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +12,7 @@ from torch import Tensor
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """-sum_c t_c log p_c, with p = softmax(logits).
 
-    Shapes: logits (N, C); target (N,) class indices or (N, C) probabilities; returns (N,).
+    Shapes: target (N,) class indices or (N, C) probabilities.
     """
     return F.cross_entropy(logits, target, reduction="none")
 
@@ -16,8 +20,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(p || q) = sum_c p_c (log p_c - log q_c), with p = softmax(target / T) and q = softmax(logits / T).
 
-    Gradient flows into both arguments. The result is not multiplied by T^2: a method that wants it says so.
-    Shapes: target and logits (N, C), both logits; returns (N,).
+    Both are logits. The result is not multiplied by T^2: a method that wants it does so itself.
     """
     log_p = (target / temperature).log_softmax(1)
     log_q = (logits / temperature).log_softmax(1)
@@ -25,28 +28,19 @@ def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def kl_floored(target: Tensor, logits: Tensor, floor: float) -> Tensor:
-    """sum_c p_c (log p_c - log(q_c + floor)), with p = softmax(target) and q = softmax(logits) (MART's code).
-
-    Gradient flows into both arguments. Shapes: target and logits (N, C), both logits; returns (N,).
-    """
+    """sum_c p_c (log p_c - log(q_c + floor)), with p = softmax(target) and q = softmax(logits) (MART's code)."""
     p, q = target.softmax(1), logits.softmax(1)
     return (p * (target.log_softmax(1) - (q + floor).log())).sum(1)
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y - log(1 - max_{j != y} p_j), with p = softmax(logits) and 1 the code's 1.0001 + 1e-12 (MART).
-
-    Shapes: logits (N, C), y (N,); returns (N,).
-    """
+    """-log p_y - log(1 - max_{j != y} p_j), with p = softmax(logits) and 1 the code's 1.0001 + 1e-12 (MART)."""
     others = logits.softmax(1).scatter(1, y[:, None], float("-inf"))
     return cross_entropy(logits, y) - (1.0001 - others.amax(1) + 1e-12).log()
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j != y} z_j - z_y: positive where the image is misclassified (Carlini & Wagner 2017).
-
-    Shapes: logits (N, C), y (N,); returns (N,).
-    """
+    """max_{j != y} z_j - z_y: positive where the image is misclassified (Carlini & Wagner 2017)."""
     own = logits.gather(1, y[:, None])
     others = logits.scatter(1, y[:, None], float("-inf"))
     return others.amax(1) - own.squeeze(1)
@@ -55,7 +49,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def swap_labels(logits: Tensor, y: Tensor) -> Tensor:
     """Exchange the largest logit with the true class's; equal to swapping the probabilities (DGAD eq. 7).
 
-    Where the prediction is already y nothing changes. Shapes: logits (N, C), y (N,); returns (N, C), a copy.
+    Where the prediction is already y nothing changes. Returns (N, C), a copy.
     """
     top, own = logits.argmax(1, keepdim=True), y[:, None]
     swapped = logits.scatter(1, top, logits.gather(1, own))
@@ -65,7 +59,7 @@ def swap_labels(logits: Tensor, y: Tensor) -> Tensor:
 def smooth_labels(logits: Tensor, y: Tensor, share: float) -> Tensor:
     """Where the prediction is not y: log((1 - a) onehot(y) + a / C), a = share; elsewhere the logits as they are.
 
-    Shapes: logits (N, C), y (N,); returns (N, C), to be used as logits. share in (0, 1]. DGAD's Table 3, first row.
+    Returns (N, C), to be used as logits. share in (0, 1]. DGAD's Table 3, first row.
     """
     classes = logits.shape[1]
     smooth = torch.full_like(logits, share / classes).scatter(1, y[:, None], 1 - share + share / classes)
@@ -75,7 +69,7 @@ def smooth_labels(logits: Tensor, y: Tensor, share: float) -> Tensor:
 def mix_labels(logits: Tensor, y: Tensor, share: float) -> Tensor:
     """Where the prediction is not y: log(a p + (1 - a) onehot(y)), p = softmax(logits), a = share; else the logits.
 
-    Shapes: logits (N, C), y (N,); returns (N, C), to be used as logits. share in (0, 1]. DGAD's Table 3, second row.
+    Returns (N, C), to be used as logits. share in (0, 1]. DGAD's Table 3, second row.
     """
     p = share * logits.softmax(1)
     mixed = p.scatter_add(1, y[:, None], torch.full_like(p[:, :1], 1 - share))
@@ -83,34 +77,28 @@ def mix_labels(logits: Tensor, y: Tensor, share: float) -> Tensor:
 
 
 def softmax_mse(a: Tensor, b: Tensor) -> Tensor:
-    """(1/C) ||softmax(a) - softmax(b)||_2^2, gradient into both (DGAD's consistency term as its code has it).
-
-    Shapes: a and b (N, C) logits; returns (N,).
-    """
+    """(1/C) ||softmax(a) - softmax(b)||_2^2 (DGAD's consistency term as its code has it)."""
     return (a.softmax(1) - b.softmax(1)).square().mean(1)
 
 
 def softmax_distance(a: Tensor, b: Tensor) -> Tensor:
     """||softmax(a) - softmax(b)||_2, the norm not squared (DGAD's consistency term as the paper prints it).
 
-    Shapes: a and b (N, C) logits; returns (N,). The gradient at a = b is set to zero.
+    The gradient at a = b is set to zero.
     """
     squared = (a.softmax(1) - b.softmax(1)).square().sum(1)
     return squared.clamp_min(1e-12).sqrt()
 
 
 def logit_mse(a: Tensor, b: Tensor) -> Tensor:
-    """(1/C) ||a - b||_2^2 of the logits themselves, gradient into both (LBGAT).
-
-    Shapes: a and b (N, C) logits; returns (N,).
-    """
+    """(1/C) ||a - b||_2^2 of the logits themselves (LBGAT)."""
     return (a - b).square().mean(1)
 
 
 def reinforce(log_prob: Tensor, reward: Tensor) -> Tensor:
     """-r log p(a): its mean's gradient is the negative of an unbiased estimate of grad E[r] (Williams 1992).
 
-    Shapes: log_prob (N,) of the actions drawn, reward (N,), which no gradient goes through; returns (N,).
+    Shapes: log_prob (N,) of the actions drawn, reward (N,), which no gradient goes through.
     """
     return -reward.detach() * log_prob
 
@@ -118,7 +106,7 @@ def reinforce(log_prob: Tensor, reward: Tensor) -> Tensor:
 def smoothed_target(y: Tensor, classes: int, true_share: float) -> Tensor:
     """true_share for the true class, (1 - true_share) / (C - 1) for every other one.
 
-    Shapes: y (N,); returns (N, C) probabilities. true_share in (0, 1].
+    Returns (N, C) probabilities. true_share in (0, 1].
     """
     rest = (1 - true_share) / (classes - 1)
     return torch.full((len(y), classes), rest, device=y.device).scatter(1, y[:, None], true_share)
@@ -127,6 +115,6 @@ def smoothed_target(y: Tensor, classes: int, true_share: float) -> Tensor:
 def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_share: float) -> Tensor:
     """-sum_c t_c log p_c, with t the smoothed target of y and p = softmax(logits).
 
-    Shapes: logits (N, C), y (N,); returns (N,). true_share in (0, 1]; 1 is the cross-entropy of y.
+    true_share in (0, 1]; 1 is the cross-entropy of y.
     """
     return cross_entropy(logits, smoothed_target(y, logits.shape[1], true_share).to(logits.dtype))

@@ -9,7 +9,7 @@ from torch import nn
 from lib.attacks.pgd import pgd
 from lib.data import Split
 from lib.methods import METHODS, Nets, weight_at
-from lib.methods.at import CountIterates
+from lib.methods.reweighting import CountIterates
 from lib.train import Schedule, Training, TrainingExtras
 
 N, C = 6, 5
@@ -27,7 +27,7 @@ def make_case(n=N, wrong=range(2), perfect=False):
     if perfect:
         t_adv[torch.arange(n), y] = t_adv.amax(1) + 1
     case = SimpleNamespace(s=s, s_adv=s_adv, t=t, t_adv=t_adv, g=g, y=y, x=torch.zeros(n), x_adv=torch.ones(n))
-    case.seen, case.kappa, case.asked = "", torch.arange(n) % 5, torch.full((n,), 4)
+    case.seen, case.kappa, case.steps_seen = "", torch.arange(n) % 5, torch.full((n,), 4)
     for logits in (s, s_adv, t, t_adv, g):
         logits.requires_grad_()
     last = nn.Linear(C, C, bias=False, dtype=torch.double).requires_grad_(False)
@@ -48,13 +48,19 @@ def make_case(n=N, wrong=range(2), perfect=False):
 def terms_of(name, case, progress=1.0, **chosen):
     method = METHODS[name]
     weights = {key: chosen.get(key, weight) for key, weight in method.weights.items()}
-    seen = watched(name, case.kappa, case.asked)
+    seen = observed(name, case.kappa, case.steps_seen)
     return method.loss(case.nets, case.x, case.x_adv, case.y, **numbers(weights, progress), **seen)
 
 
-def watched(name, kappa, asked):
-    """What the loss is told by the method's criterion."""
-    return {"kappa": kappa, "asked": asked} if METHODS[name].criterion is CountIterates else {}
+def observed(name, kappa, steps_seen):
+    """What the loss is given by the method's criterion."""
+    return {"kappa": kappa, "steps_seen": steps_seen} if METHODS[name].criterion is CountIterates else {}
+
+
+def forwards_of(name, progress=1.0):
+    """The forwards of the method's loss in order: x and a the student at x and x', g the guide at x."""
+    loss_of(name, case := make_case(), progress)
+    return case.seen
 
 
 def numbers(weights, progress=1.0, batch_size=128):
@@ -106,6 +112,16 @@ def make_training(name, student, teacher, x, y, guide=None, steps=STEPS, **extra
     method, schedule = METHODS[name], Schedule(5, len(y), milestones=(4,))
     extras = TrainingExtras(guide, **extras)
     return Training(student, teacher, method, attack, Split(x, y), schedule, lambda net: 0.0, extras=extras)
+
+
+def pgd_by_hand(value, x, x_adv, steps=STEPS):
+    """PGD on the sum of value(x') in plain torch, with the ball and the step of `make_training`."""
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(value(x_adv).sum(), x_adv)
+        x_adv = x_adv.detach() + 0.02 * gradient.sign()
+        x_adv = torch.minimum(torch.maximum(x_adv, x - 0.05), x + 0.05).clamp(0, 1)
+    return x_adv
 
 
 def batches_seen(net):

@@ -66,7 +66,7 @@ def test_a_released_training_step_makes_our_images_our_loss_and_our_weights(name
     case = case_of(name, batch)
     ours, theirs = benchmark.training(case), benchmark.ReleasedStep(case)
     x_adv, loss = theirs()
-    crafted, _ = benchmark.training(case).attacked(case.x, case.y, settings_of(ours))
+    crafted, _ = benchmark.training(case).craft(case.x, case.y)
     torch.testing.assert_close(crafted, x_adv)
     terms = ours.train_step(case.x, case.y)
     assert float(sum(terms.values())) == pytest.approx(float(loss), rel=1e-5)
@@ -116,7 +116,7 @@ def test_images_of_las_at_that_are_finished_wait_in_the_released_form_only(batch
     watched = []
     real = ours.engine.seen
     ours.engine.seen = lambda net, x: counting(real(net, x), watched)
-    ours.attacked(case.x, case.y, settings_of(ours))
+    ours.craft(case.x, case.y)
     assert sum(watched) == int(case.ball.steps.sum())
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from lib.attacks.levers import STANDARD, Levers
+from lib.attacks.levers import PLAIN, STANDARD, Levers
 from lib.attacks.pgd import pgd
 from lib.benchmark.released import Ball, PlainNets, train_step
 from lib.data import Split
@@ -99,7 +99,7 @@ def training(case: Case, levers: Levers = STANDARD, precision: str = "fp32") -> 
         score=lambda net: 0.0,
         extras=TrainingExtras(guide=nets.other if method.trains_guide else None, strategy=strategy),
         precision=precision,
-        levers=levers,
+        execution="plain" if levers == PLAIN else "fast",
     )
 
 

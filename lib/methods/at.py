@@ -1,20 +1,60 @@
-"""Adversarial training without a teacher: smoothed labels, MART, weights per image, and a guide trained beside it.
+"""Adversarial training without a teacher: PGD-AT, TRADES, smoothed labels, MART, and attacks that stop image by image.
 
-FAT, SAT and DART are PGD-AT's loss under a criterion that stops the attack image by image, so they need no loss here.
+FAT, SAT and DART are PGD-AT's loss under a criterion that stops the attack, so they need no loss here.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lib.attacks.stopping import CountRight
-from lib.losses import boosted_cross_entropy, cross_entropy, kl, kl_floored, logit_mse, margin, smoothed_cross_entropy
-from lib.methods.core import Net, Nets, Terms, counts
+from lib import attacks
+from lib.attacks.pgd import Objective, PerImage
+from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
+from lib.losses import boosted_cross_entropy, cross_entropy, kl, kl_floored, smoothed_cross_entropy
+from lib.methods.core import Method, Nets, Piecewise, Ramp, Terms
 
-Loss = Callable[..., Terms]
-Label = Callable[[Nets, Tensor, Tensor], Tensor]  # (nets, x, y) -> (N,), the classes that images count as
+
+def ce_label(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """CE(S(x'), y): PGD-AT, ARD, IAD, AKD."""
+    return PerImage(lambda x_adv, y: cross_entropy(nets.student(x_adv), y), (y,))
+
+
+def kl_clean(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(S(x) || S(x')), S(x) computed once: TRADES."""
+    with torch.no_grad():
+        clean = nets.student(x)
+    return PerImage(lambda x_adv, clean: kl(clean, nets.student(x_adv)), (clean,))
+
+
+def natural(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
+    """CE(S(x), y): training without an attack, the undefended control."""
+    return {"clean": cross_entropy(nets.student(x), y)}
+
+
+def pgd_at(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
+    """CE(S(x'), y) (Madry et al. 2018)."""
+    return {"adv": cross_entropy(nets.student(x_adv), y)}
+
+
+def pgd_at_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
+    """CE(S(x'), y), then a forward of x that has no loss: it pulls the batch-norm statistics to the clean images."""
+    student_adv = nets.student(x_adv)
+    with torch.no_grad():
+        nets.student(x)
+    return {"adv": cross_entropy(student_adv, y)}
+
+
+def trades(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) -> Terms:
+    """CE(S(x), y) + lambda KL(S(x) || S(x')), gradient into both (Zhang et al. 2019)."""
+    student, student_adv = nets.student(x), nets.student(x_adv)
+    return {"clean": cross_entropy(student, y), "adv": trade_off * kl(student, student_adv)}
+
+
+def trades_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) -> Terms:
+    """The same value; S(x) is forwarded again as the KL's target, so batch-norm sees x, x', x."""
+    student, student_adv, target = nets.student(x), nets.student(x_adv), nets.student(x)
+    return {"clean": cross_entropy(student, y), "adv": trade_off * kl(target, student_adv)}
 
 
 def pgd_at_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, true_share: float) -> Terms:
@@ -44,146 +84,38 @@ def mart(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float) -> Ter
     }
 
 
-def lbgat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) -> Terms:
-    """CE(G(x), y) + (1/C) ||S(x') - G(x)||^2 + lambda KL(S(x) || S(x')), G the guide (Cui et al. 2021).
+_uniform = partial(Method, start=attacks.uniform_in_image)
+_clipped = partial(Method, start=attacks.gaussian_in_image)
 
-    The square is of logits, and nothing is detached: the guide is pulled to the student too. x is forwarded by the
-    student also where lambda is 0, which moves its batch-norm statistics as in the authors' code.
-    """
-    student_adv = nets.student(x_adv)
-    with torch.set_grad_enabled(counts(trade_off)):
-        student = nets.student(x)
-    guide = nets.guide(x)
-    return {
-        "guide": cross_entropy(guide, y),
-        "mse": logit_mse(student_adv, guide),
-        "adv": trade_off * kl(student, student_adv),
-    }
-
-
-def lbgat_frozen(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-    """(1/C) ||S(x') - T(x)||^2, T a guide that was trained beforehand and stays as it is (D2R's Fig. 2a).
-
-    x is forwarded by the student as in LBGAT, for batch-norm only.
-    """
-    with torch.no_grad():
-        teacher = nets.teacher(x)
-    student_adv = nets.student(x_adv)
-    with torch.no_grad():
-        nets.student(x)
-    return {"mse": logit_mse(student_adv, teacher)}
-
-
-class CountIterates(CountRight):
-    """GAIRAT's kappa and its K: at how many iterates an image was still right, and how many there were.
-
-    K is counted per image, so it is right for any attack, also where every image has steps of its own.
-    """
-
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float) -> None:
-        super().__init__(x, y, epsilon)
-        self.asked = torch.zeros_like(y)
-
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """All go on; each is counted, and those that are right once more."""
-        self.asked[index] += 1
-        return super().goes_on(logits, x_adv, gradient, index)
-
-    def observed(self) -> dict[str, Tensor]:
-        """kappa and asked, (N,) whole numbers, kappa <= asked."""
-        return {**super().observed(), "asked": self.asked}
-
-
-def gair(loss: Loss, term: str = "adv") -> Loss:
-    """`loss` with one term times GAIRAT's weight of each image (Zhang et al. 2021), for a criterion `CountIterates`.
-
-    What counts as right is the criterion's label, so the method's `attack_label` where it has one. `active` is 0 during
-    the burn-in, when every weight is 1, and 1 afterwards.
-    """
-
-    def weighted(
-        nets: Nets,
-        x: Tensor,
-        x_adv: Tensor,
-        y: Tensor,
-        *,
-        kappa: Tensor,
-        asked: Tensor,
-        lam: float,
-        active: float,
-        **weights: float,
-    ) -> Terms:
-        terms = loss(nets, x, x_adv, y, **weights)
-        return _times(terms, term, geometry_weight(kappa, asked, lam), active)
-
-    return weighted
-
-
-def true_label(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
-    """y itself."""
-    return y
-
-
-def mail(loss: Loss, term: str = "adv", label: Label = true_label) -> Loss:
-    """`loss` with one term times MAIL's weight of each image (Wang et al. 2021), from S(x') as the loss forwarded it.
-
-    The margin is that of `label`, which hears from the networks what they told the loss, without another forward.
-    `active` is 0 during the burn-in, when every weight is 1, and 1 afterwards.
-    """
-
-    def weighted(
-        nets: Nets,
-        x: Tensor,
-        x_adv: Tensor,
-        y: Tensor,
-        *,
-        bias: float,
-        slope: float,
-        active: float,
-        **weights: float,
-    ) -> Terms:
-        student, guide = Recorder(nets.student), Recorder(nets.guide)
-        terms = loss(replace(nets, student=student, guide=guide), x, x_adv, y, **weights)
-        told = label(replace(nets, student=student.answer_to, guide=guide.answer_to), x, y)
-        return _times(terms, term, margin_weight(student.answer_to(x_adv), told, bias, slope), active)
-
-    return weighted
-
-
-def geometry_weight(kappa: Tensor, asked: Tensor, lam: float) -> Tensor:
-    """(1 + tanh(lam + 5 (1 - 2 kappa / K))) / 2, brought to mean 1 over the batch (GAIRAT).
-
-    Shapes: kappa and asked = K (N,) whole numbers; returns (N,). Written as the sigmoid it is, which keeps digits where
-    tanh is near -1.
-    """
-    share = kappa / asked.clamp_min(1)
-    weight = (2 * (lam + 5 * (1 - 2 * share))).sigmoid()
-    return weight / weight.mean()
-
-
-def margin_weight(logits: Tensor, y: Tensor, bias: float, slope: float) -> Tensor:
-    """3 sigmoid(slope (max_{j != y} p_j - p_y + bias)), detached; 3 is the authors' constant (MAIL).
-
-    Shapes: logits (N, C), y (N,); returns (N,).
-    """
-    return 3 * (slope * (margin(logits.softmax(1), y) + bias)).sigmoid().detach()
-
-
-class Recorder:
-    """A network that remembers what it answered to which images."""
-
-    def __init__(self, net: Net) -> None:
-        self.net, self.answers = net, list[tuple[Tensor, Tensor]]()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        logits = self.net(x)
-        self.answers.append((x, logits.detach()))
-        return logits
-
-    def answer_to(self, x: Tensor) -> Tensor:
-        """The logits (N, C), detached, of the first forward of this very tensor."""
-        return next(logits for images, logits in self.answers if images is x)
-
-
-def _times(terms: Terms, name: str, weight: Tensor, active: float) -> Terms:
-    return {**terms, name: (1 + active * (weight - 1)) * terms[name]}
+METHODS: dict[str, Method] = {
+    "natural": Method("natural training", None, natural),
+    "pgd_at": _clipped("PGD-AT", ce_label, pgd_at),
+    "pgd_at_as_released": _clipped("PGD-AT (AdaAD's code)", ce_label, pgd_at_as_released),
+    "pgd_at_uniform": _uniform("PGD-AT (uniform start)", ce_label, pgd_at),
+    "pgd_at_uniform_as_released": _uniform("PGD-AT (Rice's code, uniform start)", ce_label, pgd_at_as_released),
+    "trades": Method("TRADES", kl_clean, trades, {"trade_off": 6.0}),
+    "trades_as_released": Method("TRADES (code)", kl_clean, trades_as_released, {"trade_off": 6.0}),
+    "pgd_at_smoothed": _uniform("PGD-AT (smoothed labels)", ce_label, pgd_at_smoothed, {"true_share": 0.7}),
+    "trades_smoothed": _uniform(
+        "TRADES (smoothed labels)", kl_clean, trades_smoothed, {"trade_off": 6.0, "true_share": 0.9}
+    ),
+    "mart": Method("MART", ce_label, mart, {"beta": 6.0}),
+    "fat": _uniform(
+        "FAT",
+        ce_label,
+        pgd_at,
+        criterion=UntilWrong,
+        criterion_weights={"patience": Piecewise((50 / 120, 90 / 120), (0.0, 1.0, 2.0))},
+    ),
+    "sat": _uniform(
+        "SAT", ce_label, pgd_at, criterion=UntilGap, criterion_weights={"gap": Ramp(30 / 100, 70 / 100, 0.0, 0.4)}
+    ),
+    "dart": Method(
+        "DART",
+        ce_label,
+        pgd_at,
+        start=attacks.uniform,
+        criterion=UntilConverged,
+        criterion_weights={"bound": Ramp(0.0, 100 / 120, 0.5, 0.0)},
+    ),
+}

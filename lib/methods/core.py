@@ -35,7 +35,7 @@ class Nets:
 
 @dataclass(frozen=True)
 class Piecewise:
-    """A weight that is values[i] once shares[i - 1] of the training has passed; values has one more than shares."""
+    """A weight that is values[i] from shares[i - 1] of the training on; one value more than shares."""
 
     shares: tuple[float, ...]
     values: tuple[float, ...]
@@ -60,7 +60,7 @@ Weight = float | Piecewise | Ramp | NominalBatch
 
 
 def counts(weight: float | Tensor) -> bool:
-    """Whether a weight, or any image's, may be other than 0: else a term's forward needs no gradient."""
+    """Whether a term's forward needs a gradient: its weight, or any image's, may be other than 0."""
     return isinstance(weight, Tensor) or weight != 0
 
 
@@ -76,15 +76,12 @@ def weight_at(weight: Weight, progress: float, batch_size: int) -> float:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train: `loss` is called as loss(nets, x, x_adv, y, **weights) and returns {term: (N,)}.
+    """One way to train: loss(nets, x, x_adv, y, **weights) returns {term: (N,)}, of which the mean is minimised.
 
-    `objective(nets, x, y)` gives the function x' -> (N,) that the attack maximises; None trains on clean images.
-    `attack_mode` is the student's mode while the attack looks at it, `guide_mode` the guide's; the loss always sees
-    both in train mode. A guide in train mode "at every step" is asked once, and its batch-norm statistics move as if it
-    had been asked at each of the attack's steps. `attack_noise` is the spread of what is added to the student's
-    convolutions while the attack looks at it. `attack_label(nets, x, y)` gives the labels (N,) that objective and
-    criterion are told in place of y. `criterion(x, y, epsilon, **criterion_weights)` stops images of the
-    attack, and what it observed goes to the loss.
+    objective(nets, x, y) returns the function x' -> (N,) that the attack maximises; None trains on clean images. The
+    loss sees student and guide in train mode. A guide in "train_at_every_step" is forwarded once per attack, and its
+    batch-norm statistics move as if it had been forwarded at each of the attack's steps. criterion(x, y, epsilon,
+    **criterion_weights) decides which images go on during the attack, and what it observes is given to the loss.
     """
 
     title: str
@@ -92,21 +89,26 @@ class Method:
     loss: Callable[..., Terms]
     weights: Mapping[str, Weight] = field(default_factory=dict)
     start: attacks.Start = attacks.gaussian
-    attack_mode: Literal["eval", "train"] = "eval"
-    attack_noise: float = 0.0
+    attack_mode: Literal["eval", "train"] = "eval"  # the student's, during the attack
+    attack_noise: float = 0.0  # standard deviation of what is added to the student's convolutions during the attack
     needs_teacher: bool = False
     trains_guide: bool = False
-    guide_mode: Literal["eval", "train", "train_at_every_step"] = "train"
-    guide_forwards: int = 1  # how often the recipe's loss asks the guide: its batch-norm statistics move as often
+    guide_mode: Literal["eval", "train", "train_at_every_step"] = "train"  # the guide's, during the attack
+    guide_forwards: int = 1  # of the guide in the recipe's loss: its batch-norm statistics move as often
     guided: bool = False  # whether the teacher is a guide, to be followed epoch by epoch
     beside_class_means: tuple[str, ...] = ()  # weights that the paper set beside terms that are means over its classes
-    attack_label: Callable[[Nets, Tensor, Tensor], Tensor] | None = None
+    attack_label: Callable[[Nets, Tensor, Tensor], Tensor] | None = None  # (nets, x, y) -> (N,), the attack's y
     criterion: Callable[..., StoppingCriterion] | None = None
     criterion_weights: Mapping[str, Weight] = field(default_factory=dict)
 
     @property
+    def extended(self) -> bool:
+        """Whether its step is more than attack and loss: a guide, noise, a criterion, or labels of its own."""
+        return bool(self.trains_guide or self.attack_noise or self.attack_label or self.criterion)
+
+    @property
     def code(self) -> str:
-        """Twelve hexadecimal digits that change when objective, loss, label or criterion is edited, not callees."""
+        """Twelve hexadecimal digits of the source of objective, loss, label and criterion, not of what they call."""
         parts = (getattr(part, "func", part) for part in (self.objective, self.loss, self.attack_label, self.criterion))
         return hashlib.sha256("".join(map(_source, filter(None, parts))).encode()).hexdigest()[:12]
 
@@ -114,6 +116,22 @@ class Method:
     def all_weights(self) -> dict[str, Weight]:
         """The defaults of every number that a row may set."""
         return {**self.weights, **self.criterion_weights}
+
+
+class Recorder:
+    """A network that keeps the logits it returned, detached, and the images they belong to."""
+
+    def __init__(self, net: Net) -> None:
+        self.net, self.outputs = net, list[tuple[Tensor, Tensor]]()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        self.outputs.append((x, logits.detach()))
+        return logits
+
+    def output_of(self, x: Tensor) -> Tensor:
+        """The logits (N, C) of the first forward of this very tensor."""
+        return next(logits for images, logits in self.outputs if images is x)
 
 
 def _source(part: Any) -> str:

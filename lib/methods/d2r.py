@@ -1,15 +1,32 @@
 """D2R: a guide and a target trained together, every coupling term moving both."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lib.attacks.pgd import Objective, PerImage
 from lib.losses import cross_entropy, kl, logit_mse
-from lib.methods.core import Nets, Terms
+from lib.methods.at import kl_clean
+from lib.methods.core import Method, Nets, Terms, Weight
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # logits (N, C) twice -> (N,)
 ENTROPY_FLOOR = 1e-5  # what the released code adds inside the logarithm of the entropy
+
+
+def kl_guide(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(G(x) || S(x')), G(x) computed once: D2R's collaborative adversarial generation as its code has it."""
+    with torch.no_grad():
+        guide = nets.guide(x)
+    return PerImage(lambda x_adv, guide: kl(guide, nets.student(x_adv)), (guide,))
+
+
+def kl_guide_as_printed(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(S(x') || G(x)), G(x) computed once: the direction that D2R's eq. 4 prints."""
+    with torch.no_grad():
+        guide = nets.guide(x)
+    return PerImage(lambda x_adv, guide: kl(nets.student(x_adv), guide), (guide,))
 
 
 def kl_mean(target: Tensor, logits: Tensor) -> Tensor:
@@ -85,3 +102,17 @@ def d2r_one_sided(
 def _of_one_sign(difference: Tensor) -> Tensor:
     """Per image (N,); its mean is |mean_i difference_i|."""
     return torch.sign(difference.mean().detach()) * difference
+
+
+_D2R: dict[str, Weight] = {"guide_weight": 1.0, "adv_weight": 30.0, "skl_weight": 20.0}
+_beside = partial(Method, weights=_D2R, trains_guide=True, beside_class_means=("guide_weight",))
+_cag = partial(_beside, guide_mode="eval")
+
+METHODS: dict[str, Method] = {
+    "d2r": _cag("D2R-CAG", kl_guide_as_printed, d2r),
+    "d2r_as_released": _cag("D2R-CAG (code)", kl_guide, d2r_as_released),
+    "d2r_summed": _cag("D2R-CAG (sums over classes)", kl_guide_as_printed, partial(d2r, divergence=kl)),
+    "d2r_one_sided": _cag("D2R-CAG (one side per batch)", kl_guide_as_printed, d2r_one_sided),
+    "d2r_no_cag": _beside("D2R", kl_clean, d2r),
+    "d2r_no_cag_as_released": _beside("D2R (code)", kl_clean, d2r_as_released),
+}

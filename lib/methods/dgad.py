@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lib.losses import kl, mix_labels, smooth_labels, softmax_mse, swap_labels
-from lib.methods.core import Nets, Terms
+from lib.losses import kl, mix_labels, smooth_labels, softmax_distance, softmax_mse, swap_labels
+from lib.methods.core import Method, Nets, NominalBatch, Terms
+from lib.methods.distillation import kl_teacher_student
 
-Rule = Callable[[Tensor, Tensor], Tensor]
-"""(teacher's logits (N, C), y (N,)) -> the logits (N, C) to learn from."""
+Rule = Callable[[Tensor, Tensor], Tensor]  # (teacher's logits (N, C), y (N,)) -> the logits (N, C) to learn from
 
 
 def dgad(
@@ -101,3 +101,26 @@ def _adv_share(wrong: Tensor, nominal: float) -> Tensor:
     """What one AT image weighs in a mean over the batch: b (B - n) / (B (b - n))."""
     n, b = wrong.sum(), len(wrong)
     return b * (nominal - n) / (nominal * (b - n).clamp_min(1))
+
+
+_taught = partial(Method, objective=kl_teacher_student, needs_teacher=True)
+_map = partial(dgad, st=as_taught, at=as_taught)
+
+METHODS: dict[str, Method] = {
+    "dgad": _taught("DGAD", loss=dgad, weights={"beta": 5.0}),
+    "dgad_map": _taught("MAP", loss=_map, weights={"beta": 0.0}),
+    "dgad_map_pcr": _taught("MAP, PCR", loss=_map, weights={"beta": 5.0}),
+    "adaad_els": _taught("ELS(x')", loss=adaad_els),
+    "dgad_map_els_at": _taught("MAP, ELS(x'_AT)", loss=partial(dgad, st=as_taught), weights={"beta": 0.0}),
+    "dgad_map_els_st": _taught("MAP, ELS(x_ST)", loss=partial(dgad, at=as_taught), weights={"beta": 0.0}),
+    "dgad_map_els": _taught("MAP, ELS", loss=dgad, weights={"beta": 0.0}),
+    "dgad_smoothing": _taught("DGAD, smoothing", loss=dgad_smoothing, weights={"beta": 5.0, "share": 0.1}),
+    "dgad_mixing": _taught("DGAD, mixing", loss=dgad_mixing, weights={"beta": 5.0, "share": 0.5}),
+    "dgad_as_printed": _taught(
+        "DGAD (PCR as printed)", loss=partial(dgad, consistency=softmax_distance), weights={"beta": 5.0}
+    ),
+    "dgad_as_released": _taught("DGAD (code)", loss=dgad_as_released, weights={"beta": 5.0, "nominal": NominalBatch()}),
+    "dgad_mobilenet_as_released": _taught(
+        "DGAD (code, MobileNetV2)", loss=dgad_mobilenet_as_released, weights={"beta": 10.0, "nominal": NominalBatch()}
+    ),
+}

@@ -1,40 +1,27 @@
-"""The losses that DGAD is compared with, in the paper's form and as their authors released them."""
+"""Distillation from a robust teacher: ARD, IAD, RSLAD, AKD, AdaAD, as printed and as their authors released them."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lib import attacks
+from lib.attacks.pgd import Objective, PerImage
 from lib.losses import cross_entropy, kl
-from lib.methods.core import Nets, Terms
+from lib.methods.at import ce_label
+from lib.methods.core import Method, Nets, Piecewise, Terms, Weight
 
 
-def natural(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-    """CE(S(x), y): training without an attack, the undefended control."""
-    return {"clean": cross_entropy(nets.student(x), y)}
-
-
-def pgd_at(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-    """CE(S(x'), y) (Madry et al. 2018)."""
-    return {"adv": cross_entropy(nets.student(x_adv), y)}
-
-
-def pgd_at_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-    """CE(S(x'), y), then a forward of x that has no loss: it pulls the batch-norm statistics to the clean images."""
-    student_adv = nets.student(x_adv)
+def kl_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(T(x) || S(x')), T(x) computed once: RSLAD."""
     with torch.no_grad():
-        nets.student(x)
-    return {"adv": cross_entropy(student_adv, y)}
+        teacher = nets.teacher(x)
+    return PerImage(lambda x_adv, teacher: kl(teacher, nets.student(x_adv)), (teacher,))
 
 
-def trades(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) -> Terms:
-    """CE(S(x), y) + lambda KL(S(x) || S(x')), gradient into both (Zhang et al. 2019)."""
-    student, student_adv = nets.student(x), nets.student(x_adv)
-    return {"clean": cross_entropy(student, y), "adv": trade_off * kl(student, student_adv)}
-
-
-def trades_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) -> Terms:
-    """The same value; S(x) is forwarded again as the KL's target, so batch-norm sees x, x', x."""
-    student, student_adv, target = nets.student(x), nets.student(x_adv), nets.student(x)
-    return {"clean": cross_entropy(student, y), "adv": trade_off * kl(target, student_adv)}
+def kl_teacher_student(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(T(x') || S(x')), the gradient through both networks: AdaAD, DGAD."""
+    return PerImage(lambda x_adv: kl(nets.teacher(x_adv), nets.student(x_adv)))
 
 
 def ard(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, temperature: float) -> Terms:
@@ -114,3 +101,20 @@ def adaad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float)
 def adaad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
     """AdaAD's CIFAR-10 code: its loss divided by 10, the mean over images *and* classes."""
     return {name: term / 10 for name, term in adaad(nets, x, x_adv, y, adv_weight=adv_weight).items()}
+
+
+_taught = partial(Method, needs_teacher=True)
+_HEAT: dict[str, Weight] = {"temperature": 30.0}
+_TRUST: dict[str, Weight] = {"exponent": Piecewise((60 / 200,), (0.0, 0.1))}
+
+METHODS: dict[str, Method] = {
+    "ard": _taught("ARD", ce_label, ard, _HEAT, attacks.uniform_in_image),
+    "ard_as_released": _taught("ARD (code)", ce_label, ard_as_released, _HEAT, attacks.uniform, "train"),
+    "iad": _taught("IAD", ce_label, iad, _TRUST, attacks.uniform_in_image),
+    "iad_as_released": _taught("IAD (code)", ce_label, iad_as_released, _TRUST, attacks.uniform, "train"),
+    "rslad": _taught("RSLAD", kl_teacher, rslad, {"adv_weight": 5 / 6}),
+    "rslad_as_released": _taught("RSLAD (code)", kl_teacher, rslad_as_released, {"adv_weight": 5 / 6}),
+    "akd": _taught("AKD", ce_label, akd, {"mixing": 0.5}, attacks.uniform_in_image),
+    "adaad": _taught("AdaAD", kl_teacher_student, adaad, {"adv_weight": 1.0}),
+    "adaad_as_released": _taught("AdaAD (code, CIFAR-10)", kl_teacher_student, adaad_as_released, {"adv_weight": 1.0}),
+}

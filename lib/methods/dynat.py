@@ -1,13 +1,48 @@
-"""DYNAT: the label is the answer of a guide that is trained alongside, in the loss and (Inner) in the attack.
+"""LBGAT and DYNAT: a guide trained beside the target gives it logits to follow, or labels, in the attack too (Inner).
 
 DYNAT-AWP and DYNAT-Inner-AWP are these with a `trade_off` and a weight perturbation for TRADES' loss around them.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from lib.losses import cross_entropy, kl, smoothed_cross_entropy
-from lib.methods.core import Nets, Terms, counts
+from lib import attacks
+from lib.losses import cross_entropy, kl, logit_mse, smoothed_cross_entropy
+from lib.methods.at import ce_label, kl_clean
+from lib.methods.core import Method, Nets, Piecewise, Terms, Weight, counts
+from lib.methods.reweighting import MAIL_AT, CountIterates, gair, mail
+
+
+def lbgat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) -> Terms:
+    """CE(G(x), y) + (1/C) ||S(x') - G(x)||^2 + lambda KL(S(x) || S(x')), G the guide (Cui et al. 2021).
+
+    The square is of logits, and nothing is detached: the guide is pulled to the student too. x is forwarded by the
+    student also where lambda is 0, which moves its batch-norm statistics as in the authors' code.
+    """
+    student_adv = nets.student(x_adv)
+    with torch.set_grad_enabled(counts(trade_off)):
+        student = nets.student(x)
+    guide = nets.guide(x)
+    return {
+        "guide": cross_entropy(guide, y),
+        "mse": logit_mse(student_adv, guide),
+        "adv": trade_off * kl(student, student_adv),
+    }
+
+
+def lbgat_frozen(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
+    """(1/C) ||S(x') - T(x)||^2, T a guide that was trained beforehand and stays as it is (D2R's Fig. 2a).
+
+    x is forwarded by the student as in LBGAT, for batch-norm only.
+    """
+    with torch.no_grad():
+        teacher = nets.teacher(x)
+    student_adv = nets.student(x_adv)
+    with torch.no_grad():
+        nets.student(x)
+    return {"mse": logit_mse(student_adv, teacher)}
 
 
 def guides_answer(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
@@ -46,3 +81,24 @@ def dynat_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, true_shar
         "guide": cross_entropy(guide, y),
         "adv": smoothed_cross_entropy(student_adv, guide.argmax(1), true_share),
     }
+
+
+_beside = partial(Method, trains_guide=True)
+_inner = partial(_beside, guide_mode="train_at_every_step", attack_label=guides_answer)
+_DYNAT: dict[str, Weight] = {"target_weight": 1.0, "trade_off": 0.0}
+_GAIR: dict[str, Weight] = {"true_share": 0.8, "lam": -1.0, "active": Piecewise((70 / 120,), (0.0, 1.0))}
+
+METHODS: dict[str, Method] = {
+    "lbgat": _beside("LBGAT", kl_clean, lbgat, {"trade_off": 0.0}),
+    "lbgat_frozen": Method("LBGAT (guide frozen)", kl_clean, lbgat_frozen, needs_teacher=True, guided=True),
+    "mail_mse": _beside("MAIL (MSE)", ce_label, mail(lbgat, "mse"), {"trade_off": 0.0, **MAIL_AT}),
+    "dynat": _beside("DYNAT", kl_clean, dynat, _DYNAT),
+    "dynat_inner": _inner("DYNAT-Inner", ce_label, dynat, _DYNAT),
+    "dynat_awp": _beside("DYNAT (AWP's code)", kl_clean, dynat, _DYNAT, guide_forwards=2),
+    "dynat_inner_awp": _inner("DYNAT-Inner (AWP's code)", ce_label, dynat, _DYNAT, guide_forwards=2),
+    "dynat_inner_gairat": _inner(
+        "DYNAT-Inner-GAIRAT", ce_label, gair(dynat_smoothed), _GAIR, attacks.uniform_in_image, criterion=CountIterates
+    ),
+    "dynat_mail_at": _beside("DYNAT-AT-MAIL", ce_label, mail(dynat), {**_DYNAT, **MAIL_AT}),
+    "dynat_mail_inner": _inner("DYNAT-MAIL-Inner", ce_label, mail(dynat, label=guides_answer), {**_DYNAT, **MAIL_AT}),
+}

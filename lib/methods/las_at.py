@@ -2,14 +2,13 @@
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lib.attacks.pgd import PerImage, input_gradient, pgd, project, uniform_in_image
-from lib.attacks.stopping import StoppingCriterion
 from lib.losses import cross_entropy, reinforce, smoothed_cross_entropy
+from lib.methods.core import Recorder
 from lib.methods.strategy import Net, Settings, Strategy, StrategySpec, Target, draw, log_prob
 
 JUDGING_STEPS = 10
@@ -21,6 +20,7 @@ class Frozen(Strategy):
     """A strategy network that stays at its random start: the control for everything that learning adds."""
 
     net: nn.Module
+    state: tuple[str, ...] = ("net",)
 
     def logits(self, x: Tensor) -> list[Tensor]:
         """One (N, options) per setting; the heads are the parts of one linear layer."""
@@ -32,14 +32,6 @@ class Frozen(Strategy):
         with torch.no_grad():
             return self.take(self.logits(x), target.generator)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The network's weights."""
-        return {"net": self.net.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        self.net.load_state_dict(state["net"])
-
 
 class Learned(Frozen):
     """Every k-th batch: theta <- theta + lr mean_i r_i grad log p(a_i | x_i), r_i = L1 + alpha L2 + beta L3 (eq. 12).
@@ -48,17 +40,17 @@ class Learned(Frozen):
     what the target w' after one step on x_adv withstands and still knows.
     """
 
+    state = ("net", "optimizer", "batches")
+
     def __init__(self, spec: StrategySpec, net: nn.Module) -> None:
         super().__init__(spec, net)
         self.optimizer = torch.optim.SGD(
             net.parameters(), spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
         )
-        self.steps = 0
 
     def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
-        """One step of the strategy network on this batch, if it is its turn."""
-        self.steps += 1
-        if self.steps % self.spec.every:
+        """One step of the strategy network on this batch, if it is a k-th one."""
+        if not self.due():
             return
         self.net.train()
         logits = self.logits(x)
@@ -75,7 +67,7 @@ class Learned(Frozen):
     @torch.no_grad()
     def reward(self, target: Target, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
         """r_i (N,): L1 + alpha L2 + beta L3 of each image under its settings."""
-        x_adv, settings = target.attacked(x, y, settings)
+        x_adv, settings = target.craft_under(x, y, settings)
         target.student.eval()
         reward = self.hardness(target, x, x_adv, y, settings).clamp(max=self.spec.hardest)
         if not self.spec.adv and not self.spec.clean:
@@ -91,16 +83,6 @@ class Learned(Frozen):
             return target.losses(target.student, x, x_adv, y, settings)
         return cross_entropy(target.at_precision(target.student)(x_adv), y)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The network, its optimiser, and the count that k refers to."""
-        return super().state_dict() | {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
-
 
 class LearnedAsReleased(Learned):
     """The authors' code: one reward for the whole batch, L2 and L3 accuracies in [0, 1], L1 cut, no baseline.
@@ -115,7 +97,7 @@ class LearnedAsReleased(Learned):
     @torch.no_grad()
     def reward(self, target: Target, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
         """r (N,), the same for every image: min(L1, cut) + alpha acc(x') + beta acc(x)."""
-        x_adv, settings = target.attacked(x, y, settings)
+        x_adv, settings = target.craft_under(x, y, settings)
         target.student.train(self.spec.own_l1)
         reward = self.hardness(target, x, x_adv, y, settings).mean().clamp(max=self.spec.hardest)
         if self.spec.adv or self.spec.clean:
@@ -177,9 +159,10 @@ def judged_as_released(net: Net, x: Tensor, y: Tensor, target: Target, stops: bo
     for _ in range(RESTARTS):
         x_hat = uniform_in_image(x, x.new_tensor(epsilon), target.generator)
         for _ in range(JUDGING_STEPS):
-            criterion = StoppingCriterion(x, y, epsilon)
-            gradient = input_gradient(partial(_label_loss, criterion.listen(net), y), x_hat)
-            moving = (criterion.logits.argmax(1) == y) | (not stops)
+            recorder = Recorder(net)
+            gradient = input_gradient(partial(_label_loss, recorder, y), x_hat)
+            (_, logits), *_ = recorder.outputs
+            moving = (logits.argmax(1) == y) | (not stops)
             x_hat = project(x_hat + moving[:, None, None, None] * (epsilon / 4) * gradient.sign(), x, epsilon)
         with torch.no_grad():
             loss = cross_entropy(net(x_hat), y)

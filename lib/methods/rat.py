@@ -9,7 +9,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lib.errors import UserError
 from lib.losses import cross_entropy, kl
-from lib.methods.core import Net, Nets, Terms
+from lib.methods.at import kl_clean
+from lib.methods.core import Method, Net, Nets, Terms
 
 
 def rat_trades(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float, label_share: float) -> Terms:
@@ -78,3 +79,10 @@ def class_labels(slope: Tensor, y: Tensor) -> Tensor:
 def _label_kl(target: Tensor, logits: Tensor) -> Tensor:
     """KL(q || p) (N,), q = target (N, C) as probabilities, p = softmax(logits)."""
     return cross_entropy(logits, target) - torch.special.entr(target).sum(1)
+
+
+METHODS: dict[str, Method] = {
+    "rat_trades": Method(
+        "RAT (TRADES)", kl_clean, rat_trades, {"trade_off": 6.0, "label_share": 0.2}, attack_noise=1e-4
+    ),
+}

@@ -7,7 +7,7 @@ params/choices/las_at.yaml says what was taken from their papers and what was de
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.losses import cross_entropy, reinforce
 from lib.methods.las_at import judged
@@ -19,9 +19,11 @@ WARM_STEPS = 10.0  # CAT's step is the diameter over the steps times U(1, 10 / s
 class SampleAgnostic(Strategy):
     """One categorical per setting, the same for every image; `learn` of the classes below moves it."""
 
+    state: tuple[str, ...] = ("parameters", "optimizer", "batches")
+
     def __init__(self, spec: StrategySpec, net: None = None) -> None:
         super().__init__(spec, net)
-        self.parameters = [torch.zeros(size, requires_grad=True) for size in spec.sizes]
+        self.parameters = nn.ParameterList(torch.zeros(size) for size in spec.sizes)
         self.optimizer = torch.optim.SGD(self.parameters, spec.lr, momentum=spec.momentum)
 
     def logits(self, count: int, device: torch.device) -> list[Tensor]:
@@ -39,37 +41,25 @@ class SampleAgnostic(Strategy):
         centred = (reward - reward.mean()) / reward.std(correction=0).clamp_min(1e-6)
         return reinforce(log_prob(logits, chosen), centred).mean()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The logits and their optimiser."""
-        return {"logits": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        for own, kept in zip(self.parameters, state["logits"], strict=True):
-            own.data.copy_(kept)
-        self.optimizer.load_state_dict(state["optimizer"])
-
 
 class AdvHP(SampleAgnostic):
     """Adversarial AutoAugment's controller (Zhang et al. 2020): rewarded by the target's loss, moved once per epoch.
 
-    The step is along the mean of the policy gradients of the epoch's batches.
+    The step is along the mean of the policy gradients of the epoch's k-th batches.
     """
 
     def __init__(self, spec: StrategySpec, net: None = None) -> None:
         super().__init__(spec, net)
-        self.batches = 0  # all that there were
-        self.asked = 0  # those whose losses were asked for in this epoch
+        self.summed = 0  # policy gradients of this epoch
 
     def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
-        """On every k-th batch, add to the epoch's policy gradient what the losses of new draws say."""
-        self.batches += 1
-        if self.batches % self.spec.every:
+        """On every k-th batch, add the policy gradient of the losses under new draws to the epoch's."""
+        if not self.due():
             return
-        self.asked += 1
+        self.summed += 1
         logits = self.logits(len(x), x.device)
         chosen = draw([head.detach() for head in logits], target.generator)
-        x_adv, settings = target.attacked(x, y, self.values(chosen))
+        x_adv, settings = target.craft_under(x, y, self.values(chosen))
         target.student.eval()
         with torch.no_grad():
             reward = target.losses(target.student, x, x_adv, y, settings)
@@ -79,19 +69,10 @@ class AdvHP(SampleAgnostic):
         """One step of the controller."""
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad /= self.asked
+                parameter.grad /= self.summed
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.asked = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The distribution, and the count that k refers to; between epochs there is no gradient."""
-        return super().state_dict() | {"batches": self.batches}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        super().load_state_dict(state)
-        self.batches = state["batches"]
+        self.summed = 0
 
 
 class OHL(SampleAgnostic):
@@ -102,21 +83,18 @@ class OHL(SampleAgnostic):
     the target itself trains with until the next draw, which is what broadcasting the best copy comes to.
     """
 
-    def __init__(self, spec: StrategySpec, net: None = None) -> None:
-        super().__init__(spec, net)
-        self.batches = 0
-        self.best: list[int] | None = None
+    state = (*SampleAgnostic.state, "best")
+    best: list[int] | None = None
 
     def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
         """Try the candidates, move the distribution, keep the best one's setting."""
-        self.batches += 1
-        if self.best is not None and self.batches % self.spec.every:
+        if not self.due() and self.best is not None:
             return
         logits = self.logits(self.spec.candidates, x.device)
         chosen = draw([head.detach() for head in logits], target.generator)
         rewards = []
         for one in zip(*chosen, strict=True):
-            x_adv, settings = target.attacked(x, y, self.values([index.expand(len(x)) for index in one]))
+            x_adv, settings = target.craft_under(x, y, self.values([index.expand(len(x)) for index in one]))
             copy = target.at_precision(target.after_step(x, x_adv, y, settings, weight_decay=True).eval())
             x_hat = judged(copy, x, y, target)
             with torch.no_grad():
@@ -135,15 +113,6 @@ class OHL(SampleAgnostic):
             self.counts[name][index] += len(x)
         return self.values(chosen)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The distribution, and where the search stands."""
-        return super().state_dict() | {"batches": self.batches, "best": self.best}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        super().load_state_dict(state)
-        self.batches, self.best = state["batches"], state["best"]
-
 
 class CAT(Strategy):
     """Curriculum adversarial training (Cai et al. 2018): the batch in k + 1 equal parts attacked with 0 to k steps.
@@ -153,9 +122,8 @@ class CAT(Strategy):
     left out.
     """
 
-    def __init__(self, spec: StrategySpec, net: None = None) -> None:
-        super().__init__(spec, net)
-        self.level, self.best, self.since = 0, -1.0, 0.0
+    state = ("level", "best", "since")
+    level, best, since = 0, -1.0, 0.0  # since: the share of the training at which the score last rose
 
     def settings(self, target: Target, x: Tensor) -> Settings:
         """Steps 0 to k in turn over the batch, whose order is random already."""
@@ -175,11 +143,3 @@ class CAT(Strategy):
     def report(self) -> dict[str, Any]:
         """The level it trains at."""
         return {"level": self.level}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the curriculum stands."""
-        return {"level": self.level, "best": self.best, "since": self.since}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        self.level, self.best, self.since = state["level"], state["best"], state["since"]

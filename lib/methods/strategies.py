@@ -12,31 +12,7 @@ from torch import nn
 from lib.errors import choose
 from lib.methods.las_at import Frozen, Learned, LearnedAsReleased, LearnedAWPAsReleased
 from lib.methods.searches import CAT, OHL, AdvHP
-from lib.methods.strategy import (
-    ATTACK_SETTINGS,
-    PER_IMAGE_WEIGHTS,
-    UNITS,
-    Settings,
-    Strategy,
-    StrategySpec,
-    draw,
-    log_prob,
-)
-
-__all__ = [
-    "ATTACK_SETTINGS",
-    "PER_IMAGE_WEIGHTS",
-    "STRATEGIES",
-    "UNITS",
-    "Settings",
-    "Strategy",
-    "StrategySpec",
-    "build",
-    "draw",
-    "log_prob",
-    "needs_network",
-    "scaled",
-]
+from lib.methods.strategy import UNITS, Strategy, StrategySpec
 
 RADIUS = 8 / 255  # what the options below are written for
 
@@ -70,15 +46,7 @@ STRATEGIES: dict[str, StrategySpec] = {
     "las_trades": StrategySpec("learned", (*_PAPER, *_options(trade_off=(5, 9)))),
     "las_pgd_at_as_released": replace(_CODE, options=_PGD_CODE, own_l1=False),
     "las_trades_as_released": replace(
-        _CODE,
-        options=_TRADES_CODE,
-        every=1,
-        momentum=0.9,
-        weight_decay=5e-4,
-        lr_falls=True,
-        adv=8,
-        clean=4,
-        hardest=20,
+        _CODE, options=_TRADES_CODE, every=1, momentum=0.9, weight_decay=5e-4, lr_falls=True, adv=8, clean=4, hardest=20
     ),
     "las_awp_as_released": replace(
         _CODE,

@@ -12,9 +12,7 @@ from lib.attacks.pgd import Start
 from lib.errors import UserError, choose
 
 Net = Callable[[Tensor], Tensor]
-Settings = dict[
-    str, Tensor
-]  # epsilon, step_size, steps, a weight of the method, or what its criterion observed -> (N,)
+Settings = dict[str, Tensor]  # the attack's, a weight of the method, or what its criterion observed -> (N,)
 ATTACK_SETTINGS = ("epsilon", "step_size", "steps")
 PER_IMAGE_WEIGHTS = ("trade_off",)  # weights of methods that may differ from image to image
 UNITS = {"epsilon": 255, "step_size": 255}  # options are written in 1/255
@@ -52,11 +50,12 @@ class StrategySpec:
         for name in (f.name for f in fields(self) if f.type is float):
             object.__setattr__(self, name, float(getattr(self, name)))
         for name, values in self.options:
-            _check_options(name, values)
+            _validate_options(name, values)
         choose("start of a strategy", self.start, dict.fromkeys(("drawn", "training")))
-        _check_range(self, ("every", "candidates"), "at least 1", lambda value: value >= 1)
-        _check_range(self, ("lr", "clip", "hardest", "patience"), "above 0", lambda value: value > 0)
-        _check_range(self, ("momentum", "weight_decay", "adv", "clean"), "0 or more", lambda value: value >= 0)
+        for names, wanted, fits in _RANGES:
+            for name in names:
+                if not fits(value := getattr(self, name)):
+                    raise UserError(f"a strategy's {name} must be {wanted}, got {value}")
 
     @property
     def sizes(self) -> list[int]:
@@ -64,13 +63,14 @@ class StrategySpec:
         return [len(values) for _, values in self.options]
 
 
-def _check_range(spec: StrategySpec, names: tuple[str, ...], wanted: str, fits: Callable[[float], bool]) -> None:
-    for name in names:
-        if not fits(value := getattr(spec, name)):
-            raise UserError(f"a strategy's {name} must be {wanted}, got {value}")
+_RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (("every", "candidates"), "at least 1", lambda value: value >= 1),
+    (("lr", "clip", "hardest", "patience"), "above 0", lambda value: value > 0),
+    (("momentum", "weight_decay", "adv", "clean"), "0 or more", lambda value: value >= 0),
+)
 
 
-def _check_options(name: str, values: tuple[float, ...]) -> None:
+def _validate_options(name: str, values: tuple[float, ...]) -> None:
     if not values:
         raise UserError(f"the options for {name} are empty; give at least one")
     if len(set(values)) < len(values):
@@ -84,7 +84,7 @@ def _check_options(name: str, values: tuple[float, ...]) -> None:
 
 
 class Target(Protocol):
-    """What a strategy sees of the training of the target network."""
+    """What a strategy sees of the training of the target network (lib/train/extended.py)."""
 
     student: nn.Module
     generator: Generator
@@ -101,8 +101,8 @@ class Target(Protocol):
     def at_precision(self, net: Net) -> Net:
         """`net` in the training's precision."""
 
-    def attacked(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]:
-        """x' of the method's attack under `settings`, and these with what its criterion observed on the way."""
+    def craft_under(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]:
+        """x' of the method's attack under `settings`, and these with what the method's criterion observed."""
 
     def losses(self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
         """(N,): the method's loss with `student` in its place and mode; its batch-norm statistics may move."""
@@ -116,17 +116,16 @@ class Target(Protocol):
         weight_decay: bool,
         loss: Callable[[Net], Tensor] | None = None,
     ) -> nn.Module:
-        """A copy of the student after one plain gradient step at the present learning rate; no state changes.
-
-        `loss` maps the copy to (N,); None is the method's own.
-        """
+        """A copy of the student after one gradient step of `loss`, a function of the copy, or of the method's own."""
 
 
 class Strategy:
     """The base of all strategies: uniform draws from the options, per image, which nothing changes."""
 
+    state: tuple[str, ...] = ()  # names of the attributes that a continuation needs, between epochs
+
     def __init__(self, spec: StrategySpec, net: nn.Module | None = None) -> None:
-        self.spec, self.net = spec, net
+        self.spec, self.net, self.batches = spec, net, 0
         self.counts = {name: torch.zeros(len(values), dtype=torch.long) for name, values in spec.options}
         self.rewards: list[Tensor] = []
 
@@ -150,6 +149,11 @@ class Strategy:
     def after_epoch(self, target: Target, score: float) -> None:
         """Called when an epoch is over, with the score that picks the epoch."""
 
+    def due(self) -> bool:
+        """Count a batch; whether it is a k-th one."""
+        self.batches += 1
+        return self.batches % self.spec.every == 0
+
     def take(self, logits: list[Tensor], generator: Generator) -> Settings:
         """Draw and count one option per image and head."""
         chosen = draw(logits, generator)
@@ -167,19 +171,26 @@ class Strategy:
     def report(self) -> dict[str, Any]:
         """What was chosen since the last call, as counts per option, and the mean reward; starts anew."""
         chosen = {
-            name: dict(zip(map(float, values), self.counts[name].tolist(), strict=True))
+            name: {str(float(value)): int(count) for value, count in zip(values, self.counts[name], strict=True)}
             for name, values in self.spec.options
         }
         reward = float(torch.stack(self.rewards).mean()) if self.rewards else None
         self.counts, self.rewards = {name: torch.zeros_like(count) for name, count in self.counts.items()}, []
-        return {"chosen": {n: {str(v): c for v, c in counts.items()} for n, counts in chosen.items()}, "reward": reward}
+        return {"chosen": chosen, "reward": reward}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continuation needs, between epochs."""
-        return {}
+        """The attributes of `state`, networks and optimisers as their own state."""
+        values = {name: getattr(self, name) for name in self.state}
+        return {name: v.state_dict() if hasattr(v, "state_dict") else v for name, v in values.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
+        for name in self.state:
+            own = getattr(self, name)
+            if hasattr(own, "load_state_dict"):
+                own.load_state_dict(state[name])
+            else:
+                setattr(self, name, state[name])
 
 
 def draw(logits: list[Tensor], generator: Generator) -> list[Tensor]:

@@ -1,45 +1,51 @@
 """The training loop: it is handed networks, a method, an attack and data, and touches neither disk nor screen.
 
-One step, in order: crop and flip; the strategy, where there is one; the student in the method's attack mode; the
-attack; train mode; the weights perturbed, where they are; the method's terms; their mean, backward; the optimiser;
-the average of the weights. After every epoch the student is scored by PGD on images it did not see.
+`train_step` is: crop and flip; x' by the attack; the method's terms at x'; their mean, backward; the optimiser. After
+every epoch the student is scored on images it did not see. A guide, a strategy, AWP, an average, or a criterion that
+stops the attack are composed with this step in lib/train/extended.py.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import functional_call
 
 from lib.attacks.fast import Engine, in_precision
-from lib.attacks.stopping import StoppingCriterion
+from lib.attacks.pgd import Objective, Start
 from lib.data import Split, crop_and_flip, to_float
 from lib.errors import UserError
 from lib.methods import Method, Net, Nets, Weight, weight_at
-from lib.methods.strategy import ATTACK_SETTINGS, Settings
-from lib.models.modes import mode
 from lib.train.extras import TrainingExtras
 from lib.train.meter import Meter
 from lib.train.schedule import Schedule
-from lib.train.weights import EMA, as_if_forwarded, jittered, perturbed
 
 Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (objective, x, *, start, generator, ...) -> x'
 Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
-Follow = Callable[["Training"], dict[str, Any]]  # what else is told of an epoch, in the history only
+Follow = Callable[["Training"], dict[str, Any]]  # further numbers of an epoch, for the history only
 
 
 class Training:
     """One run's state: student, optimiser, scheduler, generator, history and the best weights so far.
 
     `run` goes from wherever the state is to the end; `state_dict` after an epoch, loaded into an equal Training,
-    continues to the same final weights on the same machine.
+    continues to the same final weights on the same machine. Called with extras, or with a method that is `extended`,
+    it makes an ExtendedTraining.
+
+    Raises:
+        UserError: the method needs a teacher or trains a guide, and there is none.
     """
+
+    extended: ClassVar[type["Training"]]  # set by lib/train/extended.py
+
+    def __new__(
+        cls, student: nn.Module, teacher: nn.Module | None, method: Method, *_: Any, **settings: Any
+    ) -> "Training":
+        """The loop of this file for attack and loss alone, else the one of lib/train/extended.py."""
+        return super().__new__(cls.extended if settings.get("extras") or method.extended else cls)
 
     def __init__(
         self,
@@ -62,33 +68,28 @@ class Training:
         follow: Follow | None = None,
     ) -> None:
         self.extras = extras or TrainingExtras()
-        if method.needs_teacher and teacher is None:
-            raise UserError(f"{method.title} needs a teacher")
-        if method.trains_guide and self.extras.guide is None:
-            raise UserError(f"{method.title} trains a guide beside its target, and none was given")
-        self.engine = Engine(execution, precision)
-        for net in filter(None, (student, teacher, self.extras.guide)):
-            self.engine.lay_out(net)
-        self.nets = Nets(in_precision(student, precision))
-        if teacher is not None:
-            self.nets = replace(self.nets, teacher=in_precision(teacher.eval().requires_grad_(False), precision))
-        if self.extras.guide is not None:
-            self.nets = replace(self.nets, guide=in_precision(self.extras.guide.train(), precision))
         self.student, self.teacher, self.guide, self.method = student, teacher, self.extras.guide, method
+        _validate(method, teacher, self.guide)
+        self.engine = Engine(execution, precision)
+        self.precision = "bf16" if precision == "bf16" else "fp32"  # of the training; the engine has the attack's
+        for net in filter(None, (student, teacher, self.guide)):
+            self.engine.lay_out(net)
+        self.nets = Nets(self.at_precision(student))
+        if teacher is not None:
+            self.nets = replace(self.nets, teacher=self.at_precision(teacher.eval().requires_grad_(False)))
         self.data, self.schedule, self.score, self.follow = data, schedule, score, follow
         self.attack, self.epsilon = attack, float(attack.keywords["epsilon"])
         self.weights = {**method.all_weights, **(weights or {})}
-        self.padding, self.flip, self.precision = padding, flip, precision
+        self.padding, self.flip = padding, flip
         self.generator = Generator(data.images.device).manual_seed(seed)
-        trained = nn.ModuleList([student] if self.guide is None else [student, self.guide])
+        trained = nn.ModuleList(filter(None, (student, self.guide)))
         self.optimizer, self.scheduler = schedule.build(trained, len(data.labels))
-        self.average = EMA(student, self.extras.average) if self.extras.average else None
         self.total = schedule.steps(len(data.labels))
         self.stop = min(self.total, max_steps) if max_steps else self.total
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.costs: list[dict[str, float]] = []  # of every epoch, its scoring included; no part of the result
-        self.labels_right: list[Tensor] = []  # per batch of the epoch: the share of images that the guide had right
+        self.labels_right: list[Tensor] = []  # per batch of the epoch: the share of images that a guide has right
         self.best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": {}}
 
     @property
@@ -97,14 +98,9 @@ class Training:
         return self.step / self.total
 
     @property
-    def lr_share(self) -> float:
-        """The present learning rate as a share of the schedule's."""
-        return float(self.optimizer.param_groups[0]["lr"]) / self.schedule.lr
-
-    @property
     def kept(self) -> nn.Module:
-        """What is scored and published: the student, or the average of its weights."""
-        return self.average.net if self.average else self.student
+        """What is scored and published."""
+        return self.student
 
     def run(self, after_epoch: Callable[["Training"], None] = lambda training: None) -> None:
         """Train to the end, calling `after_epoch` after each epoch, when the state can be saved."""
@@ -112,18 +108,17 @@ class Training:
             meter = Meter(self.data.images.device)
             terms = self.epoch()
             score = self.score(self.kept)
-            row: dict[str, Any] = {"epoch": len(self.history) + 1, "step": self.step, "score": score, **terms}
-            if self.extras.strategy is not None:
-                self.extras.strategy.after_epoch(self, score)
-                row["strategy"] = self.extras.strategy.report()
-            if self.follow is not None:
-                row["followed"] = self.follow(self)
-            self.history.append(row)
+            row = {"epoch": len(self.history) + 1, "step": self.step, "score": score, **terms}
+            self.history.append(row | self.notes(score))
             self.costs.append(meter.read())
             if score > self.best["score"]:
                 weights = {name: tensor.clone() for name, tensor in self.kept.state_dict().items()}
                 self.best = {"score": score, "epoch": len(self.history), "weights": weights}
             after_epoch(self)
+
+    def notes(self, score: float) -> dict[str, Any]:
+        """What the history has of an epoch besides score and terms."""
+        return {} if self.follow is None else {"followed": self.follow(self)}
 
     def epoch(self) -> dict[str, float]:
         """One pass over the data in a fresh order; returns each term's mean over the epoch's batches.
@@ -131,15 +126,13 @@ class Training:
         Raises:
             UserError: a term is not finite any more.
         """
-        count, batches, self.labels_right = len(self.data.labels), 0, []
-        sums: dict[str, float | Tensor] = {}
-        order = torch.randperm(count, generator=self.generator, device=self.data.images.device)
+        batches, sums = 0, dict[str, float | Tensor]()
+        order = torch.randperm(len(self.data.labels), generator=self.generator, device=self.data.images.device)
         for index in order.split(self.schedule.batch_size):
             if self.step >= self.stop:
                 break
             terms = self.train_step(to_float(self.data.images[index]), self.data.labels[index])
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term
+            sums |= {name: sums.get(name, 0.0) + term for name, term in terms.items()}
             batches += 1
         means = {name: float(total) / batches for name, total in sums.items()}
         if not all(map(math.isfinite, means.values())):
@@ -151,26 +144,35 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.padding or self.flip:
             x = crop_and_flip(x, padding=self.padding, flip=self.flip, generator=self.generator)
-        settings: Settings = {}
-        if self.extras.strategy is not None:
-            self.extras.strategy.learn(self, x, y)
-            settings = self.extras.strategy.settings(self, x)
-        x_adv, settings = self.attacked(x, y, settings)
-        if self.extras.strategy is not None:
-            x_adv = self.extras.strategy.trained_on(self, x, x_adv)
+        x_adv, observed = self.craft(x, y)
         self.student.train()
-        with self._perturbed(self.student, x, x_adv, y, settings), self._guide_forwards():
-            per_image = self._terms(self._heard(y), self.student, x, x_adv, y, settings)
-            terms = {name: self._mean(name, term, y) for name, term in per_image.items()}
-            torch.stack(list(terms.values())).sum().backward()
-            self.optimizer.step()
+        terms = self.update(x, x_adv, y, observed)
         self.scheduler.step()
-        if self.average is not None:
-            self.average.update(self.student)
         self.step += 1
+        return terms
+
+    def craft(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """x' = argmax of the method's objective in the ball, and what the loss is given of the way there: nothing."""
+        if self.method.objective is None:
+            return x, {}
+        self.student.train(self.method.attack_mode == "train")
+        return self.maximise(self.method.objective(self.attack_views(), x, y), x, self.method.start), {}
+
+    def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of the optimiser on the mean over images of the sum of the method's terms."""
+        weights = {**self.current_weights(self.method.weights), **observed}
+        per_image = self.method.loss(self.nets, x, x_adv, y, **weights)
+        terms = {name: self.mean(name, term, y) for name, term in per_image.items()}
+        torch.stack(list(terms.values())).sum().backward()
+        self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
 
-    def _mean(self, name: str, term: Tensor, y: Tensor) -> Tensor:
+    def mean(self, name: str, term: Tensor, y: Tensor) -> Tensor:
+        """The mean of a term over images.
+
+        Raises:
+            UserError: the term is not one value per image.
+        """
         if term.shape != y.shape:
             raise UserError(
                 f"{self.method.title}: the term {name!r} of its loss has shape {tuple(term.shape)}; "
@@ -178,178 +180,47 @@ class Training:
             )
         return term.mean()
 
-    def craft(self, x: Tensor, y: Tensor) -> Tensor:
-        """x' of the method's attack on the student, in the method's attack mode."""
-        return self.attacked(x, y, {})[0]
+    def attack_views(self) -> Nets:
+        """The networks as the attack sees them."""
+        nets = replace(self.nets, student=self.engine.attack_view(self.student))
+        return nets if self.teacher is None else replace(nets, teacher=self.engine.attack_view(self.teacher))
+
+    def maximise(self, objective: Objective, x: Tensor, start: Start, **chosen: Any) -> Tensor:
+        """x' of the training's attack on the objective, by the engine; `chosen` replaces settings of the attack."""
+        if self.method.attack_mode == "train":
+            objective = partial(objective)  # batch statistics: no image may leave the batch
+        return self.engine.attack(self.attack, objective, x, start=start, generator=self.generator, **chosen)
 
     def at_precision(self, net: Net) -> Net:
-        """`net` in this training's precision."""
+        """`net` in the training's precision."""
         return in_precision(net, self.precision)
 
-    def losses(self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
-        """The method's loss per image (b,), with `student` in the student's place and in the mode it is in."""
-        return torch.stack(list(self._terms(self._spared(), student, x, x_adv, y, settings).values())).sum(0)
-
-    def after_step(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        y: Tensor,
-        settings: Settings,
-        weight_decay: bool,
-        loss: Callable[[Net], Tensor] | None = None,
-    ) -> nn.Module:
-        """w - lr (grad + wd w) as a copy, lr as it is now, without momentum; no network of the training changes.
-
-        The gradient is that of the mean of `loss`, a function of the copy, or else of the method's own.
-        """
-        copy = deepcopy(self.student).train()
-        group = self.optimizer.param_groups[0]
-        decay = group["weight_decay"] if weight_decay else 0.0
-        with self._perturbed(copy, x, x_adv, y, settings):
-            with torch.enable_grad():
-                each = loss(self.at_precision(copy)) if loss else self.losses(copy, x, x_adv, y, settings)
-                mean = each.mean()
-            parameters = list(copy.parameters())
-            gradients = torch.autograd.grad(mean, parameters, allow_unused=True, materialize_grads=True)
-            with torch.no_grad():
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.sub_(group["lr"] * (gradient + decay * parameter))
-        return copy
-
-    def attacked(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]:
-        """x' of the method's attack under `settings`, and these with what its criterion observed on the way."""
-        if self.method.objective is None:
-            return x, settings
-        start = self.method.start
-        if self.extras.strategy is not None:
-            start = self.extras.strategy.start(self, start)
-        chosen: dict[str, Any] = {name: value for name, value in settings.items() if name in ATTACK_SETTINGS}
-        with mode(self.student, self.method.attack_mode == "train"), self._guide_mode(), self._noise():
-            nets = self._attacked_nets(x)
-            label = y if self.method.attack_label is None else self.method.attack_label(nets, x, y)
-            criterion = self._criterion(x, label, chosen.get("epsilon", self.epsilon))
-            if criterion is not None:
-                nets, chosen["criterion"] = replace(nets, student=criterion.listen(nets.student)), criterion
-            objective = self.method.objective(nets, x, label)
-            if self.method.attack_mode == "train":
-                objective = partial(objective)  # batch statistics: no image may leave the batch
-            x_adv = self.engine.attack(self.attack, objective, x, start=start, generator=self.generator, **chosen)
-        return x_adv, settings | (criterion.observed() if criterion is not None else {})
-
-    def _attacked_nets(self, x: Tensor) -> Nets:
-        """The networks as the attack sees them; a guide in train mode is asked for labels only, as it is."""
-        nets = replace(self.nets, student=self.engine.attack_view(self.student))
-        if self.teacher is not None:
-            nets = replace(nets, teacher=self.engine.attack_view(self.teacher))
-        if self.guide is not None and not self.guide.training:
-            nets = replace(nets, guide=self.engine.attack_view(self.guide))
-        return nets
-
-    def _criterion(self, x: Tensor, y: Tensor, radius: float | Tensor) -> StoppingCriterion | None:
-        if self.method.criterion is None:
-            return None
-        return self.method.criterion(x, y, radius, **self._weights(self.method.criterion_weights))
-
-    def _noise(self) -> AbstractContextManager[None]:
-        """The student's weights as the method's attack wants them."""
-        std = self.method.attack_noise
-        return jittered(self.student, std, self.generator) if std else nullcontext()
-
-    @contextmanager
-    def _guide_mode(self) -> Iterator[None]:
-        """The guide as the method's attack wants it."""
-        if self.guide is None:
-            yield
-            return
-        times = self.attack.keywords["steps"] if self.method.guide_mode == "train_at_every_step" else 1
-        with mode(self.guide, self.method.guide_mode != "eval"), as_if_forwarded(self.guide, times):
-            yield
-
-    def _guide_forwards(self) -> AbstractContextManager[None]:
-        """The guide's one answer to the loss as the recipe's several."""
-        return nullcontext() if self.guide is None else as_if_forwarded(self.guide, self.method.guide_forwards)
-
-    def _heard(self, y: Tensor) -> Nets:
-        """The networks; how often the guide tells the loss y is noted."""
-        if self.guide is None:
-            return self.nets
-
-        def heard(x: Tensor) -> Tensor:
-            logits = self.nets.guide(x)
-            self.labels_right.append((logits.detach().argmax(1) == y).float().mean())
-            return logits
-
-        return replace(self.nets, guide=heard)
-
-    def _spared(self) -> Nets:
-        """The networks, the guide's batch-norm statistics staying as they are."""
-        if (guide := self.guide) is None:
-            return self.nets
-        buffers = {name: buffer.clone() for name, buffer in guide.named_buffers()}
-        return replace(self.nets, guide=self.at_precision(lambda x: functional_call(guide, buffers, (x,))))
-
-    def _weights(self, names: Mapping[str, Weight]) -> dict[str, float]:
+    def current_weights(self, names: Iterable[str]) -> dict[str, float]:
+        """The run's weights of these names as they are at this step."""
         size = self.schedule.batch_size
         return {name: weight_at(self.weights[name], self.progress, size) for name in names}
 
-    def _terms(
-        self, nets: Nets, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings
-    ) -> dict[str, Tensor]:
-        chosen = {name: value for name, value in settings.items() if name not in ATTACK_SETTINGS}
-        weights: dict[str, Any] = {**self._weights(self.method.weights), **chosen}
-        return self.method.loss(replace(nets, student=self.at_precision(student)), x, x_adv, y, **weights)
-
-    def _perturbed(
-        self, student: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings
-    ) -> AbstractContextManager[None]:
-        """AWP around the block, once its warm-up is over."""
-        awp, other = self.extras.awp, self.extras.awp_method
-        if awp is None or self.progress < awp.warmup:
-            return nullcontext()
-
-        def loss(net: Net) -> Tensor:
-            if other is not None:
-                size = self.schedule.batch_size
-                weights = {name: weight_at(weight, self.progress, size) for name, weight in awp.weights}
-                terms = other.loss(Nets(self.at_precision(net)), x, x_adv, y, **weights)
-                return torch.stack([term.mean() for term in terms.values()]).sum()
-            return self.losses(net, x, x_adv, y, settings).mean()
-
-        return perturbed(student, loss, awp.gamma)
-
     def state_dict(self) -> dict[str, Any]:
         """Everything a continuation needs, as tensors and plain values."""
-        state = {
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
-            "step": self.step,
-            "history": self.history,
-            "costs": self.costs,
-            "best": self.best,
-        }
-        if self.guide is not None:
-            state["guide"] = self.guide.state_dict()
-        if self.extras.strategy is not None:
-            state["strategy"] = self.extras.strategy.state_dict()
-        if self.average is not None:
-            state["average"] = {"net": self.average.net.state_dict(), "steps": self.average.steps}
-        return state
+        parts = {name: part.state_dict() for name, part in self.parts().items()}
+        rest = {"step": self.step, "history": self.history, "costs": self.costs, "best": self.best}
+        return {**parts, **rest, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
         self.generator.set_state(state["generator"].cpu())
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
         self.costs = state.get("costs") or [{} for _ in self.history]  # a checkpoint from before they were kept
-        if self.guide is not None:
-            self.guide.load_state_dict(state["guide"])
-        if self.extras.strategy is not None:
-            self.extras.strategy.load_state_dict(state["strategy"])
-        if self.average is not None:
-            self.average.net.load_state_dict(state["average"]["net"])
-            self.average.steps = state["average"]["steps"]
+
+    def parts(self) -> dict[str, Any]:
+        """What has a state of its own, by the name that a checkpoint gives it."""
+        return {"student": self.student, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
+
+def _validate(method: Method, teacher: nn.Module | None, guide: nn.Module | None) -> None:
+    if method.needs_teacher and teacher is None:
+        raise UserError(f"{method.title} needs a teacher")
+    if method.trains_guide and guide is None:
+        raise UserError(f"{method.title} trains a guide beside its target, and none was given")

@@ -1,4 +1,4 @@
-"""What an epoch cost, or one call: seconds, and the memory that was held at most."""
+"""The cost of an epoch, or of one call: seconds, and peak memory."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ if sys.platform != "win32":
     import resource
 
 KEYS = ("seconds", "peak_mb")
-"""What `Meter.read` tells, and what a run's history says of every epoch."""
+"""Of `Meter.read`, and of every epoch in a run's history."""
 
 
 class Meter:
@@ -22,7 +22,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(device)
 
     def read(self) -> dict[str, float]:
-        """Seconds, and MB: of this stretch on a GPU; on a CPU the most that the process ever held, by the system."""
+        """Seconds, and peak MB: since the making on a GPU, of the process's whole life on a CPU."""
         drain(self.device)
         return {"seconds": round(time.monotonic() - self.begun, 3), "peak_mb": round(self._peak() / 1e6, 1)}
 
@@ -36,7 +36,7 @@ class Meter:
 
 
 def seconds(work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one call, with all that it leaves in the device's queue and nothing that was there before."""
+    """Seconds of one call, from an empty queue of the device to an empty queue."""
     drain(device)
     begun = clock()
     work()
@@ -45,7 +45,7 @@ def seconds(work: Callable[[], object], device: torch.device, clock: Callable[[]
 
 
 def drain(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU has."""
+    """Wait until the device's queue is empty."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,8 +1,7 @@
-"""How the learning rate goes, and the optimiser that it goes with."""
+"""SGD and the schedule of its learning rate."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,14 +27,19 @@ class Schedule:
     first_lr: float = 0.0  # the first epoch's, where it has one of its own
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"a schedule wants a momentum in [0, 1) and a weight_decay >= 0, got {self}")
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf or min(self.milestones, default=0) < 0:
-            raise UserError(f"a schedule wants epochs and batch_size >= 1 and a positive lr, got {self}")
-        if not 0 <= self.first_lr < math.inf or (self.first_lr and not self.milestones):
-            raise UserError(f"a first_lr is >= 0 and goes with milestones, got {self}")
-        if self.nesterov and not self.momentum > 0:
-            raise UserError(f"Nesterov's momentum wants a momentum > 0, got {self}")
+        wanted = {
+            "epochs and batch_size >= 1": self.epochs >= 1 and self.batch_size >= 1,
+            "a positive lr": 0 < self.lr < math.inf,
+            "a momentum in [0, 1) and a weight_decay >= 0": 0 <= self.momentum < 1
+            and 0 <= self.weight_decay < math.inf,
+            "milestones >= 0": min(self.milestones, default=0) >= 0,
+            "a first_lr >= 0, which goes with milestones": 0 <= self.first_lr < math.inf
+            and bool(not self.first_lr or self.milestones),
+            "a momentum > 0 for Nesterov's": self.momentum > 0 or not self.nesterov,
+        }
+        for what, met in wanted.items():
+            if not met:
+                raise UserError(f"a schedule wants {what}, got {self}")
 
     def steps(self, images: int) -> int:
         """Optimisation steps over `images` images; the last batch of an epoch may be partial."""
@@ -47,12 +51,10 @@ class Schedule:
             return self.first_lr / self.lr
         return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
-    def build(
-        self, net: nn.Module, images: int, **options: Any
-    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """SGD over all parameters, and the scheduler that is stepped once per batch; `options` go to torch's SGD."""
+    def build(self, net: nn.Module, images: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """SGD over all parameters, and the scheduler that is stepped once per batch."""
         optimizer = torch.optim.SGD(
-            net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov, **options
+            net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
         if self.milestones:
             per_epoch = self.steps(images) // self.epochs

@@ -1,4 +1,4 @@
-"""What is done to weights around a step: perturbation (AWP), noise, averages (EMA), batch-norm's statistics."""
+"""What is done to weights and batch-norm statistics in a step: perturbation (AWP), noise, averages (EMA)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lib.errors import UserError
+
+Net = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,14 @@ class AWP:
             raise UserError(f"AWP wants gamma > 0 and a warmup in [0, 1], got {self}")
 
 
+def freeze_bn(net: nn.Module) -> Net:
+    """`net` in its present mode and with its weights, as a function of images that moves none of its buffers."""
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    return lambda x: functional_call(net, buffers, (x,))
+
+
 @contextmanager
-def perturbed(net: nn.Module, loss: Callable[[Callable[[Tensor], Tensor]], Tensor], gamma: float) -> Iterator[None]:
+def perturbed(net: nn.Module, loss: Callable[[Net], Tensor], gamma: float) -> Iterator[None]:
     """w + gamma ||w|| g / ||g|| inside the block, g = d loss / d w, per weight tensor; the same amount off afterwards.
 
     Tensors with more than one dimension are perturbed, so neither batch-norm nor biases. `loss` is called with the
@@ -43,10 +51,10 @@ def perturbed(net: nn.Module, loss: Callable[[Callable[[Tensor], Tensor]], Tenso
     Source: Wu et al. 2020; their proxy's step size cancels in the normalisation.
     """
     named = {name: parameter for name, parameter in net.named_parameters() if parameter.dim() > 1}
-    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     with torch.enable_grad():
-        value = loss(lambda x: functional_call(net, buffers, (x,)))
-        gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            loss(freeze_bn(net)), list(named.values()), allow_unused=True, materialize_grads=True
+        )
     with torch.no_grad():
         steps = [gamma * w.norm() / (g.norm() + 1e-20) * g for w, g in zip(named.values(), gradients, strict=True)]
         for w, step in zip(named.values(), steps, strict=True):
@@ -96,6 +104,15 @@ class EMA:
         for buffer, current in zip(self.net.buffers(), net.buffers(), strict=True):
             buffer.copy_(current)
         self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged weights, and the steps that the ramp refers to."""
+        return {"net": self.net.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.net.load_state_dict(state["net"])
+        self.steps = state["steps"]
 
 
 @contextmanager

@@ -87,10 +87,10 @@ def test_the_perturbation_raises_the_loss_it_is_made_of(net, loss):
 @pytest.mark.parametrize("train", [True, False])
 def test_the_loss_is_taken_in_the_networks_present_mode(net, batch, train):
     net.train(train)
-    heard = []
+    outputs = []
 
     def loss(perturbed_net):
-        heard.append(perturbed_net(batch[0]).detach())
+        outputs.append(perturbed_net(batch[0]).detach())
         return perturbed_net(batch[0]).square().mean()
 
     statistics = net[1].running_mean.clone()
@@ -98,7 +98,7 @@ def test_the_loss_is_taken_in_the_networks_present_mode(net, batch, train):
         pass
     assert net.training == train
     assert net[1].running_mean.equal(statistics)
-    torch.testing.assert_close(heard[0], net(batch[0]).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs[0], net(batch[0]).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_an_optimisers_step_inside_acts_on_the_perturbed_weights_decay_included(net, loss):

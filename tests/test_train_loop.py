@@ -1,11 +1,14 @@
 import io
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from lib import ROOT
 from lib.attacks.fast import in_precision
 from lib.attacks.pgd import pgd
 from lib.data import Split, crop_and_flip
@@ -93,6 +96,38 @@ def test_one_cycle_of_a_single_step_takes_a_step_that_counts(make_net):
     assert 0.02 < rates[0] <= 0.2
 
 
+def test_nesterovs_momentum_looks_ahead_and_is_off_by_default():
+    def weight_after_two_steps(**settings):
+        line = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(line.weight)
+        schedule = Schedule(9, 4, lr=0.1, weight_decay=0.0, milestones=(9,), **settings)
+        optimizer, _ = schedule.build(line, 4)
+        for _ in range(2):
+            line.weight.grad = torch.ones(1, 1)
+            optimizer.step()
+        return line.weight.item()
+
+    assert weight_after_two_steps() == pytest.approx(-0.1 * (1 + 1.9))
+    assert weight_after_two_steps(nesterov=True) == pytest.approx(-0.1 * (1.9 + 2.71))  # g + 0.9 v, v = 1 and 1.9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 0.0, "nesterov": True}, "momentum > 0"),
+        ({"batch_size": 0}, "batch_size >= 1"),
+        ({"lr": 0.0}, "a positive lr"),
+        ({"momentum": 1.0}, "a momentum in"),
+        ({"weight_decay": -1.0}, "and a weight_decay >= 0"),
+        ({"milestones": (-1,)}, "milestones >= 0"),
+        ({"first_lr": 0.01}, "goes with milestones"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused_with_what_it_wants(settings, message):
+    with pytest.raises(UserError, match=message):
+        Schedule(1, **settings)
+
+
 # --- one step -----------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +164,24 @@ def test_a_step_crops_then_attacks_then_trains_and_only_then_moves_the_weights(m
     assert (start, generator, weight) == ("the start", training.generator, 3.0)
     assert weights.equal(before)
     assert not student[0].weight.equal(before)
+
+
+def test_a_pgd_at_step_enters_at_most_six_files_of_ours_network_and_data_aside(make_net, batch):
+    training, entered = make_training(make_net(), "pgd_at", attack=partial(ATTACK, steps=3)), set()
+
+    def trace(frame, event, argument):
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT / "lib"):
+            entered.add(path.relative_to(ROOT / "lib").as_posix())
+
+    sys.setprofile(trace)
+    try:
+        training.train_step(*batch)
+    finally:
+        sys.setprofile(None)
+    assert type(training) is Training
+    assert {"train/loop.py", "methods/at.py", "losses.py", "attacks/pgd.py"} <= entered
+    assert len(entered) <= 6, entered
 
 
 def test_a_step_is_sgd_on_the_mean_over_images_of_the_summed_terms():
@@ -265,7 +318,7 @@ def test_a_continued_run_ends_bit_for_bit_where_an_uninterrupted_one_does(make_n
 FEW = {"epsilon": (0.02, 0.1), "step_size": (0.02, 0.05), "steps": (1.0, 2.0), "trade_off": (1.0, 6.0)}
 
 
-def make_around(name, make_net, seed):
+def make_extras(name, make_net, seed):
     """A strategy with few options, a guide, AWP and an average."""
     options = tuple((option, FEW[option]) for option, _ in STRATEGIES[name].options)
     spec = replace(STRATEGIES[name], options=options, every=2)
@@ -285,10 +338,10 @@ def parts(training):
 def test_a_run_with_strategy_guide_and_average_continues_bit_for_bit(make_net, name):
     settings = {"epochs": 3, "milestones": (1,), "padding": 1}
     states = []
-    whole = make_training(seeded(make_net), "lbgat", extras=make_around(name, make_net, 1), **settings)
+    whole = make_training(seeded(make_net), "lbgat", extras=make_extras(name, make_net, 1), **settings)
     whole.run(lambda training: states.append(saved(training)))
     for state in states:
-        other = make_training(seeded(make_net, 2), "lbgat", extras=make_around(name, make_net, 3), seed=9, **settings)
+        other = make_training(seeded(make_net, 2), "lbgat", extras=make_extras(name, make_net, 3), seed=9, **settings)
         other.load_state_dict(state)
         other.run()
         assert other.history == whole.history
@@ -301,7 +354,7 @@ def test_a_run_with_strategy_guide_and_average_continues_bit_for_bit(make_net, n
 
 
 def test_awp_and_the_reward_forward_the_guide_without_moving_its_statistics(make_net):
-    training = make_training(make_net(), "lbgat", extras=make_around("las_at", make_net, 0))
+    training = make_training(make_net(), "lbgat", extras=make_extras("las_at", make_net, 0))
     training.run()
     assert training.guide[1].num_batches_tracked == training.step
 
@@ -366,11 +419,21 @@ def test_a_training_in_bf16_computes_student_and_teacher_in_bf16_with_fp32_weigh
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in student.parameters())
 
 
-def test_fp32_is_the_network_itself_and_an_unknown_precision_is_refused(make_net):
+def test_fp32_is_the_network_itself_and_an_unknown_precision_or_execution_is_refused(make_net):
     net = make_net()
     assert in_precision(net, "fp32") is net
     with pytest.raises(UserError, match=r"'fp8'.*fp32, bf16"):
-        in_precision(net, "fp8")
+        make_training(net, precision="fp8")
+    with pytest.raises(UserError, match=r"'quick'.*fast, plain"):
+        make_training(net, execution="quick")
+
+
+@pytest.mark.parametrize("extras", [TrainingExtras(), TrainingExtras(average=0.9)])
+def test_the_crafting_alone_in_bf16_trains_in_fp32(make_net, extras):
+    student, inside = make_net(), []
+    student[0].register_forward_hook(lambda module, inputs, output: inside.append(output.dtype))
+    make_training(student, "pgd_at", precision="bf16_crafting", max_steps=1, extras=extras).run()
+    assert inside[-1] == torch.float32
 
 
 def test_a_mode_gives_a_frozen_batch_norm_its_own_mode_back(make_net):

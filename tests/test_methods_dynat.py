@@ -13,13 +13,14 @@ from cases import (
     make_case,
     make_training,
     moved_by,
+    pgd_by_hand,
     terms_of,
 )
 
 from lib.attacks.pgd import pgd
 from lib.data import Split
 from lib.methods import METHODS, ce_label, guides_answer
-from lib.methods.at import margin_weight
+from lib.methods.reweighting import margin_weight
 from lib.train import Schedule, Training, TrainingExtras
 from lib.train.weights import AWP
 
@@ -93,36 +94,31 @@ def test_inners_attack_raises_the_ce_of_what_the_guide_answers_with_batch_statis
     (x, y), student, guide = batch, make_net(), make_net()
     with torch.no_grad():
         guide[1].running_mean.add_(2 * torch.randn(4))  # so that in eval mode it would answer otherwise
-        told, otherwise = deepcopy(guide).train()(x).argmax(1), deepcopy(guide).eval()(x).argmax(1)
-    assert not told.equal(otherwise)
-    assert not told.equal(y)
+        label, otherwise = deepcopy(guide).train()(x).argmax(1), deepcopy(guide).eval()(x).argmax(1)
+    assert not label.equal(otherwise)
+    assert not label.equal(y)
     training = make_training(name, student, None, x, y, guide)
-    x_adv = training.craft(x, y)
+    x_adv, _ = training.craft(x, y)
     net, generator = deepcopy(student).eval(), torch.Generator().manual_seed(0)
-    by_hand = METHODS[name].start(x, torch.tensor(0.05), generator)
-    for _ in range(3):
-        by_hand.requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(net(by_hand), told, reduction="sum"), by_hand)
-        by_hand = by_hand.detach() + 0.02 * gradient.sign()
-        by_hand = torch.minimum(torch.maximum(by_hand, x - 0.05), x + 0.05).clamp(0, 1)
-    torch.testing.assert_close(x_adv, by_hand)
+    start = METHODS[name].start(x, torch.tensor(0.05), generator)
+    torch.testing.assert_close(x_adv, pgd_by_hand(lambda z: label_loss(net(z), label), x, start))
 
 
 def test_attack_and_loss_of_a_step_use_the_same_labels(make_net, batch):
-    told = {}
+    given = {}
 
     def objective(nets, x, y):
-        told["attack"] = y
+        given["attack"] = y
         return ce_label(nets, x, y)
 
     def loss(nets, x, x_adv, y, **weights):
-        told["loss"], told["true"] = nets.guide(x).argmax(1), y
+        given["loss"], given["true"] = nets.guide(x).argmax(1), y
         return {"adv": nets.student(x_adv).sum(1)}
 
     method = replace(METHODS["dynat_inner"], objective=objective, loss=loss)
     train_with(method, make_net(), make_net(), batch).train_step(*batch)
-    assert told["attack"].equal(told["loss"])
-    assert told["true"].equal(batch[1])
+    assert given["attack"].equal(given["loss"])
+    assert given["true"].equal(batch[1])
 
 
 def train_with(method, student, guide, batch, steps=3, **extras):
@@ -157,7 +153,7 @@ def test_the_guides_statistics_move_as_in_the_code_1_or_11_times_a_step_and_in_a
 def test_the_targets_statistics_see_the_adversarial_images_and_then_the_clean_ones(make_net, batch):
     (x, y), student = batch, make_net()
     training = make_training("dynat", student, None, x, y, make_net())
-    x_adv = training.craft(x, y)
+    x_adv, _ = training.craft(x, y)
     training.generator.manual_seed(0)
     expected, otherwise = after_forwards(student, x_adv, x), after_forwards(student, x, x_adv)
     training.train_step(x, y)
@@ -240,9 +236,9 @@ def test_awp_comes_after_the_attack_moves_the_target_alone_and_is_gone_after_the
 def test_awp_begins_with_the_first_batch_of_epoch_10_of_100(batches, make_net, batch):
     perturbed = []
 
-    def loss(nets, x, x_adv, y, **given):
+    def loss(nets, x, x_adv, y, **weights):
         perturbed.append(not training.student[0].weight.equal(before))
-        return METHODS["dynat"].loss(nets, x, x_adv, y, **given)
+        return METHODS["dynat"].loss(nets, x, x_adv, y, **weights)
 
     training = awp_training("dynat", make_net, batch, loss=loss)
     training.total = 100 * batches
@@ -256,10 +252,10 @@ def test_awp_begins_with_the_first_batch_of_epoch_10_of_100(batches, make_net, b
 
 
 def test_gairats_kappa_counts_the_iterates_that_the_guide_would_call_right(make_net, batch):
-    told = {}
+    given = {}
 
-    def spy(nets, x, x_adv, y, *, kappa, asked, **weights):
-        told.update(kappa=kappa, asked=asked)
+    def spy(nets, x, x_adv, y, *, kappa, steps_seen, **weights):
+        given.update(kappa=kappa, steps_seen=steps_seen)
         return {"adv": nets.student(x_adv).sum(1)}
 
     (x, _), student, guide = batch, make_net(), make_net()
@@ -275,8 +271,8 @@ def test_gairats_kappa_counts_the_iterates_that_the_guide_would_call_right(make_
     y = (labels + 1) % 10
     method = replace(METHODS["dynat_inner_gairat"], loss=spy)
     train_with(method, student, guide, (x, y)).train_step(x, y)
-    assert told["kappa"].tolist() == [3 * one for one in right.tolist()]
-    assert told["asked"].tolist() == [3] * 6
+    assert given["kappa"].tolist() == [3 * one for one in right.tolist()]
+    assert given["steps_seen"].tolist() == [3] * 6
 
 
 @pytest.mark.parametrize(("name", "own"), [("dynat_mail_at", True), ("dynat_mail_inner", False)])
@@ -307,7 +303,7 @@ def test_a_weight_from_the_margin_takes_no_gradient_to_either_network(name):
     assert_equal_with_gradients(weighted.sum(), (w * plain).sum(), (case.s, case.s_adv, case.g))
 
 
-def test_the_guides_answer_is_its_argmax_asked_for_once_without_a_graph():
+def test_the_guides_answer_is_its_argmax_from_one_forward_without_a_graph():
     case = make_case()
     assert guides_answer(case.nets, case.x, case.y).equal(case.g.argmax(1))
     assert case.seen == "g"

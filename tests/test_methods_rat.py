@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import make_training
+from cases import divergence, make_training, pgd_by_hand
 from torch import nn
 
 from lib.attacks.fast import in_precision
@@ -125,20 +125,15 @@ def test_the_weights_come_back_even_from_an_error(make_net):
 def test_rats_attack_is_trades_on_the_noisy_network(make_net, batch):
     (x, y), student = batch, make_net()
     training = make_training("rat_trades", student, None, x, y)
-    without = make_training("trades", deepcopy(student), None, x, y).craft(x, y)
+    without = make_training("trades", deepcopy(student), None, x, y).craft(x, y)[0]
     assert training.method.attack_noise == 1e-4
     training.method = replace(training.method, attack_noise=0.3)  # so large that it decides signs
     noisy, generator = deepcopy(student).eval(), torch.Generator().manual_seed(0)
     noisy[0].weight.data += 0.3 * torch.randn(noisy[0].weight.shape, generator=generator)
-    x_adv, clean = x + 0.001 * torch.randn(x.shape, generator=generator), noisy(x).softmax(1).detach()
-    for _ in range(3):
-        x_adv.requires_grad_()
-        value = F.kl_div(noisy(x_adv).log_softmax(1), clean, reduction="sum")
-        (gradient,) = torch.autograd.grad(value, x_adv)
-        x_adv = x_adv.detach() + 0.02 * gradient.sign()
-        x_adv = torch.minimum(torch.maximum(x_adv, x - 0.05), x + 0.05).clamp(0, 1)
+    start, clean = x + 0.001 * torch.randn(x.shape, generator=generator), noisy(x).softmax(1).detach()
+    x_adv = pgd_by_hand(lambda z: divergence(clean, noisy(z).softmax(1)), x, start)
     before = state(student)
-    torch.testing.assert_close(training.craft(x, y), x_adv)
+    torch.testing.assert_close(training.craft(x, y)[0], x_adv)
     assert not x_adv.allclose(without, atol=0.02)
     assert all(tensor.equal(before[name]) for name, tensor in student.state_dict().items())
 

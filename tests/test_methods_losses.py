@@ -1,4 +1,3 @@
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -9,186 +8,23 @@ from cases import (
     C,
     N,
     assert_equal_with_gradients,
-    batches_seen,
     divergence,
+    forwards_of,
     gair_weight,
     label_loss,
     loss_of,
     mail_weight,
     make_case,
-    make_training,
     moved_by,
     numbers,
     terms_of,
-    watched,
 )
 
-from lib.attacks.pgd import gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
-from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
+from lib.attacks.pgd import pgd
 from lib.data import Split
-from lib.errors import UserError
-from lib.methods import (
-    METHODS,
-    Nets,
-    ce_label,
-    gair,
-    guides_answer,
-    kl_clean,
-    kl_guide,
-    kl_guide_as_printed,
-    kl_teacher,
-    kl_teacher_student,
-    mail,
-    weight_at,
-)
-from lib.methods.at import CountIterates, geometry_weight, margin_weight
+from lib.methods import METHODS, Nets, ce_label, gair, kl_clean, kl_teacher, kl_teacher_student, mail, weight_at
+from lib.methods.reweighting import CountIterates, geometry_weight, margin_weight
 from lib.train import Schedule, Training
-
-# What the student sees in train mode while a loss is computed: x the clean batch, a the adversarial one. g is the
-# clean batch as the guide sees it.
-FORWARDS = {
-    "natural": "x",
-    "pgd_at": "a",
-    "pgd_at_as_released": "ax",
-    "pgd_at_uniform": "a",
-    "pgd_at_uniform_as_released": "ax",
-    "trades": "xa",
-    "trades_as_released": "xax",
-    "pgd_at_smoothed": "a",
-    "trades_smoothed": "xa",
-    "mart": "xa",
-    "fat": "a",
-    "sat": "a",
-    "dart": "a",
-    "gairat": "a",
-    "gairat_smoothed": "a",
-    "mail_at": "a",
-    "mail_at_smoothed": "a",
-    "mail_trades": "xa",
-    "rat_trades": "ax",
-    "lbgat": "axg",
-    "lbgat_frozen": "ax",
-    "mail_mse": "axg",
-    "dynat": "axg",
-    "dynat_inner": "axg",
-    "dynat_awp": "axg",
-    "dynat_inner_awp": "axg",
-    "dynat_inner_gairat": "axg",
-    "dynat_mail_at": "axg",
-    "dynat_mail_inner": "axg",
-    "d2r": "axg",
-    "d2r_as_released": "axg",
-    "d2r_summed": "axg",
-    "d2r_one_sided": "axg",
-    "d2r_no_cag": "axg",
-    "d2r_no_cag_as_released": "axg",
-    "ard": "a",
-    "ard_as_released": "ax",
-    "iad": "xa",
-    "iad_as_released": "aaxx",
-    "rslad": "xa",
-    "rslad_as_released": "ax",
-    "akd": "a",
-    "adaad": "xa",
-    "adaad_as_released": "xa",
-    "dgad": "xa",
-    "dgad_as_printed": "xa",
-    "dgad_map": "xa",
-    "dgad_map_pcr": "xa",
-    "adaad_els": "xa",
-    "dgad_map_els_at": "xa",
-    "dgad_map_els_st": "xa",
-    "dgad_map_els": "xa",
-    "dgad_smoothing": "xa",
-    "dgad_mixing": "xa",
-    "dgad_as_released": "xa",
-    "dgad_mobilenet_as_released": "xa",
-}
-ATTACKED_IN_TRAIN_MODE = {"ard_as_released", "iad_as_released"}
-
-# What the attack maximises and where it starts (AKD's and our own ARD's and IAD's are clipped).
-ATTACKED = {
-    "natural": (None, gaussian),
-    "pgd_at": (ce_label, gaussian_in_image),
-    "pgd_at_as_released": (ce_label, gaussian_in_image),
-    "pgd_at_uniform": (ce_label, uniform_in_image),
-    "pgd_at_uniform_as_released": (ce_label, uniform_in_image),
-    "trades": (kl_clean, gaussian),
-    "trades_as_released": (kl_clean, gaussian),
-    "pgd_at_smoothed": (ce_label, uniform_in_image),
-    "trades_smoothed": (kl_clean, uniform_in_image),
-    "mart": (ce_label, gaussian),
-    "fat": (ce_label, uniform_in_image),
-    "sat": (ce_label, uniform_in_image),
-    "dart": (ce_label, uniform),
-    "gairat": (ce_label, uniform_in_image),
-    "gairat_smoothed": (ce_label, uniform_in_image),
-    "mail_at": (ce_label, gaussian),
-    "mail_at_smoothed": (ce_label, gaussian),
-    "mail_trades": (kl_clean, gaussian),
-    "rat_trades": (kl_clean, gaussian),
-    "lbgat": (kl_clean, gaussian),
-    "lbgat_frozen": (kl_clean, gaussian),
-    "mail_mse": (ce_label, gaussian),
-    "dynat": (kl_clean, gaussian),
-    "dynat_inner": (ce_label, gaussian),
-    "dynat_awp": (kl_clean, gaussian),
-    "dynat_inner_awp": (ce_label, gaussian),
-    "dynat_inner_gairat": (ce_label, uniform_in_image),
-    "dynat_mail_at": (ce_label, gaussian),
-    "dynat_mail_inner": (ce_label, gaussian),
-    "d2r": (kl_guide_as_printed, gaussian),
-    "d2r_as_released": (kl_guide, gaussian),
-    "d2r_summed": (kl_guide_as_printed, gaussian),
-    "d2r_one_sided": (kl_guide_as_printed, gaussian),
-    "d2r_no_cag": (kl_clean, gaussian),
-    "d2r_no_cag_as_released": (kl_clean, gaussian),
-    "ard": (ce_label, uniform_in_image),
-    "ard_as_released": (ce_label, uniform),
-    "iad": (ce_label, uniform_in_image),
-    "iad_as_released": (ce_label, uniform),
-    "rslad": (kl_teacher, gaussian),
-    "rslad_as_released": (kl_teacher, gaussian),
-    "akd": (ce_label, uniform_in_image),
-    "adaad": (kl_teacher_student, gaussian),
-    "adaad_as_released": (kl_teacher_student, gaussian),
-    "dgad": (kl_teacher_student, gaussian),
-    "dgad_as_printed": (kl_teacher_student, gaussian),
-    "dgad_map": (kl_teacher_student, gaussian),
-    "dgad_map_pcr": (kl_teacher_student, gaussian),
-    "adaad_els": (kl_teacher_student, gaussian),
-    "dgad_map_els_at": (kl_teacher_student, gaussian),
-    "dgad_map_els_st": (kl_teacher_student, gaussian),
-    "dgad_map_els": (kl_teacher_student, gaussian),
-    "dgad_smoothing": (kl_teacher_student, gaussian),
-    "dgad_mixing": (kl_teacher_student, gaussian),
-    "dgad_as_released": (kl_teacher_student, gaussian),
-    "dgad_mobilenet_as_released": (kl_teacher_student, gaussian),
-}
-
-WATCHES = {
-    "fat": UntilWrong,
-    "sat": UntilGap,
-    "dart": UntilConverged,
-    "gairat": CountIterates,
-    "gairat_smoothed": CountIterates,
-    "dynat_inner_gairat": CountIterates,
-}
-INNER = {
-    "dynat_inner",
-    "dynat_inner_awp",
-    "dynat_inner_gairat",
-    "dynat_mail_inner",
-}  # the guide, in train mode, labels for the attack
-CAG = {
-    "d2r",
-    "d2r_as_released",
-    "d2r_summed",
-    "d2r_one_sided",
-}  # the guide, in eval mode, is what the attack leaves
-WITH_GUIDE = (
-    {"lbgat", "mail_mse", "dynat", "dynat_awp", "dynat_mail_at", "d2r_no_cag", "d2r_no_cag_as_released"} | INNER | CAG
-)
 
 DGAD = [name for name in METHODS if name.startswith("dgad")]
 
@@ -374,173 +210,73 @@ def dgad_mobilenet_code(c):
     return 0.5 * bracket * sum(adv) / len(adv) + 10 * dgad_consistency(c)
 
 
+# The forwards of each loss in order (x and a the student at x and x', g the guide at x), and its formula.
 FORMULAS = {
-    "natural": lambda c: label_loss(c.s, c.y),
-    "pgd_at": lambda c: label_loss(c.s_adv, c.y),
-    "pgd_at_as_released": lambda c: label_loss(c.s_adv, c.y),
-    "pgd_at_uniform": lambda c: label_loss(c.s_adv, c.y),
-    "pgd_at_uniform_as_released": lambda c: label_loss(c.s_adv, c.y),
-    "trades": trades,
-    "trades_as_released": trades,
-    "pgd_at_smoothed": pgd_at_smoothed,
-    "trades_smoothed": trades_smoothed,
-    "mart": mart,
-    "fat": lambda c: label_loss(c.s_adv, c.y),
-    "sat": lambda c: label_loss(c.s_adv, c.y),
-    "dart": lambda c: label_loss(c.s_adv, c.y),
-    "gairat": gairat,
-    "gairat_smoothed": lambda c: gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.y, 0.8),
-    "mail_at": lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * label_loss(c.s_adv, c.y),
-    "mail_at_smoothed": lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * smoothed_loss(c.s_adv, c.y, 0.8),
-    "mail_trades": mail_trades,
-    "rat_trades": rat_trades,
-    "lbgat": lbgat,
-    "lbgat_frozen": lambda c: ((c.s_adv - c.t) ** 2).sum(1) / C,
-    "mail_mse": mail_mse,
-    "dynat": dynat,
-    "dynat_inner": dynat,
-    "dynat_awp": dynat,
-    "dynat_inner_awp": dynat,
-    "dynat_inner_gairat": dynat_inner_gairat,
-    "dynat_mail_at": lambda c: dynat(c, mail_weight(c.s_adv, c.y, -0.5, 10)),
-    "dynat_mail_inner": lambda c: dynat(c, mail_weight(c.s_adv, c.g.argmax(1), -0.5, 10)),
-    "d2r": d2r,
-    "d2r_as_released": d2r_code,
-    "d2r_summed": lambda c: d2r(c, of=lambda p, q: divergence(p, q).mean()),
-    "d2r_one_sided": d2r_one_sided,
-    "d2r_no_cag": d2r,
-    "d2r_no_cag_as_released": d2r_code,
-    "ard": ard,
-    "ard_as_released": lambda c: ard(c) / C,
-    "iad": iad,
-    "iad_as_released": lambda c: iad(c, teacher_share=lambda trust: 1),
-    "rslad": rslad,
-    "rslad_as_released": lambda c: rslad(c) / 10,
-    "akd": akd,
-    "adaad": adaad,
-    "adaad_as_released": lambda c: adaad(c) / 10,
-    "dgad": dgad,
-    "dgad_as_printed": dgad_as_printed,
-    "dgad_map": lambda c: pieces(c),
-    "dgad_map_pcr": lambda c: pieces(c) + 5 * dgad_consistency(c),
-    "adaad_els": lambda c: pieces(c, at=swapped, partition=False),
-    "dgad_map_els_at": lambda c: pieces(c, at=swapped),
-    "dgad_map_els_st": lambda c: pieces(c, st=swapped),
-    "dgad_map_els": lambda c: pieces(c, st=swapped, at=swapped),
-    "dgad_smoothing": lambda c: pieces(c, st=smoothed, at=smoothed) + 5 * dgad_consistency(c),
-    "dgad_mixing": lambda c: pieces(c, st=mixed, at=mixed) + 5 * dgad_consistency(c),
-    "dgad_as_released": dgad_code,
-    "dgad_mobilenet_as_released": dgad_mobilenet_code,
+    "natural": ("x", lambda c: label_loss(c.s, c.y)),
+    "pgd_at": ("a", lambda c: label_loss(c.s_adv, c.y)),
+    "pgd_at_as_released": ("ax", lambda c: label_loss(c.s_adv, c.y)),
+    "pgd_at_uniform": ("a", lambda c: label_loss(c.s_adv, c.y)),
+    "pgd_at_uniform_as_released": ("ax", lambda c: label_loss(c.s_adv, c.y)),
+    "trades": ("xa", trades),
+    "trades_as_released": ("xax", trades),
+    "pgd_at_smoothed": ("a", pgd_at_smoothed),
+    "trades_smoothed": ("xa", trades_smoothed),
+    "mart": ("xa", mart),
+    "fat": ("a", lambda c: label_loss(c.s_adv, c.y)),
+    "sat": ("a", lambda c: label_loss(c.s_adv, c.y)),
+    "dart": ("a", lambda c: label_loss(c.s_adv, c.y)),
+    "gairat": ("a", gairat),
+    "gairat_smoothed": ("a", lambda c: gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.y, 0.8)),
+    "mail_at": ("a", lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * label_loss(c.s_adv, c.y)),
+    "mail_at_smoothed": ("a", lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * smoothed_loss(c.s_adv, c.y, 0.8)),
+    "mail_trades": ("xa", mail_trades),
+    "rat_trades": ("ax", rat_trades),
+    "lbgat": ("axg", lbgat),
+    "lbgat_frozen": ("ax", lambda c: ((c.s_adv - c.t) ** 2).sum(1) / C),
+    "mail_mse": ("axg", mail_mse),
+    "dynat": ("axg", dynat),
+    "dynat_inner": ("axg", dynat),
+    "dynat_awp": ("axg", dynat),
+    "dynat_inner_awp": ("axg", dynat),
+    "dynat_inner_gairat": ("axg", dynat_inner_gairat),
+    "dynat_mail_at": ("axg", lambda c: dynat(c, mail_weight(c.s_adv, c.y, -0.5, 10))),
+    "dynat_mail_inner": ("axg", lambda c: dynat(c, mail_weight(c.s_adv, c.g.argmax(1), -0.5, 10))),
+    "d2r": ("axg", d2r),
+    "d2r_as_released": ("axg", d2r_code),
+    "d2r_summed": ("axg", lambda c: d2r(c, of=lambda p, q: divergence(p, q).mean())),
+    "d2r_one_sided": ("axg", d2r_one_sided),
+    "d2r_no_cag": ("axg", d2r),
+    "d2r_no_cag_as_released": ("axg", d2r_code),
+    "ard": ("a", ard),
+    "ard_as_released": ("ax", lambda c: ard(c) / C),
+    "iad": ("xa", iad),
+    "iad_as_released": ("aaxx", lambda c: iad(c, teacher_share=lambda trust: 1)),
+    "rslad": ("xa", rslad),
+    "rslad_as_released": ("ax", lambda c: rslad(c) / 10),
+    "akd": ("a", akd),
+    "adaad": ("xa", adaad),
+    "adaad_as_released": ("xa", lambda c: adaad(c) / 10),
+    "dgad": ("xa", dgad),
+    "dgad_as_printed": ("xa", dgad_as_printed),
+    "dgad_map": ("xa", lambda c: pieces(c)),
+    "dgad_map_pcr": ("xa", lambda c: pieces(c) + 5 * dgad_consistency(c)),
+    "adaad_els": ("xa", lambda c: pieces(c, at=swapped, partition=False)),
+    "dgad_map_els_at": ("xa", lambda c: pieces(c, at=swapped)),
+    "dgad_map_els_st": ("xa", lambda c: pieces(c, st=swapped)),
+    "dgad_map_els": ("xa", lambda c: pieces(c, st=swapped, at=swapped)),
+    "dgad_smoothing": ("xa", lambda c: pieces(c, st=smoothed, at=smoothed) + 5 * dgad_consistency(c)),
+    "dgad_mixing": ("xa", lambda c: pieces(c, st=mixed, at=mixed) + 5 * dgad_consistency(c)),
+    "dgad_as_released": ("xa", dgad_code),
+    "dgad_mobilenet_as_released": ("xa", dgad_mobilenet_code),
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_loss_and_its_gradient_are_those_of_the_formula(name):
-    case = make_case()
-    ours, theirs = loss_of(name, case), FORMULAS[name](case).mean()
-    assert_equal_with_gradients(ours, theirs, (case.s, case.s_adv, case.g))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_loss_forwards_student_and_guide_as_often_and_in_the_order_the_recipe_says(name):
-    case = make_case()
-    loss_of(name, case)
-    assert case.seen == FORWARDS[name]
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_terms_are_one_finite_number_per_image_and_train_the_student_its_guide_and_nothing_else(
-    name, make_net, batch
-):
-    (x, y), student, teacher, guide = batch, make_net(), make_net(), make_net()
-    x_adv = x + 0.03 * torch.randn_like(x)
-    method = METHODS[name]
-    seen = watched(name, torch.arange(6), torch.full((6,), 5))
-    terms = method.loss(Nets(student, teacher, guide), x, x_adv, y, **numbers(method.weights), **seen)
-    assert all(term.shape == y.shape and term.isfinite().all() for term in terms.values())
-    sum(terms.values()).mean().backward()
-    assert all(p.grad.isfinite().all() for p in student.parameters())
-    assert student[0].weight.grad.abs().max() > 0
-    assert all(p.grad is None for p in teacher.parameters())
-    assert all((p.grad is not None) == method.trains_guide for p in guide.parameters())
-
-
-def test_a_table_of_expectations_has_every_method_and_no_other():
-    assert FORWARDS.keys() == METHODS.keys() == FORMULAS.keys() == ATTACKED.keys()
-    assert {name for name, method in METHODS.items() if method.criterion} == WATCHES.keys()
-    assert {name for name, method in METHODS.items() if method.trains_guide} == WITH_GUIDE
-    assert {name for name, method in METHODS.items() if method.attack_noise} == {"rat_trades"}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_attack_maximises_and_starts_as_the_recipe_says(name):
-    assert (METHODS[name].objective, METHODS[name].start) == ATTACKED[name]
-    assert METHODS[name].criterion is WATCHES.get(name)
-    assert METHODS[name].attack_label is (guides_answer if name in INNER else None)
-    assert METHODS[name].guide_mode == ("train_at_every_step" if name in INNER else "eval" if name in CAG else "train")
-
-
-# --- the training step around them --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_training_step_leaves_no_trace_outside_the_recipe(name, make_net, batch):
-    (x, y), student, teacher = batch, make_net(), make_net()
-    teacher(x)  # so that its batch-norm has statistics to lose
-    guide = make_net() if METHODS[name].trains_guide else None
-    training = make_training(name, student, teacher if METHODS[name].needs_teacher else None, x, y, guide)
-    before, images, weights = deepcopy(teacher.state_dict()), x.clone(), student[0].weight.clone()
-    in_training, rng = [m.training for m in teacher.modules()], torch.get_rng_state()
-    training.train_step(x, y)
-    assert all(tensor.equal(before[key]) for key, tensor in teacher.state_dict().items())
-    assert [m.training for m in teacher.modules()] == in_training
-    assert all(p.grad is None for p in teacher.parameters())
-    assert x.equal(images)
-    assert torch.get_rng_state().equal(rng)
-    assert all(m.training for m in student.modules())
-    assert not student[0].weight.equal(weights)
-    loss_of(name, case := make_case(), progress=0.0)
-    attack_steps = STEPS if name in ATTACKED_IN_TRAIN_MODE else 0
-    assert batches_seen(student) == len(case.seen.replace("g", "")) + attack_steps
-    if guide is not None:
-        assert batches_seen(guide) == case.seen.count("g") + (name in INNER)
-        assert guide.training
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_attack_moves_batch_norm_only_where_the_recipe_attacks_in_train_mode(name, make_net, batch):
-    student = make_net()
-    before = deepcopy(student.state_dict())
-    guide = make_net()
-    training = make_training(name, student, make_net(), *batch, guide)
-    x_adv = training.craft(*batch)
-    moved = name in ATTACKED_IN_TRAIN_MODE
-    assert batches_seen(student) == (STEPS if moved else 0)
-    assert student[1].running_mean.equal(before["1.running_mean"]) != moved
-    assert all(m.training for m in student.modules())
-    assert all(p.grad is None for net in (student, guide) for p in net.parameters())
-    assert batches_seen(guide) == (name in INNER)
-    assert x_adv.equal(batch[0]) == (name == "natural")
-
-
-def test_nesterovs_momentum_looks_ahead_and_is_off_unless_asked_for():
-    def weight_after_two_steps(**settings):
-        line = torch.nn.Linear(1, 1, bias=False)
-        torch.nn.init.zeros_(line.weight)
-        schedule = Schedule(9, 4, lr=0.1, weight_decay=0.0, milestones=(9,), **settings)
-        optimizer, _ = schedule.build(line, 4)
-        for _ in range(2):
-            line.weight.grad = torch.ones(1, 1)
-            optimizer.step()
-        return line.weight.item()
-
-    assert weight_after_two_steps() == pytest.approx(-0.1 * (1 + 1.9))
-    assert weight_after_two_steps(nesterov=True) == pytest.approx(-0.1 * (1.9 + 2.71))  # g + 0.9 v, v = 1 and 1.9
-
-
-def test_nesterovs_momentum_without_momentum_is_refused():
-    with pytest.raises(UserError, match=r"momentum > 0.*momentum=0"):
-        Schedule(1, momentum=0.0, nesterov=True)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_loss_its_gradient_and_its_forwards_are_those_of_the_recipe(name):
+    case, (forwards, formula) = make_case(), FORMULAS[name]
+    ours = loss_of(name, case)
+    assert case.seen == forwards
+    assert_equal_with_gradients(ours, formula(case).mean(), (case.s, case.s_adv, case.g))
 
 
 # --- what the attacks maximise ------------------------------------------------------------------------------------
@@ -565,13 +301,13 @@ def views():
     return x, x_adv.requires_grad_(), torch.arange(N) % C
 
 
-def test_fool_label_is_the_cross_entropy_of_the_student(linear_nets, views):
+def test_ce_label_is_the_cross_entropy_of_the_student(linear_nets, views):
     (nets, _), (x, x_adv, y) = linear_nets, views
     expected = -nets.student(x_adv).softmax(1)[range(N), y].log()
     torch.testing.assert_close(ce_label(nets, x, y)(x_adv), expected)
 
 
-def test_leave_clean_is_the_divergence_from_the_students_own_clean_prediction_made_once(linear_nets, views):
+def test_kl_clean_is_the_divergence_from_the_students_own_clean_prediction_made_once(linear_nets, views):
     (nets, calls), (x, x_adv, y) = linear_nets, views
     expected = divergence(nets.student(x).softmax(1), nets.student(x_adv).softmax(1))
     calls.clear()
@@ -581,13 +317,13 @@ def test_leave_clean_is_the_divergence_from_the_students_own_clean_prediction_ma
     assert [z is x for z in calls] == [True, False, False]
 
 
-def test_leave_teacher_is_the_divergence_from_the_teachers_clean_prediction(linear_nets, views):
+def test_kl_teacher_is_the_divergence_from_the_teachers_clean_prediction(linear_nets, views):
     (nets, _), (x, x_adv, y) = linear_nets, views
     expected = divergence(nets.teacher(x).softmax(1), nets.student(x_adv).softmax(1))
     torch.testing.assert_close(kl_teacher(nets, x, y)(x_adv), expected)
 
 
-def test_part_from_teacher_follows_the_gradient_of_both_networks_at_the_same_image(linear_nets, views):
+def test_kl_teacher_student_follows_the_gradient_of_both_networks_at_the_same_image(linear_nets, views):
     (nets, _), (x, x_adv, y) = linear_nets, views
     ours = kl_teacher_student(nets, x, y)(x_adv)
     expected = divergence(nets.teacher(x_adv).softmax(1), nets.student(x_adv).softmax(1))
@@ -616,21 +352,12 @@ def test_iad_with_full_trust_is_the_divergence_from_the_teachers_clean_predictio
 
 
 def test_iads_code_forwards_the_clean_images_once_before_trust_counts_and_twice_after():
-    case = make_case()
-    loss_of("iad_as_released", case, progress=0.0)
-    assert case.seen == "aax"
+    assert forwards_of("iad_as_released", progress=0.0) == "aax"
 
 
 @pytest.mark.parametrize("name", ["dgad_as_released", "dgad_mobilenet_as_released"])
 def test_the_nominal_batch_of_dgads_code_is_the_schedules(name):
     assert numbers(METHODS[name].weights, batch_size=64)["nominal"] == 64.0
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs_teacher])
-def test_a_method_that_needs_a_teacher_says_so(name, make_net, batch):
-    x, y = batch
-    with pytest.raises(UserError, match="needs a teacher"):
-        METHODS[name].loss(Nets(make_net()), x, x, y, **numbers(METHODS[name].weights))
 
 
 def test_akd_gives_the_label_what_is_left_of_the_teachers_share():
@@ -713,21 +440,21 @@ def test_images_that_are_all_right_at_all_iterates_weigh_one_each_and_so_do_thos
     torch.testing.assert_close(geometry_weight(0 * ten, 0 * ten, lam=-1.0), torch.ones(4))
 
 
-def test_gairats_watch_counts_each_images_own_iterates(make_net, batch):
+def test_gairats_criterion_counts_each_images_own_iterates(make_net, batch):
     (x, y), net = batch, make_net().eval()
-    watch, steps = CountIterates(x, y, 0.1), torch.tensor([0, 1, 2, 3, 4, 5])
-    heard = watch.listen(net)
-    objective = ce_label(Nets(heard), x, y)
-    pgd(objective, x, epsilon=0.1, step_size=0.02, steps=steps, criterion=watch)
-    assert watch.observed()["asked"].equal(steps)
-    assert (watch.observed()["kappa"] <= steps).all()
+    criterion, steps = CountIterates(x, y, 0.1), torch.tensor([0, 1, 2, 3, 4, 5])
+    net = criterion.listen(net)
+    objective = ce_label(Nets(net), x, y)
+    pgd(objective, x, epsilon=0.1, step_size=0.02, steps=steps, criterion=criterion)
+    assert criterion.observed()["steps_seen"].equal(steps)
+    assert (criterion.observed()["kappa"] <= steps).all()
 
 
-def test_a_training_step_tells_gairats_loss_how_often_each_image_was_right_in_its_own_attack(make_net, batch):
-    told = {}
+def test_a_training_step_gives_gairats_loss_how_often_each_image_was_right_in_its_own_attack(make_net, batch):
+    given_to_loss = {}
 
-    def spy(nets, x, x_adv, y, *, kappa, asked, lam, active):
-        told.update(kappa=kappa, asked=asked)
+    def spy(nets, x, x_adv, y, *, kappa, steps_seen, lam, active):
+        given_to_loss.update(kappa=kappa, steps_seen=steps_seen)
         return {"adv": nets.student(x_adv).sum(1)}
 
     (x, y), student = batch, make_net().eval()
@@ -737,8 +464,8 @@ def test_a_training_step_tells_gairats_loss_how_often_each_image_was_right_in_it
     attack = partial(pgd, epsilon=1e-6, step_size=1e-6, steps=STEPS)
     method = replace(METHODS["gairat"], loss=spy)
     Training(student, None, method, attack, Split(x, y), Schedule(5, len(y)), lambda net: 0.0).train_step(x, y)
-    assert told["kappa"].tolist() == [STEPS] * 3 + [0] * 3
-    assert told["asked"].tolist() == [STEPS] * 6
+    assert given_to_loss["kappa"].tolist() == [STEPS] * 3 + [0] * 3
+    assert given_to_loss["steps_seen"].tolist() == [STEPS] * 6
 
 
 def test_mails_weight_rises_with_the_margin_by_which_an_image_is_wrong_from_0_to_3():
@@ -757,11 +484,15 @@ def test_a_reweighting_fits_any_loss_and_leaves_its_other_terms_and_weights_alon
         nets.student(x)
         return {"a": nets.student(x_adv).sum(1), "b": torch.ones(len(y), dtype=torch.double)}
 
-    given = {"kappa": case.kappa, "asked": case.asked, "lam": -1.0} if wrap is gair else {"bias": 0.1, "slope": 3.0}
+    given = (
+        {"kappa": case.kappa, "steps_seen": case.steps_seen, "lam": -1.0}
+        if wrap is gair
+        else {"bias": 0.1, "slope": 3.0}
+    )
     terms = wrap(loss, "a")(case.nets, case.x, case.x_adv, case.y, active=1.0, own=7, **given)
     w = terms["a"] / case.s_adv.sum(1)
     expected = (
-        geometry_weight(case.kappa, case.asked, -1.0).double()
+        geometry_weight(case.kappa, case.steps_seen, -1.0).double()
         if wrap is gair
         else mail_weight(case.s_adv, case.y, 0.1, 3)
     )
@@ -785,14 +516,6 @@ def test_lbgats_square_pulls_target_and_guide_and_its_label_only_the_guide():
     terms = terms_of("lbgat", case, trade_off=6.0)
     assert list(terms) == ["guide", "mse", "adv"]
     assert moved_by(case, terms) == {"guide": {"g"}, "mse": {"s_adv", "g"}, "adv": {"s", "s_adv"}}
-
-
-def test_a_method_with_a_guide_refuses_to_train_without_one(make_net, batch):
-    with pytest.raises(UserError, match="trains a guide"):
-        make_training("lbgat", make_net(), None, *batch)
-    x, y = batch
-    with pytest.raises(UserError, match="trains a guide"):
-        METHODS["lbgat"].loss(Nets(make_net()), x, x, y, trade_off=0.0)
 
 
 def test_marts_loss_is_finite_where_probabilities_underflow():
