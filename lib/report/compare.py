@@ -5,14 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from lib.evaluate import WorstCase, contradictions, wilson, worst_case
+from lib.evaluate import contradictions, wilson, worst_case
 from lib.experiment.planning import Result
 from lib.experiment.runs import network_digest
 from lib.experiment.table import Table
 from lib.experiment.table_file import Row
 from lib.report.caption import TEST_IMAGES, caption, source_marks
 from lib.report.differences import marks
-from lib.report.protocols import other_protocol
+from lib.report.protocols import PAPERS, measurements
 from lib.report.render import Comparison
 from lib.report.reported import lines, reported
 from lib.report.results import label, of_line, of_rows
@@ -27,12 +27,13 @@ def compare(table: Table, results: list[Result]) -> Comparison:
         mine = of_line(results, student, teacher, row.row)
         line = {"student": student, "teacher": teacher, "row": row.row}
         records += [line | _cell(table, mine, student, teacher, row, column) for column in table.file.columns]
-        worst += [line | _worst(cases) for cases in [worst_cases(table, mine)] if cases]
+        worst += [line | case for case in _worst_case(table, mine)]
     frame = pd.DataFrame(records)
     frame["source_mark"] = frame["quoted"].map({"": ""} | source_marks(frame))
     blocks = [block for _, block in frame.groupby(["student", "teacher", "column"], sort=False)]
     for kind in ("reported", "measured"):
         frame[f"{kind}_mark"] = pd.concat([marks(block, kind) for block in blocks])
+    measured = measurements(table, results)
     return Comparison(
         table.name,
         frame,
@@ -42,7 +43,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
         worst=pd.DataFrame(worst),
         findings={label(result): result.findings for result in results if result.findings},  # controls' as well
         contradictions={label(r): found for r in of_rows(table, results) if (found := contradictions(r.accuracies))},
-        other_protocol=other_protocol(table, results),
+        other_protocol=measured[measured["protocol"] != PAPERS].drop(columns="reduced"),
     )
 
 
@@ -77,16 +78,13 @@ def _mean(seeds: list[tuple[int, int, str]]) -> dict[str, Any]:
     return number | {"seeds": len(seeds), "flags": [flags for _, _, flags in seeds]}
 
 
-def worst_cases(table: Table, results: list[Result]) -> list[WorstCase]:
-    """Every seed's worst case over the paper's columns; none where there are fewer than two attacks."""
+def _worst_case(table: Table, results: list[Result]) -> list[dict[str, Any]]:
+    """The seeds' worst case over the paper's columns, as a cell; none where there are fewer than two attacks."""
     attacks = {column.name: column.attack for column in table.columns}
-    found = [worst_case([a for a in result.accuracies if a.column.name in attacks]) for result in results]
-    return [one for one in found if one is not None and sum(attacks[name] != "clean" for name in one.of) > 1]
-
-
-def _worst(cases: list[WorstCase]) -> dict[str, Any]:
-    attack = {"column": "Worst case", "attack": f"all of {', '.join(cases[0].of)}"}
-    return attack | _mean([(one.k, one.n, one.flags) for one in cases])
+    cases = [worst_case([a for a in result.accuracies if a.column.name in attacks]) for result in results]
+    known = [one for one in cases if one is not None and sum(attacks[name] != "clean" for name in one.of) > 1]
+    behind = [{"column": "Worst case", "attack": f"all of {', '.join(one.of)}"} for one in known[:1]]
+    return [line | _mean([(one.k, one.n, one.flags) for one in known]) for line in behind]
 
 
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:

@@ -29,9 +29,9 @@ def finished(figure: Figure) -> Figure:
     return figure
 
 
-def intervals(cells: pd.DataFrame | pd.Series, kind: str = "measured") -> list[Any] | None:
-    """How far the 95 % Wilson intervals reach below and above the measured numbers; reported ones have none."""
-    return [cells["measured"] - cells["low"], cells["high"] - cells["measured"]] if kind == "measured" else None
+def intervals(cells: pd.DataFrame | pd.Series) -> np.ndarray:
+    """How far the 95 % Wilson intervals reach below and above the measured numbers: (2,) of a cell, (2, N) of N."""
+    return np.array([cells["measured"] - cells["low"], cells["high"] - cells["measured"]], dtype=float)
 
 
 def save(figure: Figure, name: str, outputs: Path) -> list[Path]:

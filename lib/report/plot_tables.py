@@ -1,7 +1,5 @@
 """A comparison's numbers as plots: its rows beside each other, or along a setting."""
 
-import math
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -29,8 +27,8 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
             if (row, robust) in block.index:
                 x, y = block.loc[(row, "Clean")], block.loc[(row, robust)]
                 look = {"color": colours[i % 10], "marker": "os^Dv"[i // 10 % 5], "ls": "", "ms": 5}
-                reach = {"xerr": _column(x), "yerr": _column(y), "elinewidth": 0.7}
-                upper.errorbar(x.measured, y.measured, label=row, **reach, **look)
+                bars = {"xerr": intervals(x)[:, None], "yerr": intervals(y)[:, None], "elinewidth": 0.7}
+                upper.errorbar(x.measured, y.measured, label=row, **bars, **look)
                 lower.plot(x.reported, y.reported, alpha=0.4, **look)
         for own in (one for one in of_teachers(results) if one.student == teacher):
             percent = {a.column.name: a.percent for a in own.accuracies}
@@ -45,11 +43,6 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
     return finished(figure)
 
 
-def _column(cell: pd.Series) -> list[list[float]]:
-    """One number's interval in matplotlib's shape (2, 1)."""
-    return [[reach] for reach in intervals(cell) or ()]
-
-
 def sweep(comparison: Comparison, line: str, axis: str, label: str = "fixed") -> Figure:
     """Each column's measured accuracy over the rows' names read as numbers, and the row `line` as a level, with bands.
 
@@ -59,25 +52,18 @@ def sweep(comparison: Comparison, line: str, axis: str, label: str = "fixed") ->
     figure, axes = panels(1, len(comparison.headings), 1, 2.8)
     for panel, (column, heading) in zip(axes[0], comparison.headings.items(), strict=True):
         frame = comparison.frame[comparison.frame["column"] == column].set_index("row")
-        numbers = pd.Series({name: math.nan if name == line else _number(name) for name in frame.index})
-        points = frame.assign(number=numbers).dropna(subset="number").sort_values("number")
+        last_words = frame.index.to_series().str.split("=").str[-1]
+        numbers = pd.to_numeric(last_words, errors="coerce").mask(frame.index == line).sort_values()
+        points = frame.loc[numbers.dropna().index]
         if len(points):
-            bars = intervals(points)
-            panel.errorbar(points["number"], points["measured"], yerr=bars, fmt="o-", ms=4, lw=1, label=label)
-        for i, level in enumerate(frame[numbers.isna()].itertuples()):
+            bars = {"yerr": intervals(points), "fmt": "o-", "ms": 4, "lw": 1}
+            panel.errorbar(numbers[points.index], points["measured"], label=label, **bars)
+        for i, level in enumerate(frame[numbers.isna()[frame.index]].itertuples()):
             panel.axhline(level.measured, color=f"C{3 + i}", ls=":", label=level.Index)
             panel.axhspan(level.low, level.high, color=f"C{3 + i}", alpha=0.1, lw=0)
         panel.set(xlabel=axis, ylabel=f"{heading}, %")
     axes[0, 0].legend(frameon=False)
     return finished(figure)
-
-
-def _number(name: str) -> float:
-    """The number that a row's name is or ends in ("k=40"), nan where it holds none."""
-    try:
-        return float(name.rpartition("=")[2])
-    except ValueError:
-        return math.nan
 
 
 def bars(comparison: Comparison, kind: str = "measured") -> Figure:
@@ -87,8 +73,8 @@ def bars(comparison: Comparison, kind: str = "measured") -> Figure:
     """
     figure, axes = panels(1, 1, 1, 3.0)
     wide = comparison.frame.pivot_table(kind, "column", "row", aggfunc="first", sort=False, dropna=False)
-    reach = np.array([intervals(own) for _, own in comparison.frame.groupby("row", sort=False)], float)
-    bars = {"yerr": None if kind == "reported" else reach, "error_kw": {"lw": 0.7}, "width": 0.8}
+    reach = np.stack([intervals(own) for _, own in comparison.frame.groupby("row", sort=False)])
+    bars = {"yerr": reach if kind == "measured" else None, "error_kw": {"lw": 0.7}, "width": 0.8}
     wide.astype(float).plot.bar(ax=axes[0, 0], rot=0, ylabel=f"{kind} accuracy, %", **bars)
     headings = [comparison.headings[column].replace(" (", "\n(") for column in wide.index]
     axes[0, 0].set_xticks(range(len(wide)), headings if kind == "measured" else wide.index, fontsize=7)
@@ -103,8 +89,9 @@ def ranked(comparison: Comparison, column: str) -> Figure:
     figure, axes = panels(2, len(blocks), 1.25, 1.0 + 0.4 * max(map(len, blocks.values())), sharex="row")
     for (block, frame), pair in zip(blocks.items(), axes.T, strict=True):
         for axis, kind, alpha in zip(pair, ("measured", "reported"), (1.0, 0.4), strict=True):
-            reach = {"xerr": intervals(frame, kind), "error_kw": {"lw": 0.7}}
-            axis.barh(frame["row"], frame[kind].astype(float), alpha=alpha, color="C0", **reach)
+            reach = intervals(frame) if kind == "measured" else None
+            look = {"color": "C0", "alpha": alpha, "error_kw": {"lw": 0.7}}
+            axis.barh(frame["row"], frame[kind].astype(float), xerr=reach, **look)
             axis.invert_yaxis()
             axis.set(xlabel=f"{kind} {column}, %", ylabel="row")
             axis.tick_params(axis="y", labelsize=7)

@@ -97,7 +97,8 @@ def policies(shares: Mapping[str, Mapping[str, Tensor]], options: Mapping[str, t
         names = [f"{UNITS.get(setting, 1) * value:.0f}" for value in values]
         frame = pd.DataFrame({policy: own[setting].tolist() for policy, own in shares.items()}, index=names)
         label = setting + (", in 1/255" if setting in UNITS else "")
-        frame.plot.bar(ax=panel, width=0.8, rot=0, fontsize=6, legend=False, xlabel=label)
+        frame.plot.bar(ax=panel, width=0.8, rot=0, legend=False, xlabel=label)
+        panel.tick_params(axis="x", labelsize=6)
         panel.axhline(1 / len(values), color="grey", ls=":", lw=0.8)
     axes[0, 0].set_ylabel("probability")
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}

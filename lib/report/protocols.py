@@ -1,5 +1,7 @@
 """What stands beside the paper's table: controls, teachers, and the same networks under another protocol."""
 
+from typing import Any
+
 import pandas as pd
 from IPython.display import Markdown
 
@@ -59,16 +61,8 @@ def protocols(table: Table) -> pd.DataFrame:
 
 def accuracies(table: Table, results: list[Result]) -> pd.DataFrame:
     """Every column that the table's networks were measured under, the paper's and those beside them, in %."""
-    frame = _measured(table, results)
-    names = frame["column"] + frame["protocol"].map(lambda name: "" if name == PAPERS else f" ({name})")
-    wide = frame.assign(column=names, measured=frame["measured"].round(1))
-    return wide.pivot_table("measured", NETWORK, "column", sort=False).reset_index().rename_axis(columns=None)
-
-
-def other_protocol(table: Table, results: list[Result]) -> pd.DataFrame:
-    """What was measured under the other protocol, a line per network and column with all settings; empty without."""
-    frame = _measured(table, results)
-    return frame[frame["protocol"] != PAPERS].drop(columns="reduced")
+    lines = [_network(r) | {a.column.name: round(a.percent, 1) for a in r.accuracies} for r in of_rows(table, results)]
+    return pd.DataFrame(lines)
 
 
 def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
@@ -81,7 +75,7 @@ def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
             "Under the paper's protocol alone. `-p protocol NAME` measures the same networks under another as well, "
             f"without training: {', '.join(PROTOCOLS)}."
         )
-    frame, bases = _measured(table, results), list(PROTOCOLS[table.protocol])
+    frame, bases = measurements(table, results), list(PROTOCOLS[table.protocol])
     beside = frame["column"].isin(table.file.columns) | (frame["protocol"] == table.protocol)
     frame = frame[frame["column"].isin(bases) & beside]
     texts = [f"{line.measured:.1f} [{line.low:.1f}, {line.high:.1f}]" for line in frame.itertuples()]
@@ -90,7 +84,7 @@ def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
     return wide[sorted(wide.columns, key=lambda column: bases.index(column[0]))].rename_axis(columns=[None, None])
 
 
-def _measured(table: Table, results: list[Result]) -> pd.DataFrame:
+def measurements(table: Table, results: list[Result]) -> pd.DataFrame:
     """Every accuracy of the table's networks, a line each, with its protocol, its settings and what was reduced."""
     records = []
     for result in of_rows(table, results):
@@ -98,11 +92,15 @@ def _measured(table: Table, results: list[Result]) -> pd.DataFrame:
         for a in result.accuracies:
             base, protocol = _base(table, a.column.name)
             low, high = a.interval
-            record = {key: getattr(result, key) for key in NETWORK} | {"protocol": protocol, "column": base}
+            record = _network(result) | {"protocol": protocol, "column": base}
             record |= {"measured": a.percent, "k": a.k, "n": a.n, "low": low, "high": high} | a.column.settings()
             record |= {"seed": result.seed, "attack seed": record["seed"]}  # both are called seed
             records.append(record | {"reduced": heading(a.column, images).removeprefix(a.column.name)})
     return pd.DataFrame(records, columns=None if records else [*NETWORK, "protocol", "column", "measured", "reduced"])
+
+
+def _network(result: Result) -> dict[str, Any]:
+    return {key: getattr(result, key) for key in NETWORK}
 
 
 def _base(table: Table, name: str) -> tuple[str, str]:

@@ -95,14 +95,8 @@ def save_own(results: Report, outputs: Path, name: str, weights: str) -> list[Pa
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    facts = {
-        "weights": weights,
-        "protocol": results.protocol,
-        "notes": list(results.notes),
-        "accuracies": [accuracy.to_json() for accuracy in results.accuracies],
-        "worst": results.worst and asdict(results.worst),
-        "findings": _findings(results.findings),
-    }
+    worst = results.worst and asdict(results.worst)
+    facts = {"weights": weights, **asdict(results), "worst": worst, "findings": _findings(results.findings)}
     texts = {"csv": results.frame.to_csv(), "html": results._repr_html_(), "json": json.dumps(facts, indent=1)}
     return _write(texts, outputs, name)
 
