@@ -66,7 +66,7 @@ def picks(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFra
         for number, epoch in enumerate(epochs, 1):
             counts = epoch["chosen"][setting]
             line = {"run": name, "epoch": number, "reward": epoch["reward"]}
-            shares = {round(unit * float(value), 1): n / sum(counts.values()) for value, n in counts.items()}
+            shares = {round(unit * float(value), 3): n / sum(counts.values()) for value, n in counts.items()}
             records += [line | {"option": option, "share": share} for option, share in sorted(shares.items())]
     return pd.DataFrame(records, columns=["run", "epoch", "reward", "option", "share"])
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lib.methods.strategy import UNITS
 from lib.report.histories import picks as shares_of_picks
-from lib.report.plot_style import BESIDE, LINES, finished, panels
+from lib.report.plot_style import BESIDE, LINES, WIDTH, finished, panels
 from lib.train.meter import KEYS
 
 
@@ -63,7 +64,7 @@ def picks(histories: Mapping[str, Path], setting: str = "epsilon") -> Figure:
     """
     shares = shares_of_picks(histories, setting)
     if shares.empty:
-        figure = Figure(figsize=(7, 0.5))
+        figure = plt.figure(figsize=(WIDTH, 0.5))
         figure.text(0.5, 0.5, f"no run here picks {setting} from options", ha="center", color="grey")
         return figure
     runs, options = dict(iter(shares.groupby("run", sort=False))), sorted(shares["option"].unique(), reverse=True)
@@ -82,7 +83,7 @@ def picks(histories: Mapping[str, Path], setting: str = "epsilon") -> Figure:
             lower.text(0.5, 0.5, "no reward", ha="center", transform=lower.transAxes, color="grey")
     axes[0, 0].set_ylabel("share of the draws")
     axes[1, 0].set_ylabel("mean reward")
-    handles = [Patch(color=colour, label=f"{option:g}") for option, colour in colours.items()]
+    handles = [Patch(color=colour, label=f"{round(option, 1):g}") for option, colour in colours.items()]
     figure.legend(handles=handles, title=setting + (", in 1/255" if setting in UNITS else ""), **BESIDE)
     return finished(figure)
 
