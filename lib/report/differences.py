@@ -1,80 +1,98 @@
-"""What one row adds to another, and whether that is more than noise."""
+"""What one row adds to another, and whether that is more than noise; what one network rescues of another's errors."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
+import torch
+from torch import Tensor
 
-from lib.evaluate import paired
+from lib.evaluate import Paired, paired
 from lib.experiment.table import Table
 from lib.report.render import Comparison
+
+
+def difference(kind: str, one: pd.Series, other: pd.Series) -> Paired | None:
+    """The reported or measured difference of two lines of a comparison's frame; None where a number is missing.
+
+    Measured rows share their images, so the test is paired (McNemar's, or with several seeds one that counts their
+    spread). Reported numbers p come from independent sets of n images: error^2 = sum p (100 - p) / n, a z-test.
+    """
+    if pd.isna(one[kind]) or pd.isna(other[kind]):
+        return None
+    if kind == "measured":
+        return paired(one["flags"], other["flags"])
+    p, q, n, m = one["reported"], other["reported"], one["reported_n"], other["reported_n"]
+    error = math.sqrt(p * (100 - p) / n + q * (100 - q) / m)
+    return Paired(min(n, m), p - q, error, math.erfc(abs(p - q) / error / math.sqrt(2)) if error else float(p == q))
+
+
+def marks(block: pd.DataFrame, kind: str) -> pd.Series:
+    """best, second or "" for each line of a column; shared by all that cannot be told from the leader."""
+    found = pd.Series("", index=block.index)
+    for mark in ("best", "second"):
+        rest = block[found == ""].dropna(subset=kind)
+        if rest.empty:
+            break
+        leader = rest.loc[rest[kind].astype(float).idxmax()]
+        leads = [difference(kind, leader, line) for _, line in rest.iterrows()]
+        found[rest.index[[lead is not None and not lead.significant for lead in leads]]] = mark
+    return found
+
+
+def versus(comparison: Comparison, pairs: Iterable[tuple[str, str]], kind: str = "") -> pd.DataFrame:
+    """What each row adds to another, per block and column, with 1.96 standard errors: reported, measured, or both.
+
+    A block is a student, and a teacher where there are several; a pair is left out of a block without one of its rows.
+    The spread between trainings is in no error, unless there are several seeds.
+    """
+    columns, pairs, records = list(comparison.headings), list(pairs), []
+    block_of = ["student", "teacher"] if comparison.frame["teacher"].nunique() > 1 else ["student"]
+    for key, block in comparison.frame.groupby(block_of, sort=False):
+        cells = {(line["row"], line["column"]): line for _, line in block.iterrows()}
+        for row, other in (pair for pair in pairs if {*pair} <= {*block["row"]}):
+            for which in [kind] if kind else ["reported", "measured"]:
+                leads = [difference(which, cells[row, column], cells[other, column]) for column in columns]
+                records.append([*key, f"{row} over {other}", which, *map(_in_words, leads)])
+    levels = [*block_of, "rows", "kind"]
+    frame = pd.DataFrame(records, columns=[*levels, *columns]).set_index(levels).rename_axis([*block_of, "", ""])
+    return frame.droplevel(-1) if kind else frame
+
+
+def _in_words(lead: Paired | None) -> str:
+    if lead is None:
+        return "–"
+    return f"{lead.difference:+.2f} ± {1.96 * lead.error:.1f}" + ("" if lead.significant else " (noise)")
 
 
 def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFrame:
     """`row`'s lead over the best other row, per student, teacher and column: printed, recomputed, and measured here."""
     records = []
-    for key, block in comparison.frame.groupby(["student", "teacher", "column"], sort=False):
-        own, others = block[block.row == row], block[block.row != row]
-        printed = table.reported.get(key[0], {}).get("delta_printed")
-        printed = printed.get(key[1]) if isinstance(printed, dict) else printed
-        record = dict(zip(("student", "teacher", "column"), key, strict=True))
-        record["printed lead"] = printed and printed[table.file.columns.index(key[2])]
+    for (student, teacher, column), block in comparison.frame.groupby(["student", "teacher", "column"], sort=False):
+        printed = table.reported.get(student, {}).get("delta_printed")
+        printed = printed.get(teacher) if isinstance(printed, dict) else printed
+        record = {"student": student, "teacher": teacher, "column": column}
+        record["printed lead"] = printed and printed[table.file.columns.index(column)]
         for kind in ("reported", "measured"):
-            known = not own.empty and own[kind].notna().all() and others[kind].notna().any()
-            best = others.loc[others[kind].astype(float).idxmax()] if known else None
-            record[f"{kind} lead"] = None if best is None else round(float(own[kind].iloc[0]) - float(best[kind]), 2)
-            record[f"over ({kind})"] = "" if best is None else best.row
+            values = block.set_index("row")[kind].astype(float)
+            own, others = values.get(row, math.nan), values.drop(row, errors="ignore").dropna()
+            known = not math.isnan(own) and len(others) > 0
+            record[f"{kind} lead"] = round(own - others.max(), 2) if known else None
+            record[f"over ({kind})"] = others.idxmax() if known else ""
         records.append(record)
     return pd.DataFrame(records)
 
 
-def versus(comparison: Comparison, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """What each row adds to another, per block and column, as reported and as measured, with 1.96 standard errors.
+def rescued(answers: Mapping[str, Tensor], y: Tensor, k: int = 3) -> tuple[list[int], pd.DataFrame]:
+    """How often the first two of three networks are right and the third is wrong, beside all other cases; and where.
 
-    A block is a student, and a teacher where there are several.
-
-    Measured rows share their images, so their error is that of the pairs, and the difference is called noise where
-    McNemar's test at 5 % says so; the reported rows' flags are not known, so theirs is that of two independent sets
-    of images. The spread between trainings is in neither, unless there are several seeds.
+    `answers` are name -> logits (N, C), y (N,) the true classes. The images are the k of that kind, or of all where
+    there is none, that the second network believes most strongly over the third.
     """
-    columns, pairs = list(comparison.headings), list(pairs)
-    block_of = ["student", "teacher"] if comparison.frame["teacher"].nunique() > 1 else ["student"]
-    blocks = comparison.frame.groupby(block_of)["row"].agg(set)
-    anywhere = {pair: any({*pair} <= rows for rows in blocks) for pair in pairs}  # else dashes, in every block
-    lines = {}
-    for key, block in comparison.frame.groupby(block_of, sort=False):
-        cells = block.set_index(["row", "column"])
-        for pair in (pair for pair in pairs if {*pair} <= set(block["row"]) or not anywhere[pair]):
-            label = f"{pair[0]} over {pair[1]}"
-            lines[*key, label, "reported"] = [_reported_lead(cells, *pair, column) for column in columns]
-            lines[*key, label, "measured"] = [_measured_lead(comparison, key, *pair, c) for c in columns]
-    names = [*block_of, "", ""]
-    none = pd.MultiIndex.from_arrays([[]] * len(names), names=names)
-    index = pd.MultiIndex.from_tuples(lines, names=names) if lines else none
-    return pd.DataFrame(list(lines.values()), index=index, columns=columns)
-
-
-def _reported_lead(cells: pd.DataFrame, row: str, other: str, column: str) -> str:
-    """The lead of one printed number over another, with the error of two independent sets of images."""
-    if not {(row, column), (other, column)} <= set(cells.index):
-        return "–"
-    both = [cells.loc[(name, column)] for name in (row, other)]
-    values = [cell["reported"] for cell in both]
-    if any(pd.isna(value) for value in values):
-        return "–"
-    error = math.sqrt(sum(value * (100 - value) / cell["reported_n"] for value, cell in zip(values, both, strict=True)))
-    return _lead(values[0] - values[1], error, abs(values[0] - values[1]) > 1.96 * error)
-
-
-def _measured_lead(comparison: Comparison, block: tuple[str, ...], row: str, other: str, column: str) -> str:
-    """The lead of one row's networks over another's on the same images."""
-    here = {key: value for key, value in comparison.flags.items() if key[: len(block)] == block and key[3] == column}
-    flags = {key[2]: value for key, value in here.items()}
-    if not flags.get(row) or not flags.get(other):
-        return "–"
-    found = paired(flags[row], flags[other])
-    return _lead(found.difference, found.error, found.significant)
-
-
-def _lead(difference: float, error: float, told_apart: bool) -> str:
-    return f"{difference:+.2f} ± {1.96 * error:.1f}" + ("" if told_apart else " (noise)")
+    first, second, third = (logits.argmax(1) == y for logits in answers.values())
+    wanted = first & second & ~third
+    _, belief, other = (logits.softmax(1).gather(1, y[:, None]).squeeze(1) for logits in answers.values())
+    lead = (belief - other).masked_fill(~wanted & wanted.any(), -torch.inf)
+    images = lead.topk(min(k, int(wanted.sum()) or 1)).indices.tolist()
+    right = pd.DataFrame({name: flags.tolist() for name, flags in zip(answers, (first, second, third), strict=True)})
+    return images, right.replace({True: "right", False: "wrong"}).value_counts().rename("images").reset_index()

@@ -1,42 +1,94 @@
-"""What a strategy costs and what it picked: LAS-AT's times and policies."""
+"""What happened while networks were trained, from their history.json: guides, strategies and what these cost."""
 
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from scipy.stats import entropy
 
-from lib.experiment.networks import Network
 from lib.experiment.planning import Result
-from lib.experiment.spec import GivenWeights, RunSpec
+from lib.experiment.runs import Network
+from lib.experiment.spec import RunSpec
 from lib.experiment.table import Table
+from lib.methods.strategy import UNITS
 
-HERE = {"backward": 1, "restarts": 1, "forwards": 3}  # `las_at_passes` of this library
+THIS_LIBRARY = {"backward": 1, "restarts": 1, "forwards": 3}  # `las_at_passes` of this library
+
+FOLLOWED = {  # what history.json calls it -> and a reader
+    "score": "target under PGD-10",
+    "followed.target.PGD-20": "target under PGD-20",
+    "followed.target.train": "target, train images",
+    "followed.target.unseen": "target, unseen images",
+    "followed.guide.train": "guide, train images",
+    "followed.guide.unseen": "guide, unseen images",
+    "followed.label": "label right",
+}
 
 
-def las_at_passes(
-    *, steps: float = 14, backward: float = 2, restarts: int = 2, forwards: float = 6
-) -> tuple[float, float, float]:
-    """What a step costs: PGD-AT's, LAS-PGD-AT's, and what its strategy network adds every k-th time.
+def histories(table: Table) -> dict[str, Path]:
+    """Where the history.json of every row's training lies, the seed in the name where there are several.
 
-    In forward passes of the target, a backward being `backward` in an attack and 2 elsewhere. PGD-AT is ten attack
-    steps and a forward and backward (3) for the weights. LAS-AT has `steps` attack steps and a forward of a strategy
-    network as large as the target; every k-th step also an attack, the copy's step (3), `restarts` judging attacks of
-    ten steps, 3 for the strategy network, and `forwards` for the rewards: two for L1, one to judge each restart, one
-    each for L2 and L3. The defaults are the released code's: images that are done stay in the batch, and every attack
-    step differentiates the weights too. `HERE` is what this library makes, one forward for each of the three.
+    Given weights have none.
     """
-    attack, plain = steps * (1 + backward), 10 * (1 + backward) + 3
-    strategy_step = attack + 3 + restarts * 10 * (1 + backward) + forwards + 3
-    return plain, attack + 3 + 1, strategy_step
+    several = len({cell.seed for cell in table.cells}) > 1
+    paths = {}
+    for cell in table.cells:
+        if isinstance(cell.network, RunSpec):
+            name = cell.row.row + (f", seed {cell.seed}" if several else "")
+            paths[name] = table.workspace.store.folder(cell.network.digest) / "history.json"
+    return paths
 
 
-def las_at_cost(every: float, **passes: Any) -> float:
-    """The cost of a step of LAS-PGD-AT with this k over one of PGD-AT; `passes` are those of `las_at_passes`."""
-    plain, own, strategy_step = las_at_passes(**passes)
-    return (own + strategy_step / every) / plain
+def followed(histories: Mapping[str, Path]) -> pd.DataFrame:
+    """Runs of a target with a guide, epoch by epoch, from history.json: accuracies in %, one line per run and epoch.
+
+    `label right` is how often the guide's answer, which is DYNAT's label, was the true class in the epoch's batches;
+    unseen images are those the epoch is picked on, and PGD-20 is on at most a thousand of them.
+    """
+    runs = {name: pd.json_normalize(json.loads(path.read_text())) for name, path in histories.items()}
+    frame = pd.concat(runs, names=["run", ""]).reset_index("run")
+    return frame.reindex(columns=["run", "epoch", *FOLLOWED]).rename(columns=FOLLOWED)
+
+
+def picks(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFrame:
+    """What strategies picked from their options: a line per run, epoch and option with its share of the draws.
+
+    Options are in 1/255 where the setting is a radius or a step size; `reward` is the epoch's mean, or missing. Runs
+    with an epoch that picked no such setting are left out.
+    """
+    records, unit = [], UNITS.get(setting, 1)
+    for name, path in histories.items():
+        epochs = [row.get("strategy", {}) for row in json.loads(path.read_text())]
+        if not all(setting in epoch.get("chosen", {}) for epoch in epochs):
+            continue
+        for number, epoch in enumerate(epochs, 1):
+            counts = epoch["chosen"][setting]
+            line = {"run": name, "epoch": number, "reward": epoch["reward"]}
+            shares = {round(unit * float(value), 3): n / sum(counts.values()) for value, n in counts.items()}
+            records += [line | {"option": option, "share": share} for option, share in sorted(shares.items())]
+    return pd.DataFrame(records, columns=["run", "epoch", "reward", "option", "share"])
+
+
+def picks_summary(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFrame:
+    """How a strategy's picks moved from the first epoch to the last: mean, spread, and reward.
+
+    `largest three` is the share of the three largest options; entropy is in nats. Trainings without picks are left out.
+    """
+    records = []
+    for name, run in picks(histories, setting).groupby("run", sort=False):
+        for which, epoch in (("first epoch", run["epoch"].min()), ("last epoch", run["epoch"].max())):
+            own = run[run["epoch"] == epoch]
+            record = {
+                "mean": round((own["share"] * own["option"]).sum(), 2),
+                "largest three": round(own["share"].tail(3).sum(), 3),
+                "entropy": round(float(entropy(own["share"])), 3),
+                "entropy if uniform": round(math.log(len(own)), 3),
+                "reward": own["reward"].astype(float).round(3).iloc[0],
+            }
+            records.append({"run": name, "": which} | record)
+    return pd.DataFrame(records)
 
 
 def strategy_steps(table: Table) -> dict[str, int]:
@@ -51,38 +103,43 @@ def strategy_steps(table: Table) -> dict[str, int]:
     return steps
 
 
+def las_at_passes(
+    *, steps: float = 14, backward: float = 2, restarts: float = 2, forwards: float = 6
+) -> tuple[float, float, float]:
+    """What a step costs: PGD-AT's, LAS-PGD-AT's, and what its strategy network adds every k-th time.
+
+    In forward passes of the target, a backward being `backward` in an attack and 2 elsewhere. PGD-AT is ten attack
+    steps and a forward and backward (3) for the weights. LAS-AT has `steps` attack steps and a forward of a strategy
+    network as large as the target; every k-th step also an attack, the copy's step (3), `restarts` judging attacks of
+    ten steps, 3 for the strategy network, and `forwards` for the rewards. The defaults are the released code's: images
+    that are done stay in the batch, and every attack step differentiates the weights too.
+    """
+    attack, plain = steps * (1 + backward), 10 * (1 + backward) + 3
+    strategy_step = attack + 3 + restarts * 10 * (1 + backward) + forwards + 3
+    return plain, attack + 3 + 1, strategy_step
+
+
 def times(table: Table, results: list[Result], base: str = "PGD-AT") -> pd.DataFrame:
     """Training time over `base`'s: the paper's, counted for the released code and for this library, measured here.
 
     Here the attack's gradient leaves the weights out, and an image that has made its steps leaves the batch, so a step
-    costs the options' mean.
+    costs the options' mean. With several seeds the measured time is their mean.
     """
-    printed = dict(zip(table.reported["columns"], table.reported["rows"]["Time(min)"], strict=True))
-    taken: dict[str, list[float]] = {}
-    for result in results:
-        taken.setdefault(result.row, []).extend(facts["seconds"] for facts in result.made if "seconds" in facts)
-    seconds = {name: sum(each) / len(each) for name, each in taken.items() if each}  # the mean of the seeds
-    records = {}
-    for cell in table.cells:
-        name = cell.row.row
-        records[name] = {
-            "paper, min": printed.get(name),
-            "paper": _over(printed, name, base),
-            "released code, counted": _counted(cell.network),
-            "this library, counted": _counted(cell.network, as_here=True),
-            "measured, s": seconds.get(name),
-            "measured": _over(seconds, name, base),
-        }
-    return pd.DataFrame(records).T.astype(float).round(2)
-
-
-def _over(values: Mapping[str, float], name: str, base: str) -> float | None:
-    return values[name] / values[base] if {name, base} <= set(values) else None
+    logged = [(r.row, facts["seconds"]) for r in results for facts in r.made if "seconds" in facts]
+    seconds = pd.DataFrame(logged, columns=["row", "seconds"]).groupby("row")["seconds"].mean()
+    minutes = pd.Series(dict(zip(table.reported["columns"], table.reported["rows"]["Time(min)"], strict=True)))
+    networks = {cell.row.row: cell.network for cell in table.cells}
+    frame = pd.DataFrame(index=list(networks))
+    frame["paper, min"], frame["paper"] = minutes, minutes / minutes[base]
+    frame["released code, counted"] = [_counted(network) for network in networks.values()]
+    frame["this library, counted"] = [_counted(network, as_here=True) for network in networks.values()]
+    frame["measured, s"], frame["measured"] = seconds, seconds / seconds.get(base, math.nan)
+    return frame.astype(float).round(2)
 
 
 def _counted(network: Network, as_here: bool = False) -> float | None:
-    """None for given weights, which cost nothing here, and for the searches, which the count does not model."""
-    if isinstance(network, GivenWeights):
+    """A step's cost over PGD-AT's; None for given weights and for the searches, which the count does not model."""
+    if not isinstance(network, RunSpec):
         return None
     if (strategy := network.strategy) is None:
         return 1.0
@@ -90,39 +147,6 @@ def _counted(network: Network, as_here: bool = False) -> float | None:
     if options is None or not (learns or strategy.kind in ("random", "frozen")):
         return None
     every = strategy.every if learns else math.inf
-    return las_at_cost(every, steps=sum(options) / len(options), **HERE) if as_here else las_at_cost(every)
-
-
-def picks_per_epoch(histories: Mapping[str, Path], setting: str) -> dict[str, list[dict[str, Any]]]:
-    """Each training's epochs as its strategy told them, without those that picked no such setting from options."""
-    epochs = {
-        name: [row.get("strategy", {}) for row in json.loads(path.read_text())] for name, path in histories.items()
-    }
-    return {
-        name: told for name, told in epochs.items() if told and all(setting in one.get("chosen", {}) for one in told)
-    }
-
-
-def picked(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFrame:
-    """How a strategy's picks moved from the first epoch to the last, from history.json: mean, spread, and reward.
-
-    `largest three` is the share of the three largest options; entropy is in nats. Trainings without picks are left out.
-    """
-    records = []
-    for name, epochs in picks_per_epoch(histories, setting).items():
-        for which, told in (("first epoch", epochs[0]), ("last epoch", epochs[-1])):
-            counts = pd.Series({float(v): c for v, c in told["chosen"][setting].items()}).sort_index()
-            share = counts / counts.sum()
-            unit = 255 if setting in ("epsilon", "step_size") else 1
-            records.append(
-                {
-                    "run": name,
-                    "": which,
-                    "mean": round(unit * float((share * share.index).sum()), 2),
-                    "largest three": round(float(share.iloc[-3:].sum()), 3),
-                    "entropy": round(-sum(p * math.log(p) for p in share if p), 3),
-                    "entropy if uniform": round(math.log(len(share)), 3),
-                    "reward": None if told["reward"] is None else round(told["reward"], 3),
-                }
-            )
-    return pd.DataFrame(records)
+    own = {"steps": sum(options) / len(options), **THIS_LIBRARY} if as_here else {}
+    plain, step, strategy_step = las_at_passes(**own)
+    return (step + strategy_step / every) / plain

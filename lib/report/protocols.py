@@ -1,70 +1,68 @@
-"""What stands beside the paper's table: controls, teachers, other columns, another protocol."""
+"""What stands beside the paper's table: controls, teachers, and the same networks under another protocol."""
+
+from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.evaluate import PROTOCOLS, Accuracy, AttackSpec, heading
+from lib.evaluate import PROTOCOLS, AttackSpec, heading
 from lib.experiment.planning import Result
 from lib.experiment.spec import GivenWeights
 from lib.experiment.table import Table
 from lib.methods import METHODS
+from lib.report.results import of_controls, of_rows, of_teachers
+
+NETWORK = ["student", "teacher", "row", "seed"]
+PAPERS = "the paper's"  # protocol
 
 
 def undefended_control(table: Table, results: list[Result]) -> pd.DataFrame:
     """What the controls show: per student and attack, the undefended network beside the weakest of the table's rows."""
     records = []
-    for control in (r for r in results if r.role == "control"):
+    for control in of_controls(results):
         for own in control.accuracies:
             rivals = {
                 f"{r.row} ← {r.teacher}" if r.teacher else r.row: a.percent
-                for r in results
-                if r.student == control.student and r.role == "cell"
+                for r in of_rows(results)
                 for a in r.accuracies
-                if a.column == own.column
+                if r.student == control.student and a.column == own.column
             }
-            if not rivals:
-                continue
-            weakest = min(rivals, key=lambda name: rivals[name])
-            records.append(
-                {
-                    "student": control.student,
-                    "attack": own.column.name,
-                    control.row: own.percent,
-                    "weakest row": weakest,
-                    "its accuracy": rivals[weakest],
-                }
-            )
+            if rivals:
+                weakest = min(rivals, key=rivals.__getitem__)
+                record = {"student": control.student, "attack": own.column.name, control.row: own.percent}
+                records.append(record | {"weakest row": weakest, "its accuracy": rivals[weakest]})
     return pd.DataFrame(records)
 
 
-def also_measured(table: Table, results: list[Result]) -> pd.DataFrame:
-    """The columns that the table's networks were measured under beside the paper's, with the published ones again."""
-    records = [
-        {"student": r.student, "teacher": r.teacher, "row": r.row, "seed": r.seed}
-        | {a.column.name: round(a.percent, 1) for a in r.accuracies}
-        for r in results
-        if r.role == "cell"
-    ]
+def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
+    """The teachers' own accuracies, and where each came from."""
+    records = []
+    for result in of_teachers(results):
+        net = table.teachers[result.student]
+        origin = "a given file" if isinstance(net, GivenWeights) else f"trained here by {METHODS[net.method].title}"
+        values = {table.headings()[a.column.name]: round(a.percent, 1) for a in result.accuracies}
+        records.append({"teacher": result.student, "weights": origin, **values})
     return pd.DataFrame(records)
 
 
 def protocols(table: Table) -> pd.DataFrame:
     """What is behind every attack column: as the paper's authors measured it, and under the other protocol."""
-    behind: dict[AttackSpec, list[int]] = {}
+    images: dict[AttackSpec, dict[str, None]] = {}  # the different numbers of images, in order
     for cell in table.cells:
-        images = len(table.workspace.dataset(cell.data).test.labels)
         for column in (column for column in cell.columns if column.attack != "clean"):
-            behind.setdefault(column, []).append(column.images or images)
-    records = [
-        {
-            "column": column.name.removesuffix(_ending(table)),
-            "protocol": table.protocol if table.protocol and column.name.endswith(_ending(table)) else "the paper's",
-        }
-        | column.settings()
-        | {"images": ", ".join(map(str, dict.fromkeys(counts)))}
-        for column, counts in behind.items()
-    ]
+            count = column.images or len(table.workspace.dataset(cell.data).test.labels)
+            images.setdefault(column, {})[str(count)] = None
+    records = []
+    for column, counts in images.items():
+        base, protocol = _base(table, column.name)
+        records.append({"column": base, "protocol": protocol} | column.settings() | {"images": ", ".join(counts)})
     return pd.DataFrame(records)
+
+
+def accuracies(table: Table, results: list[Result]) -> pd.DataFrame:
+    """Every column that the table's networks were measured under, the paper's and those beside them, in %."""
+    lines = [_network(r) | {a.column.name: round(a.percent, 1) for a in r.accuracies} for r in of_rows(results)]
+    return pd.DataFrame(lines)
 
 
 def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
@@ -77,51 +75,35 @@ def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
             "Under the paper's protocol alone. `-p protocol NAME` measures the same networks under another as well, "
             f"without training: {', '.join(PROTOCOLS)}."
         )
-    lines = {}
-    for result in (r for r in results if r.role == "cell"):
-        measured = {a.column.name: a for a in result.accuracies}
+    frame, bases = measurements(table, results), list(PROTOCOLS[table.protocol])
+    beside = frame["column"].isin(table.file.columns) | (frame["protocol"] == table.protocol)
+    frame = frame[frame["column"].isin(bases) & beside]
+    texts = [f"{line.measured:.1f} [{line.low:.1f}, {line.high:.1f}]" for line in frame.itertuples()]
+    frame = frame.assign(protocol=frame["protocol"] + frame["reduced"], text=texts)
+    wide = frame.pivot_table("text", NETWORK, ["column", "protocol"], aggfunc="first", sort=False)
+    return wide[sorted(wide.columns, key=lambda column: bases.index(column[0]))].rename_axis(columns=[None, None])
+
+
+def measurements(table: Table, results: list[Result]) -> pd.DataFrame:
+    """Every accuracy of the table's networks, a line each, with its protocol, its settings and what was reduced."""
+    records = []
+    for result in of_rows(results):
         images = max(a.n for a in result.accuracies)
-        line: dict[tuple[str, str], str] = {}
-        for base in PROTOCOLS[table.protocol]:
-            for protocol, column in (("the paper's", base), (table.protocol, base + _ending(table))):
-                if column in measured and (base in table.file.columns or protocol == table.protocol):
-                    reduced = heading(measured[column].column, images).removeprefix(column)
-                    line[base, protocol + reduced] = _with_interval(measured[column])
-        lines[result.student, result.teacher, result.row, result.seed] = line
-    index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "row", "seed"])
-    frame = pd.DataFrame(list(lines.values()), index=index)
-    return frame.set_axis(pd.MultiIndex.from_tuples(frame.columns), axis=1)
-
-
-def other_protocol(table: Table, results: list[Result]) -> pd.DataFrame:
-    """What was measured under the other protocol, a line per network and column with all settings; none without one."""
-    records = []
-    for result in (r for r in results if r.role == "cell" and table.protocol):
-        cell = {"student": result.student, "teacher": result.teacher, "row": result.row, "seed": result.seed}
-        for a in (a for a in result.accuracies if a.column.name.endswith(_ending(table))):
+        for a in result.accuracies:
+            base, protocol = _base(table, a.column.name)
             low, high = a.interval
-            number = {"measured": a.percent, "k": a.k, "n": a.n, "low": low, "high": high}
-            name = {"protocol": table.protocol, "column": a.column.name.removesuffix(_ending(table))}
-            records.append(cell | name | number | a.column.settings())
-    return pd.DataFrame(records)
+            record = _network(result) | {"protocol": protocol, "column": base}
+            record |= {"measured": a.percent, "k": a.k, "n": a.n, "low": low, "high": high} | a.column.settings()
+            record |= {"seed": result.seed, "attack seed": record["seed"]}  # both are called seed
+            records.append(record | {"reduced": heading(a.column, images).removeprefix(a.column.name)})
+    return pd.DataFrame(records, columns=None if records else [*NETWORK, "protocol", "column", "measured", "reduced"])
 
 
-def _ending(table: Table) -> str:
-    """What ends the names of the other protocol's columns."""
-    return f" ({table.protocol})"
+def _network(result: Result) -> dict[str, Any]:
+    return {key: getattr(result, key) for key in NETWORK}
 
 
-def _with_interval(accuracy: Accuracy) -> str:
-    low, high = accuracy.interval
-    return f"{accuracy.percent:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
-    """The teachers' own accuracies, and where each came from."""
-    records = []
-    for result in (r for r in results if r.role == "teacher"):
-        net = table.teachers[result.student]
-        origin = "a given file" if isinstance(net, GivenWeights) else f"trained here by {METHODS[net.method].title}"
-        values = {table.headings()[a.column.name]: round(a.percent, 1) for a in result.accuracies}
-        records.append({"teacher": result.student, "weights": origin, **values})
-    return pd.DataFrame(records)
+def _base(table: Table, name: str) -> tuple[str, str]:
+    """A column's name without the other protocol's, and the protocol."""
+    ending = f" ({table.protocol})"
+    return (name.removesuffix(ending), table.protocol) if name.endswith(ending) else (name, PAPERS)

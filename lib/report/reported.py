@@ -10,12 +10,46 @@ from lib.experiment.table import Table
 from lib.experiment.table_file import Row
 
 
+def lines(table: Table) -> list[tuple[str, str, Row]]:
+    """Student, teacher and row of every line of the table; a row may stand in some students' blocks only."""
+    return [
+        (student, teacher, row)
+        for student in table.students
+        for teacher in table.teacher_names
+        for row in table.rows
+        if not row.only_students or student in row.only_students
+    ]
+
+
+def reported(table: Table, student: str, teacher: str, row: Row, column: str) -> float | None:
+    """The paper's number for a cell, whichever of its tables' shapes it stands in; None where there is none."""
+    entry, key = table.reported_for(student), row.reported or row.row
+    rows = entry.get("rows", entry.get(student, {}))
+    if key in entry.get("columns", ()):  # the paper's columns are the rows here
+        return rows[column][entry["columns"].index(key)] if column in rows else None
+    if isinstance(rows, list):
+        rows = {row_key(one): one["values"] for one in rows}
+    values = rows.get(key)
+    if isinstance(values, dict):
+        values = values.get(teacher)
+    value = None if values is None else values[table.file.columns.index(column)]
+    return None if value in (None, "-") else float(value)
+
+
+def row_key(one: Mapping[str, Any]) -> str:
+    """What a row of the paper's is called in a table file, where the paper's rows are a list."""
+    parts = ("dataset", "database", "teacher", "model", "method")
+    return one.get("id") or "/".join(one[part] for part in parts if part in one)
+
+
 def reported_table(table: Table) -> pd.DataFrame:
     """The paper's numbers alone, as params/reported/ has them; a cell that is lost stays empty."""
-    keys = [(s, t, row) for s in table.students for t in table.teacher_names for row in table.rows if stands(row, s)]
-    values = [[reported(table, s, t, row, column) for column in table.file.columns] for s, t, row in keys]
-    index = pd.MultiIndex.from_tuples([(s, t, row.row) for s, t, row in keys], names=["student", "teacher", "method"])
-    return pd.DataFrame(values, index=index, columns=table.file.columns, dtype=float)
+    values = {
+        (student, teacher, row.row): [reported(table, student, teacher, row, column) for column in table.file.columns]
+        for student, teacher, row in lines(table)
+    }
+    index = pd.MultiIndex.from_tuples(values, names=["student", "teacher", "method"])
+    return pd.DataFrame(list(values.values()), index=index, columns=table.file.columns, dtype=float)
 
 
 def reported_with_sources(table: Table) -> pd.DataFrame:
@@ -40,29 +74,3 @@ def choices(paper: str) -> pd.DataFrame:
     """What paper and code leave open, what was chosen here and why: params/choices/<paper>.yaml."""
     given = read_yaml(PARAMS / "choices" / f"{paper}.yaml")
     return pd.DataFrame(given["choices"])[["question", "choice", "reason"]]
-
-
-def reported(table: Table, student: str, teacher: str, row: Row, column: str) -> float | None:
-    """The paper's number for a cell, whichever of its tables' shapes it stands in; None where there is none."""
-    entry, key = table.reported_for(student), row.reported or row.row
-    rows = entry.get("rows", entry.get(student, {}))
-    if key in entry.get("columns", ()):  # the paper's columns are the rows here
-        return rows[column][entry["columns"].index(key)] if column in rows else None
-    if isinstance(rows, list):
-        rows = {row_key(one): one["values"] for one in rows}
-    values = rows.get(key)
-    if isinstance(values, dict):
-        values = values.get(teacher)
-    value = None if values is None else values[table.file.columns.index(column)]
-    return None if value in (None, "-") else float(value)
-
-
-def row_key(one: Mapping[str, Any]) -> str:
-    """What a row of the paper's is called in a table file, where the paper's rows are a list."""
-    parts = ("dataset", "database", "teacher", "model", "method")
-    return one.get("id") or "/".join(one[part] for part in parts if part in one)
-
-
-def stands(row: Row, student: str) -> bool:
-    """Whether a row is in the student's block."""
-    return not row.only_students or student in row.only_students

@@ -1,0 +1,111 @@
+import pytest
+import yaml
+from small import parameters
+
+from lib import ROOT, report
+from lib.experiment.opening import open_table
+from lib.experiment.parameters import PARAMS
+
+TABLES = sorted((PARAMS / "tables").glob("*.yaml"))
+REFERENCE = ROOT.parent / "shared" / "reference"
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers(item)]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+@pytest.mark.parametrize("path", sorted((PARAMS / "reported").glob("*.yaml")), ids=lambda path: path.stem)
+def test_reported_numbers_are_the_checked_transcription_to_the_digit(path):
+    original = REFERENCE / f"{path.stem}_tables.yaml"
+    if not original.exists():
+        pytest.skip("the transcription lies beside the project where it is developed")
+    assert numbers(yaml.safe_load(path.read_text())) == numbers(yaml.safe_load(original.read_text()))
+
+
+@pytest.mark.parametrize("name", ["dynat", "d2r"])
+def test_dynats_and_d2rs_transcription_is_kept_word_for_word(name):
+    original = REFERENCE / "dynat_d2r_tables.yaml"
+    if not original.exists():
+        pytest.skip("the transcription lies beside the project where it is developed")
+    original, kept = (yaml.safe_load(path.read_text()) for path in (original, PARAMS / "reported" / f"{name}.yaml"))
+    assert kept == {"meta": original["meta"], **original[name]}
+
+
+def entry_of(table, student=""):
+    """The paper's entry for a table, or for one block of it."""
+    entry = yaml.safe_load((PARAMS / "reported" / f"{table['paper']}.yaml").read_text())
+    for key in (table.get("blocks", {}).get(student, {}).get("item") or table["item"]).split("."):
+        entry = entry[int(key)] if isinstance(entry, list) else entry[key]
+    return entry
+
+
+def is_turned(entry, table):
+    """Whether the paper prints as columns what the table file has as rows."""
+    return isinstance(entry.get("rows"), dict) and set(table["columns"]) <= set(entry["rows"])
+
+
+def keys_of(entry, students):
+    """The names of the rows that the paper's numbers have for a table, whichever shape they stand in."""
+    rows = entry.get("rows")
+    if isinstance(rows, list):
+        return {report.row_key(one) for one in rows}
+    blocks = [rows] if rows else [entry[student] for student in students]
+    return {name for block in blocks for name in block if name not in ("delta_printed", "delta_note", "note")}
+
+
+@pytest.mark.parametrize("path", [path for path in TABLES if path.stem.startswith("table")], ids=lambda path: path.stem)
+def test_a_table_file_has_every_row_the_paper_reports_and_no_other(path):
+    table = yaml.safe_load(path.read_text())
+    entry = entry_of(table)
+    named = {row.get("reported", row["row"]) for row in table["rows"]} - {"not in the paper"}
+    if is_turned(entry, table):
+        assert named == set(entry["columns"])
+        assert set(entry["rows"]) - {"Time(min)"} == set(table["columns"])
+        return
+    assert [column for column in entry["columns"] if column != "All"] == table["columns"]
+    for student in table["students"] if "blocks" in entry else [""]:
+        own = (
+            {row["reported"] for row in table["rows"] if student in row.get("only_students", [student])}
+            if student
+            else named
+        )
+        assert own == keys_of(entry_of(table, student), table["students"]), student
+
+
+def in_las_at(table, student, row):
+    """LAS-AT's own row under the columns of a DYNAT or D2R table."""
+    number = {"CIFAR-10": 2, "CIFAR-100": 3}.get(entry_of(table, student).get("dataset"), 4)
+    theirs = yaml.safe_load((PARAMS / "reported" / "las_at.yaml").read_text())[f"table{number}"]
+    values = theirs["rows"][row.removesuffix(" (approximation)")]
+    return [values[theirs["columns"].index(column)] for column in table["columns"]]
+
+
+@pytest.mark.parametrize("name", ["table1_dynat", "table2_dynat", "fig4_dynat", "fig5_dynat", "table1_d2r"])
+def test_what_is_marked_as_quoted_from_las_at_is_its_number_but_for_one_cell(tmp_path, name):
+    table = yaml.safe_load((PARAMS / "tables" / f"{name}.yaml").read_text())
+    opened = open_table(name, parameters(tmp_path, rows=[], students=[], teachers=[]))
+    numbers, differing, quoted = report.reported_table(opened), [], 0
+    for row in table["rows"]:
+        for student in (student for student, source in row.get("quoted", {}).items() if source == "LAS-AT"):
+            if (student, "", row["row"]) not in numbers.index:
+                continue
+            quoted += 1
+            ours = numbers.loc[(student, "", row["row"])].tolist()
+            theirs = in_las_at(table, student, row["row"])
+            differing += [(row["row"], a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
+    assert quoted == {"table1_dynat": 7, "table2_dynat": 5, "fig4_dynat": 12, "fig5_dynat": 1, "table1_d2r": 17}[name]
+    assert differing == ([("LBGAT", 52.20, 52.23)] if name == "table1_dynat" else [])
+
+
+def test_numbers_are_found_where_the_papers_columns_are_the_rows_and_where_its_rows_are_a_list(tmp_path):
+    def numbers_of(name):
+        return report.reported_table(open_table(name, parameters(tmp_path, rows=[], students=[], teachers=[])))
+
+    assert numbers_of("table1_las_at").loc[("ResNet18", "", "k=40")].tolist() == [82.3, 54.29]
+    assert numbers_of("table5_las_at").loc[("CIFAR100", "", "LAS-AWP (WRN-34-20)")].tolist() == [67.31, 31.92]
+    fourth = numbers_of("table4_dgad").loc[("ResNet18", "WideResNet-34-10", "DGAD")]
+    assert fourth.tolist() == [87.58, 61.72, 55.29, 78.36, 50.59]
