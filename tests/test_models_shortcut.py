@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lib import ROOT
-from lib.models.shortcut import Subsampled, shortcut
+from lib.models.resnet import Subsampled, shortcut
 
 
 @pytest.mark.parametrize("size", [7, 8])

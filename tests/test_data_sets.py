@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Generator
 
-from lib.data import Dataset, Split, crop_and_flip, hold_out, images, load, to_float
+from lib.data import Dataset, Split, crop_and_flip, hold_out, load, sources, to_float
 from lib.errors import UserError
 
 
@@ -316,8 +316,8 @@ def test_the_first_images_of_a_folder_are_not_all_of_one_class(folder):
 
 def test_a_folder_is_decoded_once_and_a_part_again_only_if_a_file_of_it_changed(folder, tmp_path, monkeypatch):
     first = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
-    decode, decoded = images._decode, []
-    monkeypatch.setattr(images, "_decode", lambda paths: decoded.append(paths) or decode(paths))
+    decode, decoded = sources._decode, []
+    monkeypatch.setattr(sources, "_decode", lambda paths: decoded.append(paths) or decode(paths))
     second = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
     assert not decoded
     assert second.digest() == first.digest()
@@ -470,7 +470,7 @@ def test_tiny_imagenets_first_images_are_not_all_of_one_class(archive):
 def test_tiny_imagenet_is_decoded_once_into_one_array_per_part(archive, tmp_path, monkeypatch):
     first = load("tiny_imagenet", data_dir=archive, cache_dir=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    monkeypatch.setattr(images, "_decode", lambda paths: pytest.fail(f"decoded {paths} again"))
+    monkeypatch.setattr(sources, "_decode", lambda paths: pytest.fail(f"decoded {paths} again"))
     assert load("tiny_imagenet", data_dir=archive, cache_dir=tmp_path / "cache").digest() == first.digest()
 
 
