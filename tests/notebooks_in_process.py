@@ -50,7 +50,9 @@ class InProcess(Engine):
             warnings.resetwarnings()
             for kind in UNSEEN:
                 warnings.simplefilter("ignore", kind)
-            warnings._showwarnmsg_impl = lambda message: print(message, file=sys.stderr)  # pytest records them elsewhere
+            warnings._showwarnmsg_impl = lambda message: print(
+                message, file=sys.stderr
+            )  # pytest records them elsewhere
             done = shell.run_cell(cell.source, store_history=True)
         cell.execution_count = shell.execution_count - 1
         for name in ("stdout", "stderr"):

@@ -2,18 +2,18 @@ import contextlib
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import entry_points
 
-import papermill.cli
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
 from lib import ROOT
-from lib.experiment.papermill_default_output import ONE, TWO, Engine, missing_output
+from lib.experiment.papermill_default_output import Engine, missing_output
 
 CARD = {"torch", "torchvision", "jupyterlab", "papermill", "matplotlib", "seaborn", "nbstripout", "torchattacks"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -62,14 +62,6 @@ def test_every_tracked_notebook_is_as_nbstripout_leaves_it():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_papermills_options_are_the_ones_the_default_output_knows():
-    taking = {1: set(), 2: set()}
-    for parameter in papermill.cli.papermill.params:
-        if parameter.param_type_name == "option" and not parameter.is_flag and not parameter.count:
-            taking[parameter.nargs] |= set(parameter.opts)
-    assert taking == {1: set(ONE), 2: set(TWO)}
-
-
 @pytest.mark.parametrize(
     ("arguments", "output"),
     [
@@ -78,6 +70,7 @@ def test_papermills_options_are_the_ones_the_default_output_knows():
         (["-f", "params/paper.yaml", "notebooks/table4_dgad.ipynb"], "table4_dgad.ipynb"),
         (["notebooks/table4_dgad.ipynb", "out.ipynb"], None),
         (["notebooks/table4_dgad.ipynb", "-"], None),
+        (["notebooks/table4_dgad.ipynb", "../table4_dgad.ipynb", "-k", "python3"], None),
         (["notebooks/table4_dgad.ipynb", "--help"], None),
         (["elsewhere/table4_dgad.ipynb"], None),
         ([], None),
@@ -105,13 +98,13 @@ def test_the_bare_papermill_command_works_in_a_terminal(tmp_path):
     if pid == 0:
         os.chdir(tmp_path)
         os.execv(sys.executable, [sys.executable, "-c", IN_A_COPY])
-    said = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+    printed = b""
+    with contextlib.suppress(OSError):  # on Linux: the other end is closed
         while part := os.read(terminal, 1024):
-            said += part
+            printed += part
     _, status = os.waitpid(pid, 0)
-    assert status == 0, said.decode()
-    assert b"outputs/executed/table4_dgad.ipynb" in said
+    assert status == 0, printed.decode()
+    assert b"outputs/executed/table4_dgad.ipynb" in printed
     assert (tmp_path / "outputs" / "executed" / "table4_dgad.ipynb").exists()
 
 
@@ -120,12 +113,50 @@ def test_papermill_loads_the_default_output_as_a_plugin():
     assert plugin.load() is Engine
 
 
-def test_ruff_finds_nothing():
-    for command in (["check", "."], ["format", "--check", "."]):
-        done = subprocess.run([sys.executable, "-m", "ruff", *command], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+def test_every_supported_python_is_named_alike():
+    (lowest, above) = re.findall(r"3\.(\d+)", PROJECT["requires-python"])
+    supported = f"3.{lowest} to 3.{int(above) - 1}"
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"Python {supported}" in (ROOT / "README.md").read_text()
+    assert f"Python {supported}" in makefile
+    assert f"(3, {lowest}) <= sys.version_info < (3, {above})" in makefile
 
 
-def test_every_public_function_is_typed_and_mypy_finds_nothing():
-    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+IMPORT_EVERY_MODULE = """
+import importlib, pathlib, sys
+import lib
+folder = pathlib.Path(lib.__file__).parent
+assert folder.parent == pathlib.Path(sys.argv[1]), folder
+for path in sorted(folder.rglob("*.py")):
+    importlib.import_module(".".join(path.relative_to(folder.parent).with_suffix("").parts))
+    print(path.relative_to(folder.parent))
+from lib.errors import UserError
+from lib.experiment import Parameters, open_table
+try:
+    open_table("table4_dgad", Parameters())
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module_and_reads_tables_from_a_checkout_only(tmp_path):
+    """Built from a copy, without the network, and installed into a fresh folder away from the checkout."""
+    source, fresh = tmp_path / "source", tmp_path / "fresh"
+    shutil.copytree(ROOT / "lib", source / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "wheel", *options, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(fresh), str(wheel)], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "PYTHONPATH": str(fresh)
+    }
+    command = [sys.executable, "-P", "-c", IMPORT_EVERY_MODULE, str(fresh)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *modules, sentence = done.stdout.splitlines()
+    assert modules == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "lib").rglob("*.py"))
+    assert "checkout" in sentence

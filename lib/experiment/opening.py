@@ -7,7 +7,7 @@ import torch
 
 from lib import ROOT
 from lib.attacks.levers import LEVERS
-from lib.errors import choose, typed
+from lib.errors import UserError, choose, typed
 from lib.evaluate import check_fits
 from lib.experiment.builder import Builder
 from lib.experiment.parameters import PARAMS, Parameters, device_of, load_scale, read_yaml
@@ -27,6 +27,8 @@ def open_table(name: str, parameters: Parameters) -> Table:
     Raises:
         UserError: whatever in the parameters, the scale or the data does not fit, in one sentence.
     """
+    if not PARAMS.is_dir():
+        raise UserError(f"there is no {PARAMS}: tables are read from a checkout, so install it there: pip install -e .")
     files = {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
     file: TableFile = typed(TableFile, read_yaml(choose("table", name, files)), f"table {name}")
     scale = load_scale(parameters)

@@ -11,15 +11,6 @@ from pathlib import Path
 
 from lib import ROOT
 
-TWO = ("-p", "--parameters", "-r", "--parameters_raw")
-ONE = (
-    *("-f", "--parameters_file", "-y", "--parameters_yaml", "-b", "--parameters_base64"),
-    *("--engine", "--autosave-cell-every", "-k", "--kernel", "-l", "--language", "--cwd"),
-    *("--stdout-file", "--stderr-file", "--log-level", "--start-timeout", "--start_timeout"),
-    *("--execution-timeout",),
-)
-"""papermill's options that take two values and one; a test holds them against papermill's own list."""
-
 
 class Engine:
     """What the entry point names; papermill registers it and never calls it."""
@@ -27,18 +18,11 @@ class Engine:
 
 def missing_output(arguments: Sequence[str], root: Path = ROOT) -> Path | None:
     """Where the executed copy goes if `arguments` name one of `root`'s notebooks and no output path; else None."""
-    positional, rest = [], list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if argument in TWO or argument in ONE:
-            del rest[: 2 if argument in TWO else 1]
-        elif argument == "-" or not argument.startswith("-"):
-            positional.append(argument)
-    if len(positional) != 1 or {"--help", "--version"} & set(arguments):
+    paths = [argument for argument in arguments if argument == "-" or argument.endswith(".ipynb")]
+    if len(paths) != 1 or {"--help", "--version"} & set(arguments):
         return None
-    notebook = Path(positional[0]).resolve()
-    own = notebook.suffix == ".ipynb" and notebook.parent == (root / "notebooks").resolve()
-    return root / "outputs" / "executed" / notebook.name if own else None
+    notebook = Path(paths[0]).resolve()
+    return root / "outputs" / "executed" / notebook.name if notebook.parent == (root / "notebooks").resolve() else None
 
 
 def complete_command_line() -> None:
