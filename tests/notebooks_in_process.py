@@ -74,13 +74,15 @@ def code_cells(path: Path) -> list[Any]:
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-def execute(name: str, outputs: Path, **given: Any) -> Any:
-    """Run notebooks/<name>.ipynb with these parameters on the CPU, nothing on stderr; its executed copy.
+def execute(name: str, folder: Path, /, **given: Any) -> Any:
+    """The executed copy of notebooks/<name>.ipynb with these parameters, on the CPU, its outputs below `folder`.
+
+    Nothing may be written to stderr.
 
     Raises:
         PapermillExecutionError: a cell raised.
     """
-    given = {"outputs": str(outputs), "device": "cpu", "workers": 1} | given
+    given = {"outputs": str(folder), "device": "cpu", "workers": 1} | given
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         copy = papermill.execute_notebook(
@@ -96,10 +98,10 @@ def displayed(copy: Any) -> str:
     return "".join(str(out.get("data", "")) for cell in copy.cells for out in cell.get("outputs", []))
 
 
-def refusal(name: str, outputs: Path, **given: Any) -> str:
+def refusal(name: str, folder: Path, /, **given: Any) -> str:
     """The one sentence with which a UserError ended the notebook."""
     with pytest.raises(PapermillExecutionError) as error:
-        execute(name, outputs, **given)
+        execute(name, folder, **given)
     assert error.value.ename == "UserError"
     assert error.value.traceback == [f"UserError: {error.value.evalue}"]
     return error.value.evalue
