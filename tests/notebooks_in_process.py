@@ -82,12 +82,12 @@ def execute(name: str, folder: Path, /, **given: Any) -> Any:
     Raises:
         PapermillExecutionError: a cell raised.
     """
-    given = {"outputs": str(folder), "device": "cpu", "workers": 1} | given
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    small = {"outputs": str(folder), "device": "cpu", "workers": 1}
+    given = {key: small[key] for key in small if key in papermill.inspect_notebook(path)} | given
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        copy = papermill.execute_notebook(
-            f"notebooks/{name}.ipynb", None, given, engine_name="in_process", progress_bar=False
-        )
+        copy = papermill.execute_notebook(path, None, given, engine_name="in_process", progress_bar=False)
     outs = [out for cell in copy.cells if cell.cell_type == "code" for out in cell.outputs]
     assert not [out.text for out in outs if out.get("name") == "stderr"]
     return copy
