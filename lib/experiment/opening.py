@@ -27,10 +27,7 @@ def open_table(name: str, parameters: Parameters) -> Table:
     Raises:
         UserError: whatever in the parameters, the scale or the data does not fit, in one sentence.
     """
-    if not PARAMS.is_dir():
-        raise UserError(f"there is no {PARAMS}: tables are read from a checkout, so install it there: pip install -e .")
-    files = {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
-    file: TableFile = typed(TableFile, read_yaml(choose("table", name, files)), f"table {name}")
+    file: TableFile = typed(TableFile, read_yaml(choose("table", name, _table_files())), f"table {name}")
     scale = load_scale(parameters)
     if "datasets" in parameters.settings:
         scale = replace(scale, title=f"its settings on other data than its own, radius {scale.epsilon:g}/255")
@@ -83,6 +80,13 @@ def _check_fits(table: Table) -> None:
             given.add((cell.network, cell.data))
     for net, data in given:
         network(net, data, table.workspace)
+
+
+def _table_files() -> dict[str, Path]:
+    """The table files by name."""
+    if not PARAMS.is_dir():
+        raise UserError(f"there is no {PARAMS}: tables are read from a checkout, so install it there: pip install -e .")
+    return {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
 
 
 def _from_root(path: str) -> Path:
