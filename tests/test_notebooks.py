@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 
 import nbformat
@@ -11,7 +12,9 @@ import papermill
 import pytest
 import torch
 import yaml
+from nbformat.v4 import new_code_cell, new_notebook
 from notebooks_in_process import code_cells, displayed, execute, refusal
+from papermill.exceptions import PapermillExecutionError
 from small import SETTINGS
 from test_models_checkpoints import Hostile
 
@@ -77,6 +80,23 @@ def test_every_notebook_runs_and_a_table_leaves_its_table_and_figures(name, outp
     execute(name, outputs, rows=rows, students=table.get("students", [])[:1], settings=SETTINGS)
     if rows:
         check_saved(name, outputs, rows)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("1 / 0", PapermillExecutionError),
+        ("import warnings; warnings.warn('beware')", AssertionError),
+        ("import sys; print('beware', file=sys.stderr)", AssertionError),
+        ("device == 'cpu' or 1 / 0; display('well')", None),
+    ],
+)
+def test_an_error_a_warning_or_a_word_on_stderr_fails_a_notebook(tmp_path, source, error):
+    cells = [new_code_cell("device = ''", metadata={"tags": ["parameters"]}), new_code_cell(source)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "own.ipynb")
+    with pytest.raises(error) if error else nullcontext():
+        assert "well" in displayed(execute(str(tmp_path / "own"), tmp_path))
 
 
 def check_saved(name, outputs, rows):
