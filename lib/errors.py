@@ -1,6 +1,6 @@
 """The one exception for what a user can mend: it shows as one sentence, in a notebook and under papermill."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A request that cannot be met, said in one sentence with the valid choices."""
+    """A request that cannot be met; its message is one sentence with the valid choices."""
 
     def _render_traceback_(self) -> list[str]:
         """What IPython prints instead of a traceback."""
@@ -19,20 +19,24 @@ def choose(what: str, name: str, choices: Mapping[str, T]) -> T:
     """The entry of `choices` called `name`.
 
     Raises:
-        UserError: `name` is none of them; the sentence lists them all.
+        UserError: there is none; the sentence lists the valid names.
     """
     if name not in choices:
         raise UserError(f"unknown {what} {name!r}; choose one of: {', '.join(map(str, choices))}")
     return choices[name]
 
 
-def typed(kind: Any, given: dict[str, Any], where: str) -> Any:
-    """The dataclass `kind` made from `given`, every name known and every value of its field's type.
+def abridged(names: Iterable[str], most: int = 3) -> str:
+    """The first `most` names in alphabetical order, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
-    A whole number serves where a float is wanted, a list where a tuple is.
+
+def typed(kind: Any, given: dict[str, Any], where: str) -> Any:
+    """The dataclass `kind` made from `given`; an int serves as a float, a list as a tuple.
 
     Raises:
-        UserError: an unknown name or a wrong type; the sentence gives the valid names or the type.
+        UserError: an unknown name, a missing one or a wrong type; the sentence gives the valid names or the type.
     """
     known = {f.name: f.type for f in fields(kind)}
     for name, value in given.items():
@@ -47,17 +51,14 @@ def typed(kind: Any, given: dict[str, Any], where: str) -> Any:
 
 
 def check_type(value: Any, wanted: Any, where: str) -> None:
-    """That `value` is a `wanted`: bool, int, float (an int will do), str, or a list, tuple or dict of these.
+    """Check that `value` is a `wanted`: bool, int, float (or int), str, Any, or a list, tuple or dict of these.
 
     Raises:
-        UserError: it is not; text that looks like a number says how YAML wants it written.
+        UserError: it is not; for text that looks like a number the sentence gives YAML's spelling.
     """
-    if wanted is Any:
-        return
     origin, arguments = get_origin(wanted) or wanted, get_args(wanted)
-    accepted = {float: (int, float), tuple: (list, tuple)}.get(origin, (origin,))
-    wrong = not isinstance(value, accepted) or (isinstance(value, bool) and origin is not bool)
-    if wrong:
+    accepted = {Any: (object,), float: (int, float), tuple: (list, tuple)}.get(origin, (origin,))
+    if not isinstance(value, accepted) or (isinstance(value, bool) and origin not in (bool, Any)):
         hint = " (YAML reads 1e-3 as text: write 0.001)" if origin is float and isinstance(value, str) else ""
         raise UserError(f"{where} wants {origin.__name__}, got {value!r} ({type(value).__name__}){hint}")
     if origin in (list, tuple) and arguments:

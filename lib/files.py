@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and a full disk said in one sentence."""
+"""Files written whole or not at all, and a full disk reported in one sentence."""
 
 import errno
 import hashlib
@@ -10,11 +10,11 @@ from pathlib import Path
 from lib.errors import UserError
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

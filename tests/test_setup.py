@@ -1,12 +1,19 @@
+import contextlib
+import os
+import pty
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import entry_points
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 
 from lib import ROOT
+from lib.experiment.papermill_default_output import Engine, missing_output
 
 CARD = {"torch", "torchvision", "jupyterlab", "papermill", "matplotlib", "seaborn", "nbstripout", "torchattacks"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,12 +62,101 @@ def test_every_tracked_notebook_is_as_nbstripout_leaves_it():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_ruff_finds_nothing():
-    for command in (["check", "."], ["format", "--check", "."]):
-        done = subprocess.run([sys.executable, "-m", "ruff", *command], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["notebooks/table4_dgad.ipynb"], "table4_dgad.ipynb"),
+        (["notebooks/table4_dgad.ipynb", "-p", "scale", "gpu", "--log-output"], "table4_dgad.ipynb"),
+        (["-f", "params/paper.yaml", "notebooks/table4_dgad.ipynb"], "table4_dgad.ipynb"),
+        (["notebooks/table4_dgad.ipynb", "out.ipynb"], None),
+        (["notebooks/table4_dgad.ipynb", "-"], None),
+        (["notebooks/table4_dgad.ipynb", "../table4_dgad.ipynb", "-k", "python3"], None),
+        (["notebooks/table4_dgad.ipynb", "--help"], None),
+        (["elsewhere/table4_dgad.ipynb"], None),
+        ([], None),
+    ],
+)
+def test_only_this_checkouts_notebooks_get_a_default_output(monkeypatch, arguments, output):
+    monkeypatch.chdir(ROOT)
+    expected = ROOT / "outputs" / "executed" / output if output else None
+    assert missing_output(arguments) == expected
 
 
-def test_every_public_function_is_typed_and_mypy_finds_nothing():
-    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+IN_A_COPY = """
+import pathlib, sys, lib
+lib.ROOT = pathlib.Path.cwd()
+sys.argv = ["papermill", "notebooks/table4_dgad.ipynb", "--prepare-only"]
+from papermill.__main__ import papermill
+papermill()
+"""
+
+
+def test_the_bare_papermill_command_works_in_a_terminal(tmp_path):
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / "outputs").mkdir()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-c", IN_A_COPY])
+    printed = b""
+    with contextlib.suppress(OSError):  # on Linux: the other end is closed
+        while part := os.read(terminal, 1024):
+            printed += part
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, printed.decode()
+    assert b"outputs/executed/table4_dgad.ipynb" in printed
+    assert (tmp_path / "outputs" / "executed" / "table4_dgad.ipynb").exists()
+
+
+def test_papermill_loads_the_default_output_as_a_plugin():
+    (plugin,) = [p for p in entry_points(group="papermill.engine") if p.name == "dynamic_at"]
+    assert plugin.load() is Engine
+
+
+def test_every_supported_python_is_named_alike():
+    (lowest, above) = re.findall(r"3\.(\d+)", PROJECT["requires-python"])
+    supported = f"3.{lowest} to 3.{int(above) - 1}"
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"Python {supported}" in (ROOT / "README.md").read_text()
+    assert f"Python {supported}" in makefile
+    assert f"(3, {lowest}) <= sys.version_info < (3, {above})" in makefile
+
+
+IMPORT_EVERY_MODULE = """
+import importlib, pathlib, sys
+import lib
+folder = pathlib.Path(lib.__file__).parent
+assert folder.parent == pathlib.Path(sys.argv[1]), folder
+for path in sorted(folder.rglob("*.py")):
+    importlib.import_module(".".join(path.relative_to(folder.parent).with_suffix("").parts))
+    print(path.relative_to(folder.parent))
+from lib.errors import UserError
+from lib.experiment import Parameters, open_table
+try:
+    open_table("table4_dgad", Parameters())
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module_and_reads_tables_from_a_checkout_only(tmp_path):
+    """Built from a copy, without the network, and installed into a fresh folder away from the checkout."""
+    source, fresh = tmp_path / "source", tmp_path / "fresh"
+    shutil.copytree(ROOT / "lib", source / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "wheel", *options, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(fresh), str(wheel)], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "PYTHONPATH": str(fresh)
+    }
+    command = [sys.executable, "-P", "-c", IMPORT_EVERY_MODULE, str(fresh)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *modules, sentence = done.stdout.splitlines()
+    assert modules == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "lib").rglob("*.py"))
+    assert "checkout" in sentence

@@ -1,21 +1,17 @@
 """The speed notebook at its smallest, on one core: it runs, says what it must, and refuses what it cannot do."""
 
-import subprocess
-
 import pandas as pd
 import pytest
 import torch
-import yaml
+from notebooks_in_process import execute
 from small import SETTINGS
-from test_notebooks import NOTEBOOKS, PAPERMILL, code_cells, execute
 
-from lib import ROOT, benchmark
+from lib import benchmark
 from lib.attacks.levers import Levers
 from lib.benchmark import run as speed_run
 from lib.errors import UserError
 from lib.experiment.parameters import Parameters
 
-(PATH,) = [path for path in NOTEBOOKS if path.stem == "benchmark_speed"]
 CPU = torch.device("cpu")
 TINY = {
     "model": "ResNet8-w8",
@@ -32,18 +28,8 @@ TINY = {
 }
 
 
-def run(tmp_path, **given):
-    copy = tmp_path / "executed.ipynb"
-    given = {"outputs": str(tmp_path), "device": "cpu"} | TINY | given
-    command = [*PAPERMILL, str(PATH), str(copy), "-y", yaml.safe_dump(given)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300), copy
-
-
 def test_the_speed_notebook_runs_and_leaves_its_tables_and_says_that_there_is_no_gpu(tmp_path):
-    done, copy = run(tmp_path, methods=["PGD-AT", "LAS-PGD-AT"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    outputs = [out for cell in code_cells(copy) for out in cell.outputs]
-    assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
+    execute("benchmark_speed", tmp_path, methods=["PGD-AT", "LAS-PGD-AT"], **TINY)
     assert (tmp_path / "figures" / "benchmark_speed.pdf").stat().st_size
     bars = pd.read_csv(tmp_path / "tables" / "benchmark_speed_bars.csv", index_col="what")
     assert set(bars["gpu: measured"]) == {"not measured here"}
@@ -59,11 +45,7 @@ def test_the_speed_notebook_runs_and_leaves_its_tables_and_says_that_there_is_no
 
 
 def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_goal(tmp_path):
-    path = PATH.with_name("speedrun_robust.ipynb")
-    done, copy = execute(path, tmp_path, seeds=[0, 1], settings=SETTINGS, workers=0)
-    assert done.returncode == 0, done.stderr[-3000:]
-    outputs = [out for cell in code_cells(copy) for out in cell.outputs]
-    assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
+    execute("speedrun_robust", tmp_path, seeds=[0, 1], settings=SETTINGS, workers=0)
     found = pd.read_csv(tmp_path / "tables" / "speedrun_robust.csv", index_col="run")
     assert list(found.index) == ["seed 0", "seed 1"]
     assert (found["training, s"] > 0).all()

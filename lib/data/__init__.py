@@ -5,11 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from lib.data.core import Dataset, Split, crop_and_flip, hold_out, to_float
-from lib.data.sources import cifar, digits, digits_b, digits_five, folder
+from lib.data.sources import cifar, digits, folder
 from lib.data.tiny_imagenet import tiny_imagenet
 from lib.errors import choose
-
-__all__ = ["Dataset", "Split", "crop_and_flip", "hold_out", "load", "to_float"]
 
 
 def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path | None = None) -> Dataset:
@@ -19,12 +17,12 @@ def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path |
     its archive's, and a folder has train/ and test/. `download` fetches CIFAR; `cache_dir` keeps decoded images.
 
     Raises:
-        UserError: no such data set, or its files are not there or damaged; the sentence says what to do.
+        UserError: no such data set, or its files are missing or damaged; the sentence gives the remedy.
     """
     loaders: dict[str, Callable[[], Dataset]] = {
-        "digits": digits,
-        "digits_b": digits_b,
-        "digits_five": digits_five,
+        "digits": partial(digits, "digits"),
+        "digits_b": partial(digits, "digits_b (the ten digits, a second split)", draw=1),
+        "digits_five": partial(digits, "digits_five (the digits 0 to 4)", classes=5, test=250),
         "cifar10": partial(cifar, 10, data_dir, download),
         "cifar100": partial(cifar, 100, data_dir, download),
         "tiny_imagenet": partial(tiny_imagenet, data_dir, cache_dir),

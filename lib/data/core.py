@@ -11,8 +11,6 @@ from torch import Generator, Tensor
 
 from lib.errors import UserError
 
-SPLIT_SEED = 0  # the one fixed draw that splits and subsets come from
-
 
 class Split(NamedTuple):
     """images (N, C, H, W), uint8 in 0..255 or float32 in [0, 1]; labels (N,) int64."""
@@ -57,7 +55,7 @@ class Dataset:
         """The first `train` training images of one fixed shuffle; 0 keeps all. The test split stays whole.
 
         Raises:
-            UserError: more images are asked for than there are.
+            UserError: `train` exceeds the number of images.
         """
         count = len(self.train.labels)
         if not 0 <= train <= count:
@@ -105,6 +103,6 @@ def crop_and_flip(x: Tensor, *, padding: int, flip: bool, generator: Generator) 
     return F.pad(x, [padding] * 4)[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def fixed_order(count: int, seed: int = SPLIT_SEED) -> Tensor:
-    """The numbers below `count`, shuffled the same way every time."""
-    return torch.randperm(count, generator=Generator().manual_seed(seed))
+def fixed_order(count: int, draw: int = 0) -> Tensor:
+    """The numbers below `count`, shuffled the same way every time; splits and subsets come from draw 0."""
+    return torch.randperm(count, generator=Generator().manual_seed(draw))

@@ -1,35 +1,39 @@
-"""The data sets that another library reads: scikit-learn's digits, and CIFAR and folders through torchvision."""
+"""Data sets that another library reads: scikit-learn's digits, CIFAR through torchvision, folders of image files."""
 
+import hashlib
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from lib.data.core import SPLIT_SEED, Dataset, Split, fixed_order
-from lib.data.images import read_images, shuffled
+from lib.data.core import Dataset, Split, fixed_order
 from lib.errors import UserError
+from lib.files import write_atomically
+
+Sample = tuple[Path, int]
+"""An image file and its label."""
 
 
-def digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 8x8, split once into 1,297 and 500."""
-    return _split_digits("digits", classes=10, test=500, seed=SPLIT_SEED)
+def digits(name: str, *, classes: int = 10, test: int = 500, draw: int = 0) -> Dataset:
+    """scikit-learn's 1,797 handwritten 8x8 digits, those below `classes`; `draw` picks the `test` test images."""
+    from sklearn.datasets import load_digits
 
-
-def digits_b() -> Dataset:
-    """The same 1,797 digits, split once into another 1,297 and 500."""
-    return _split_digits("digits_b (the ten digits, a second split)", classes=10, test=500, seed=SPLIT_SEED + 1)
-
-
-def digits_five() -> Dataset:
-    """The 901 images of the digits 0 to 4, split once into 651 and 250."""
-    return _split_digits("digits_five (the digits 0 to 4)", classes=5, test=250, seed=SPLIT_SEED)
+    bunch: Any = load_digits()
+    images, labels = torch.from_numpy(bunch.images).float().div(16)[:, None], torch.from_numpy(bunch.target).long()
+    everything = Split(images, labels).take(labels < classes)
+    order = fixed_order(len(everything.labels), draw)
+    train_split, test_split = everything.take(order[test:]), everything.take(order[:test])
+    return Dataset(name, train_split, test_split, tuple("0123456789"[:classes]), padding=0, flip=False)
 
 
 def cifar(classes: int, data_dir: Path, download: bool) -> Dataset:
     """CIFAR-10 or, with its fine labels, CIFAR-100, as torchvision lays it out in `data_dir`.
 
     Raises:
-        UserError: the files are not there or not whole, or could not be fetched.
+        UserError: the files are missing or incomplete, or could not be fetched.
     """
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -55,36 +59,75 @@ def folder(data_dir: Path, cache_dir: Path | None) -> Dataset:
     Raises:
         UserError: a part is missing or empty, the parts differ in classes or sizes, or an image cannot be read.
     """
+    from torchvision.datasets import ImageFolder
+
     missing = [part for part in ("train", "test") if not (data_dir / part).is_dir()]
     if missing:
         raise UserError(f"{data_dir} has no folder {' and no folder '.join(missing)}; it wants train/<class>/<image>")
-    (train, classes), (test, test_classes) = (_read_folder(data_dir / part, cache_dir) for part in ("train", "test"))
-    if classes != test_classes:
-        raise UserError(f"{data_dir}: train/ has the classes {classes}, test/ has {test_classes}")
-    return shuffled(f"folder {data_dir.name}", data_dir, train, test, classes)
+    parts = []
+    for part in (data_dir / "train", data_dir / "test"):
+        try:
+            parts.append(ImageFolder(str(part)))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{part} does not hold <class>/<image> files ({_first_line(error)})") from error
+    train, test = parts
+    if train.classes != test.classes:
+        raise UserError(f"{data_dir}: train/ has the classes {train.classes}, test/ has {test.classes}")
+    samples, test_samples = ([(Path(path), label) for path, label in part.samples] for part in parts)
+    return from_files(f"folder {data_dir.name}", data_dir, samples, test_samples, train.classes, cache_dir)
 
 
-def _split_digits(name: str, *, classes: int, test: int, seed: int) -> Dataset:
-    """The digits below `classes`, `test` of them held for testing by the draw of `seed`."""
-    from sklearn.datasets import load_digits
+def from_files(
+    name: str, data_dir: Path, train: list[Sample], test: list[Sample], classes: Sequence[str], cache_dir: Path | None
+) -> Dataset:
+    """The data set of these image files, each part shuffled: its first n images should be of every class.
 
-    bunch: Any = load_digits()
-    images, labels = torch.from_numpy(bunch.images).float().div(16)[:, None], torch.from_numpy(bunch.target).long()
-    everything = Split(images, labels).take(labels < classes)
-    order = fixed_order(len(everything.labels), seed)
-    train_split, test_split = everything.take(order[test:]), everything.take(order[:test])
-    return Dataset(name, train_split, test_split, tuple("0123456789"[:classes]), padding=0, flip=False)
+    Raises:
+        UserError: a file cannot be read as an image, or is not of the same size as the others.
+    """
+    train_split, test_split = (_read_images(samples, cache_dir) for samples in (train, test))
+    sizes = [tuple(split.images.shape[2:]) for split in (train_split, test_split)]
+    if sizes[0] != sizes[1]:
+        raise UserError(f"{data_dir}: the images to train on are {sizes[0]}, those to test on {sizes[1]}")
+    train_split, test_split = (split.take(fixed_order(len(split.labels))) for split in (train_split, test_split))
+    return Dataset(name, train_split, test_split, tuple(classes), padding=4, flip=True)
 
 
-def _read_folder(part: Path, cache_dir: Path | None) -> tuple[Split, tuple[str, ...]]:
-    """The images of <class>/<image>, with the class names."""
-    from torchvision.datasets import ImageFolder
+def _read_images(samples: list[Sample], cache_dir: Path | None) -> Split:
+    """The images in order and in RGB, (N, 3, H, W) uint8.
 
+    They are decoded once and kept in `cache_dir` under a digest of names, sizes and times.
+    """
+    stats = [(str(path), path.stat()) for path, _ in samples]
+    listing = repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+    cached = cache_dir / f"{hashlib.sha256(listing.encode()).hexdigest()[:16]}.npy" if cache_dir else None
     try:
-        source = ImageFolder(str(part))
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{part} does not hold <class>/<image> files ({_first_line(error)})") from error
-    return read_images([(Path(path), label) for path, label in source.samples], cache_dir), tuple(source.classes)
+        images = np.load(cached, allow_pickle=False) if cached and cached.exists() else None
+    except (ValueError, EOFError):  # cut short; it is only a copy, so it is made again
+        images = None
+    if images is None:
+        images = _decode([path for path, _ in stats])
+        if cached:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            np.save(content := io.BytesIO(), images)
+            write_atomically(cached, content.getbuffer())
+    labels = torch.tensor([label for _, label in samples])
+    return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+
+
+def _decode(paths: list[str]) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"{path} cannot be read as an image") from error
+        if images[-1].shape != images[0].shape:
+            raise UserError(f"{path} is {images[-1].shape[:2]}, the images before it are {images[0].shape[:2]}")
+    return np.stack(images)
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,15 +3,14 @@
 The archive's test images have no labels, so the official val set is the test set, as in the papers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lib.data.core import Dataset
-from lib.data.images import read_images, shuffled
-from lib.errors import UserError
+from lib.data.sources import Sample, from_files
+from lib.errors import UserError, abridged
 
 FOLDER = "tiny-imagenet-200"
-Sample = tuple[Path, int]
 
 
 def tiny_imagenet(data_dir: Path, cache_dir: Path | None) -> Dataset:
@@ -29,8 +28,9 @@ def tiny_imagenet(data_dir: Path, cache_dir: Path | None) -> Dataset:
     train = _by_class(root / "train", wnids)
     regrouped = any((root / "val" / wnid).is_dir() for wnid in wnids)
     test = _by_class(root / "val", wnids) if regrouped else _by_annotation(root / "val", wnids)
-    train_split, test_split = (read_images(_by_name(samples), cache_dir) for samples in (train, test))
-    return shuffled("tiny_imagenet", root, train_split, test_split, tuple(wnids))
+    for samples in (train, test):  # by file name, which is the same wherever a regrouped archive has moved the file
+        samples.sort(key=lambda sample: (sample[0].name, sample[1]))
+    return from_files("tiny_imagenet", root, train, test, wnids, cache_dir)
 
 
 def _root(data_dir: Path) -> Path:
@@ -50,7 +50,7 @@ def _by_class(part: Path, wnids: Sequence[str]) -> list[Sample]:
     empty = [wnid for wnid, paths in found.items() if not paths]
     if empty:
         raise UserError(
-            f"{part} has no images of {_listed(empty)}; every class in wnids.txt wants a folder there with .JPEG files"
+            f"{part} has no images of {abridged(empty)}; every class in wnids.txt wants a folder there with .JPEG files"
         )
     return [(path, label) for label, paths in enumerate(found.values()) for path in paths]
 
@@ -70,16 +70,6 @@ def _by_annotation(part: Path, wnids: Sequence[str]) -> list[Sample]:
     )
     for problem, names in wrong:
         if names:
-            raise UserError(f"{listing} {problem}: {_listed(names)}")
+            raise UserError(f"{listing} {problem}: {abridged(names)}")
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     return [(files[name], label_of[wnid]) for name, wnid in class_of.items()]
-
-
-def _by_name(samples: Iterable[Sample]) -> list[Sample]:
-    """The samples by file name, which is the same wherever a regrouped archive has moved the file."""
-    return sorted(samples, key=lambda sample: (sample[0].name, sample[1]))
-
-
-def _listed(names: Iterable[str], most: int = 3) -> str:
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,7 +1,8 @@
 """Lets `papermill notebooks/<name>.ipynb` stand alone in a terminal: the copy goes to outputs/executed/<name>.ipynb.
 
-papermill 2.x requires an output path there, and loads its plugins, of which this is one, before it reads the command
-line. The workaround acts on this checkout's notebooks alone, and never where standard output is piped.
+papermill 2.x demands an output path there. It loads its plugins, of which this is one (pyproject.toml), before it reads
+the command line; so a missing output path can still be added. That is a workaround and no feature of papermill's, it
+acts on this checkout's notebooks alone, and never where standard output is piped (papermill then writes to it).
 """
 
 import sys
@@ -10,15 +11,6 @@ from pathlib import Path
 
 from lib import ROOT
 
-# papermill's options that take two values and one; a test compares them with papermill's own list
-TWO = ("-p", "--parameters", "-r", "--parameters_raw")
-ONE = (
-    *("-f", "--parameters_file", "-y", "--parameters_yaml", "-b", "--parameters_base64"),
-    *("--engine", "--autosave-cell-every", "-k", "--kernel", "-l", "--language", "--cwd"),
-    *("--stdout-file", "--stderr-file", "--log-level", "--start-timeout", "--start_timeout"),
-    *("--execution-timeout",),
-)
-
 
 class Engine:
     """What the entry point names; papermill registers it and never calls it."""
@@ -26,18 +18,11 @@ class Engine:
 
 def missing_output(arguments: Sequence[str], root: Path = ROOT) -> Path | None:
     """Where the executed copy goes if `arguments` name one of `root`'s notebooks and no output path; else None."""
-    positional, rest = [], list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if argument in TWO or argument in ONE:
-            del rest[: 2 if argument in TWO else 1]
-        elif argument == "-" or not argument.startswith("-"):
-            positional.append(argument)
-    if len(positional) != 1 or {"--help", "--version"} & set(arguments):
+    paths = [argument for argument in arguments if argument == "-" or argument.endswith(".ipynb")]
+    if len(paths) != 1 or {"--help", "--version"} & set(arguments):
         return None
-    notebook = Path(positional[0]).resolve()
-    own = notebook.suffix == ".ipynb" and notebook.parent == (root / "notebooks").resolve()
-    return root / "outputs" / "executed" / notebook.name if own else None
+    notebook = Path(paths[0]).resolve()
+    return root / "outputs" / "executed" / notebook.name if notebook.parent == (root / "notebooks").resolve() else None
 
 
 def complete_command_line() -> None:

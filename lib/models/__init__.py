@@ -8,8 +8,7 @@ from torch import nn
 
 from lib.errors import choose
 from lib.models.mobilenet_v2 import MobileNetV2, Stage
-from lib.models.preact_resnet import PreActResNet
-from lib.models.resnet import ResNet
+from lib.models.resnet import PreActResNet, ResNet
 from lib.models.vgg import VGG
 from lib.models.wide_resnet import WideResNet, WideResNetWithSubBlock
 

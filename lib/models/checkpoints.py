@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lib.errors import UserError
+from lib.errors import UserError, abridged
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")  # where public checkpoints put their weights
 PREFIXES = ("module.", "model.", "net.")  # DataParallel and wrappers; never "1.", which hides a normalisation
@@ -40,19 +40,17 @@ def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """
     own = net.state_dict()
     state = _without_prefix(state, set(own))
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
-    ]
-    problems = [
-        f"{what}: {_listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes))
-        if names
-    ]
-    if problems:
-        raise UserError(f"{path} does not fit {type(net).__name__}; nothing was loaded. {'; '.join(problems)}")
+    problems = {
+        "missing": own.keys() - state.keys(),
+        "unexpected": state.keys() - own.keys(),
+        "shapes": {
+            f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+            for name in own.keys() & state.keys()
+            if own[name].shape != state[name].shape
+        },
+    }
+    if differences := [f"{kind}: {abridged(names, most=6)}" for kind, names in problems.items() if names]:
+        raise UserError(f"{path} does not fit {type(net).__name__}; nothing was loaded. {'; '.join(differences)}")
     net.load_state_dict(state)
 
 
@@ -95,8 +93,3 @@ def _without_prefix(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Ten
     if prefix is None or wanted & state.keys():
         return state
     return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in state.items()}, wanted)
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -16,7 +16,7 @@ class Stage(NamedTuple):
     stride: int
 
 
-CIFAR_STAGES = (
+STAGES = (
     Stage(1, 16, 1, 1),
     Stage(6, 24, 2, 1),
     Stage(6, 32, 3, 2),
@@ -58,13 +58,7 @@ class MobileNetV2(nn.Module):
     """
 
     def __init__(
-        self,
-        stages: Sequence[Stage] = CIFAR_STAGES,
-        *,
-        stem: int = 32,
-        head: int = 1280,
-        classes: int,
-        channels: int = 3,
+        self, stages: Sequence[Stage] = STAGES, *, stem: int = 32, head: int = 1280, classes: int, channels: int = 3
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, stem, 3, 1, 1, bias=False)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.errors import UserError
-from lib.models.shortcut import shortcut
+from lib.models.resnet import shortcut
 
 Activation = Callable[[Tensor], Tensor]
 

@@ -10,8 +10,7 @@ from lib import ROOT
 from lib.errors import UserError
 from lib.models import MODELS, build
 from lib.models.checkpoints import load_weights, save_weights
-from lib.models.preact_resnet import PreActBlock, PreActResNet
-from lib.models.resnet import ResNet
+from lib.models.resnet import PreActBlock, PreActResNet, ResNet
 from lib.models.vgg import VGG
 from lib.models.wide_resnet import WideBlock, WideResNet, WideResNetWithSubBlock
 

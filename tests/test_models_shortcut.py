@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lib import ROOT
-from lib.models.shortcut import Subsampled, shortcut
+from lib.models.resnet import Subsampled, shortcut
 
 
 @pytest.mark.parametrize("size", [7, 8])
@@ -29,6 +29,7 @@ def test_only_narrow_strided_shortcuts_are_subsampled(inputs, stride, kind):
     assert type(shortcut(inputs, 16, stride)) is kind
 
 
+@pytest.mark.slow
 def test_a_small_network_trains_on_large_images_in_channels_last_memory():
     code = """
 import torch
