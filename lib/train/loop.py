@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from lib.attacks.engine import Engine, in_precision
-from lib.attacks.levers import STANDARD, Levers
+from lib.attacks.levers import PLAIN, STANDARD, Levers
 from lib.attacks.stopping import Watch
 from lib.attacks.update import stepped_in_backward
 from lib.data import Split, crop_and_flip, to_float
@@ -62,7 +62,9 @@ class Training:
         max_steps: int = 0,
         follow: Follow | None = None,
         levers: Levers = STANDARD,
+        execution: str = "fast",
     ) -> None:
+        levers = PLAIN if execution == "plain" else levers
         self.extras = extras or TrainingExtras()
         if method.needs_teacher and teacher is None:
             raise UserError(f"{method.title} needs a teacher")
