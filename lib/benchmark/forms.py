@@ -15,8 +15,9 @@ from lib.data import Split
 from lib.errors import UserError, choose
 from lib.methods import METHODS
 from lib.methods.strategy import Settings, Strategy, StrategySpec, Target
+from lib.models import MODELS
 from lib.models.modes import mode
-from lib.train import Schedule, Training, TrainingExtras
+from lib.train import PRECISIONS, Schedule, Training, TrainingExtras
 
 RATE = 0.01  # the learning rate, in both forms
 AXES = dict.fromkeys(("batch", "steps", "width", "side"))  # of the curves
@@ -27,7 +28,7 @@ class SpeedParameters:
     """The parameters of benchmark_speed, with their defaults: twenty minutes on two cores.
 
     Raises:
-        UserError: a number that is too small, or an unknown method or axis.
+        UserError: a number that is too small, or an unknown model, method or axis.
     """
 
     device: str = "auto"
@@ -46,6 +47,7 @@ class SpeedParameters:
         steps_and_rounds = min(self.steps, self.attack_steps, self.repeats, self.curve_repeats)
         if self.side < 8 or self.batch_size < 0 or steps_and_rounds < 1:
             raise UserError(f"side is at least 8, steps and repeats at least 1, batch_size 0 or more; got {self}")
+        choose("model", self.model, MODELS)
         for title in self.methods:
             choose("method", title, RELEASED)
         for axis, points in self.curve.items():
@@ -136,6 +138,16 @@ def training(case: Case, precision: str = "fp32", execution: str = "fast") -> Tr
         precision=precision,
         execution=execution,
     )
+
+
+def our_step(case: Case, precision: str) -> Work:
+    """One training step of ours per call."""
+    return partial(training(case, precision).train_step, case.x, case.y)
+
+
+def step_forms(case: Case) -> dict[str, Callable[[], Work]]:
+    """What makes a training step of the case: as released, and ours by precision."""
+    return {"released": partial(ReleasedStep, case)} | {name: partial(our_step, case, name) for name in PRECISIONS}
 
 
 def pgd_forms(case: Case, precisions: tuple[str, ...]) -> dict[str, Work]:
