@@ -20,7 +20,6 @@ from lib.models.modes import mode
 from lib.train import PRECISIONS, Schedule, Training, TrainingExtras
 
 RATE = 0.01  # the learning rate, in both forms
-AXES = dict.fromkeys(("batch", "steps", "width", "side"))  # of the curves
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class SpeedParameters:
         for title in self.methods:
             choose("method", title, RELEASED)
         for axis, points in self.curve.items():
-            choose("axis of the curves", axis, AXES)
+            choose("axis of the curves", axis, dict.fromkeys(("batch", "steps", "width", "side")))
             if len(points) < 2 or min(points) < 1:
                 raise UserError(f"parameter curve needs two or more points of {axis}, each at least 1, got {points}")
 
