@@ -1,0 +1,80 @@
+"""Timing in turns, ratios of rounds, and what a piece of work holds."""
+
+import itertools
+
+import pytest
+import torch
+
+from lib.benchmark import measure
+from lib.benchmark.measure import Timed, in_turns, ratios
+from lib.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_works_take_turns_in_an_order_that_is_reversed_every_round_warm_up_before():
+    order = []
+    timed = in_turns({name: lambda name=name: order.append(name) for name in "abc"}, 2, CPU, warm_up=1)
+    assert "".join(order) == "cbaabccba"
+    assert [len(one.seconds) for one in timed.values()] == [2, 2, 2]
+
+
+def test_every_round_is_timed_on_its_own_and_the_last_result_kept(monkeypatch):
+    clock, results = itertools.accumulate([0, 1, 10, 2, 20, 4, 40, 8]), iter("abcd")
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    timed = in_turns({"x": lambda: next(results), "y": lambda: next(results)}, 2, CPU)
+    assert timed == {"x": Timed((1, 8), "d"), "y": Timed((2, 4), "c")}
+
+
+def test_the_devices_queue_is_empty_when_the_clock_starts_and_when_it_stops(monkeypatch):
+    log = []
+    monkeypatch.setattr(measure, "drain", lambda device: log.append("drained"))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: log.append("clock") or 0.0)
+    in_turns({"a": lambda: log.append("a")}, 1, CPU)
+    assert log == ["drained", "clock", "a", "drained", "clock"]
+
+
+def test_a_benchmark_without_a_round_is_refused():
+    with pytest.raises(UserError, match="at least 1 round"):
+        in_turns({}, 0, CPU)
+
+
+def test_a_ratio_is_of_medians_and_comes_with_the_rounds_lowest_and_highest_and_the_seconds():
+    frame = ratios({"theirs": Timed((2.0, 20.0, 4.0)), "ours": Timed((1.0, 10.0, 1.0))}, "theirs")
+    assert frame.loc["ours"].tolist() == [4.0, 2.0, 4.0, 1.0, 1.0, 10.0]
+    assert frame.loc["theirs", "times as fast"] == 1.0
+
+
+def held(work):
+    return measure.peak_memory(lambda: work, CPU)
+
+
+def test_the_peak_is_what_is_held_at_once_and_not_what_is_made_in_all():
+    def in_turn():
+        for _ in range(5):
+            torch.zeros(1000)
+
+    assert held(in_turn) == 4000
+    assert held(lambda: [torch.zeros(1000) for _ in range(5)]) == 20000
+
+
+def test_views_hold_nothing_and_what_a_graph_keeps_is_held():
+    x = torch.ones(1000, requires_grad=True)
+
+    def graph():
+        y = x.exp()  # kept for the backward, though nothing names it afterwards
+        y = y.sin()
+        return y.sum()
+
+    assert held(lambda: [x.detach().view(10, 100)[i] for i in range(10)]) == 0
+    assert held(graph) == 8004
+
+
+def test_what_was_released_is_free_again():
+    with measure.Allocations() as allocations:
+        kept = torch.zeros(1000)
+        for _ in range(3):
+            torch.zeros(500)
+    assert (allocations.now, allocations.most) == (4000, 6000)
+    del kept
+    assert allocations.now == 0

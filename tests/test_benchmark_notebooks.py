@@ -1,0 +1,116 @@
+"""The speed notebook and the speed run at their smallest: their tables, and what they refuse."""
+
+import subprocess
+
+import pandas as pd
+import pytest
+import yaml
+from small import SETTINGS
+from test_notebooks import NOTEBOOKS, PAPERMILL, code_cells, execute
+
+from lib import ROOT, benchmark
+from lib.errors import UserError
+from lib.experiment.parameters import read_parameters
+
+(PATH,) = [path for path in NOTEBOOKS if path.stem == "benchmark_speed"]
+TINY = {
+    "model": "ResNet8-w8",
+    "batch_size": 4,
+    "side": 8,
+    "steps": 2,
+    "attack_steps": 1,
+    "repeats": 1,
+    "curve": {"batch": [1, 2], "side": [8, 16]},
+    "curve_repeats": 1,
+}
+
+
+def run(tmp_path, **given):
+    copy = tmp_path / "executed.ipynb"
+    given = {"outputs": str(tmp_path), "device": "cpu"} | TINY | given
+    command = [*PAPERMILL, str(PATH), str(copy), "-y", yaml.safe_dump(given)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300), copy
+
+
+def outputs(copy):
+    return [out for cell in code_cells(copy) for out in cell.outputs]
+
+
+def test_the_speed_notebook_has_at_most_ten_code_cells():
+    assert len(code_cells(PATH)) <= 10
+
+
+def test_the_speed_notebook_runs_and_leaves_its_tables_and_its_figure(tmp_path):
+    done, copy = run(tmp_path, methods=["PGD-AT", "LAS-PGD-AT"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not [out for out in outputs(copy) if out.output_type == "error" or out.get("name") == "stderr"]
+    assert (tmp_path / "figures" / "benchmark_speed.pdf").stat().st_size
+    names = ("memory", "pgd", "steps", "curves")
+    memory, pgd, steps, curves = (pd.read_csv(tmp_path / "tables" / f"benchmark_speed_{name}.csv") for name in names)
+    assert list(memory.iloc[:, 0]) == ["PGD-AT", "LAS-PGD-AT"]
+    assert list(pgd.iloc[:, 0]) == ["torchattacks", "loss.backward()", "ours, bf16", "ours, fp32"]
+    assert set(steps.form) == {"released", "bf16", "bf16_crafting", "fp32"}
+    assert (steps[["lowest", "times as fast", "highest", "seconds"]] > 0).all(axis=None)
+    assert set(curves.form) == {"torchattacks", "ours"}
+    assert set(curves.axis) == {"batch", "side"}
+
+
+def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_goal(tmp_path):
+    path = PATH.with_name("speedrun_robust.ipynb")
+    done, copy = execute(path, tmp_path, seeds=[0, 1], settings=SETTINGS, workers=0)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not [out for out in outputs(copy) if out.output_type == "error" or out.get("name") == "stderr"]
+    results = pd.read_csv(tmp_path / "tables" / "speedrun_robust.csv", index_col="run")
+    assert list(results.index) == ["seed 0", "seed 1"]
+    assert (results["training, s"] > 0).all()
+    assert [name for name in results if name.startswith("AA (")]  # what is reduced does not pass for the goal's
+    assert "AA, %" not in results
+    summary = pd.read_csv(tmp_path / "tables" / "speedrun_robust_summary.csv", index_col=0)
+    assert summary.loc["mean of the seeds", "training, s"] == pytest.approx(results["training, s"].mean())
+    assert summary.loc["the goal, on one H200", "AA, %"] == 50.5
+
+
+def execute_first(path, count, **given):
+    """The first code cells of a notebook in this process, `given` in place of its parameters."""
+    parameters, *cells = code_cells(path)[: 1 + count]
+    namespace = {}
+    for source in (parameters.source, "\n".join(f"{name} = {value!r}" for name, value in given.items())):
+        exec(source, namespace)
+    for cell in cells:
+        exec(cell.source, namespace)
+
+
+def test_what_means_nothing_in_the_speed_run_is_refused_there():
+    with pytest.raises(UserError, match="parameter rows means nothing in the speed run"):
+        execute_first(PATH.with_name("speedrun_robust.ipynb"), 1, rows=["PGD-AT"])
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"sclae": 1}, "unknown parameter 'sclae'; choose from: device, model"),
+        ({"model": "ResNet19"}, "unknown model 'ResNet19'; choose one of: ResNet18"),
+        ({"methods": ["TRADE"]}, "unknown method 'TRADE'; choose one of: PGD-AT, TRADES"),
+        ({"steps": 0}, "side is at least 8, steps and repeats at least 1"),
+        ({"batch_size": -4}, "side is at least 8, steps and repeats at least 1"),
+        ({"repeats": "3"}, "parameter repeats wants int, got '3'"),
+        ({"curve": {"depth": [1, 2]}}, "unknown axis of the curves 'depth'; choose one of: batch, steps"),
+        ({"curve": {"batch": [1]}}, "parameter curve needs two or more points of batch"),
+    ],
+)
+def test_what_the_speed_notebook_cannot_do_is_refused_in_one_sentence(given, text):
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    with pytest.raises(UserError, match="^" + text.replace("(", "\\(")):
+        read_parameters({"In": [injected], **given}, benchmark.SpeedParameters)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"outputs": "Makefile/below"}, "cannot write"),
+        ({"device": "quantum"}, "no device 'quantum' here"),
+    ],
+)
+def test_what_the_speed_notebook_cannot_use_is_refused_before_anything_is_measured(tmp_path, given, text):
+    with pytest.raises(UserError, match=text):
+        execute_first(PATH, 2, **({"outputs": str(tmp_path), "device": "cpu"} | TINY | given))
