@@ -4,19 +4,10 @@ import pty
 import sys
 from importlib.metadata import entry_points
 
-import papermill.cli
 import pytest
 
 from lib import ROOT
-from lib.experiment.papermill_default_output import ONE, TWO, Engine, missing_output
-
-
-def test_papermills_options_are_the_ones_the_default_output_knows():
-    taking = {1: set(), 2: set()}
-    for parameter in papermill.cli.papermill.params:
-        if parameter.param_type_name == "option" and not parameter.is_flag and not parameter.count:
-            taking[parameter.nargs] |= set(parameter.opts)
-    assert taking == {1: set(ONE), 2: set(TWO)}
+from lib.experiment.papermill_default_output import Engine, missing_output
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from lib.evaluate import PROTOCOLS
 from lib.experiment.parameters import PARAMS, Parameters, load_scale
 from lib.experiment.table import open_table
 from lib.methods import METHODS
-from lib.methods.strategies import STRATEGIES
 
 TABLES = sorted((PARAMS / "tables").glob("*.yaml"))
 

@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lib.experiment.opening import open_table
 from small import parameters
 
 from lib import report
-from lib.experiment.opening import open_table
 from lib.experiment.planning import Result
 from lib.experiment.spec import GivenWeights
 from lib.methods.strategies import STRATEGIES

@@ -1,9 +1,9 @@
 import pytest
 import yaml
+from lib.experiment.opening import open_table
 from small import parameters
 
 from lib import ROOT, report
-from lib.experiment.opening import open_table
 from lib.experiment.parameters import PARAMS
 
 TABLES = sorted((PARAMS / "tables").glob("*.yaml"))

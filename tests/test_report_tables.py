@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from lib.experiment.opening import open_table
 from small import parameters
 
 from lib import report
 from lib.evaluate import Accuracy, AttackSpec, wilson
-from lib.experiment.opening import open_table
 from lib.experiment.planning import Result
 from lib.experiment.table import Table
 from lib.report import compare, figures, gains, save

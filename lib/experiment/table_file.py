@@ -135,6 +135,8 @@ def read_table(name: str) -> TableFile:
     Raises:
         UserError: there is no such table, or it has an unknown key or a wrong type.
     """
+    if not PARAMS.is_dir():
+        raise UserError(f"there is no {PARAMS}: tables are read from a checkout, so install it there: pip install -e .")
     files = {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
     file: TableFile = typed(TableFile, read_yaml(choose("table", name, files)), f"table {name}")
     return file

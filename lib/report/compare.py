@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from lib.evaluate import contradictions, wilson, worst_case
-from lib.experiment.planning import Result
 from lib.experiment.networks import network_digest
+from lib.experiment.planning import Result
 from lib.experiment.table import Table
 from lib.experiment.table_file import Row
 from lib.report.caption import TEST_IMAGES, caption, source_marks
