@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from lib.experiment.opening import open_table
+from lib.experiment.table import open_table
 from small import parameters
 
 from lib import ROOT, report

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from lib.experiment.opening import open_table
+from lib.experiment.table import open_table
 from small import parameters
 
 from lib import report
