@@ -16,11 +16,7 @@ class UserError(ValueError):
 
 
 def choose(what: str, name: str, choices: Mapping[str, T]) -> T:
-    """The entry of `choices` called `name`.
-
-    Raises:
-        UserError: there is none; the sentence lists the valid names.
-    """
+    """The entry of `choices` called `name`; UserError with the valid names where there is none."""
     if name not in choices:
         raise UserError(f"unknown {what} {name!r}; choose one of: {', '.join(map(str, choices))}")
     return choices[name]

@@ -22,11 +22,7 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
 @contextmanager
 def disk_errors(outputs: Path) -> Iterator[None]:
-    """A full disk or an unwritable folder, as a sentence.
-
-    Raises:
-        UserError: in place of the OSError.
-    """
+    """A full disk or an unwritable folder as a UserError, in place of the OSError."""
     try:
         yield
     except OSError as error:
@@ -37,11 +33,7 @@ def disk_errors(outputs: Path) -> Iterator[None]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """SHA-256 of a file's bytes; UserError where there is no such file."""
     if not path.is_file():
         raise UserError(f"there is no weights file {path}")
     with path.open("rb") as file:

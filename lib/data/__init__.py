@@ -11,13 +11,10 @@ from lib.errors import choose
 
 
 def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path | None = None) -> Dataset:
-    """The data set called `name`.
+    """The data set called `name`; UserError with the remedy where there is none, or its files are missing or damaged.
 
     digits, digits_b and digits_five are embedded; cifar10 and cifar100 lie in torchvision's layout, tiny_imagenet in
     its archive's, and a folder has train/ and test/. `download` fetches CIFAR; `cache_dir` keeps decoded images.
-
-    Raises:
-        UserError: no such data set, or its files are missing or damaged; the sentence gives the remedy.
     """
     loaders: dict[str, Callable[[], Dataset]] = {
         "digits": partial(digits, "digits"),

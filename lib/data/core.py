@@ -52,11 +52,7 @@ class Dataset:
         return sha.hexdigest()
 
     def subset(self, train: int) -> "Dataset":
-        """The first `train` training images of one fixed shuffle; 0 keeps all. The test split stays whole.
-
-        Raises:
-            UserError: `train` exceeds the number of images.
-        """
+        """The first `train` training images of one fixed shuffle; 0 keeps all. The test split stays whole."""
         count = len(self.train.labels)
         if not 0 <= train <= count:
             raise UserError(f"asked for {train} train images, the data set has {count}")
@@ -74,11 +70,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def hold_out(split: Split, count: int) -> tuple[Split, Split]:
-    """(the rest, `count` images held out), by one fixed shuffle.
-
-    Raises:
-        UserError: the split has no more than `count` images.
-    """
+    """(the rest, `count` images held out), by one fixed shuffle; neither may be empty."""
     if not 0 < count < len(split.labels):
         raise UserError(
             f"cannot hold out {count} of {len(split.labels)} training images; settings: {{held_out: ...}} says how many"
@@ -88,10 +80,7 @@ def hold_out(split: Split, count: int) -> tuple[Split, Split]:
 
 
 def crop_and_flip(x: Tensor, *, padding: int, flip: bool, generator: Generator) -> Tensor:
-    """A random crop of each zero-padded image, mirrored with probability 1/2 where `flip`; one draw per image.
-
-    Shapes: x (N, C, H, W) of any dtype; returns the same shape and dtype, on the same device.
-    """
+    """A random crop of each zero-padded image of x (N, C, H, W), mirrored half of the time where `flip`."""
     n, _, height, width = x.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=x.device)
     rows = offsets[0] + torch.arange(height, device=x.device)

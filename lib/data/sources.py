@@ -13,8 +13,7 @@ from lib.data.core import Dataset, Split, fixed_order
 from lib.errors import UserError
 from lib.files import write_atomically
 
-Sample = tuple[Path, int]
-"""An image file and its label."""
+Sample = tuple[Path, int]  # an image file and its label
 
 
 def digits(name: str, *, classes: int = 10, test: int = 500, draw: int = 0) -> Dataset:
@@ -30,11 +29,7 @@ def digits(name: str, *, classes: int = 10, test: int = 500, draw: int = 0) -> D
 
 
 def cifar(classes: int, data_dir: Path, download: bool) -> Dataset:
-    """CIFAR-10 or, with its fine labels, CIFAR-100, as torchvision lays it out in `data_dir`.
-
-    Raises:
-        UserError: the files are missing or incomplete, or could not be fetched.
-    """
+    """CIFAR-10 or, with its fine labels, CIFAR-100, as torchvision lays it out in `data_dir`."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     source: type[CIFAR10] = {10: CIFAR10, 100: CIFAR100}[classes]
@@ -54,18 +49,13 @@ def cifar(classes: int, data_dir: Path, download: bool) -> Dataset:
 
 
 def folder(data_dir: Path, cache_dir: Path | None) -> Dataset:
-    """train/<class>/<image> and test/<class>/<image>, all images of one size; put in one fixed shuffled order.
-
-    Raises:
-        UserError: a part is missing or empty, the parts differ in classes or sizes, or an image cannot be read.
-    """
+    """train/<class>/<image> and test/<class>/<image>, the same classes in both, all images of one size."""
     from torchvision.datasets import ImageFolder
 
-    missing = [part for part in ("train", "test") if not (data_dir / part).is_dir()]
-    if missing:
-        raise UserError(f"{data_dir} has no folder {' and no folder '.join(missing)}; it wants train/<class>/<image>")
     parts = []
     for part in (data_dir / "train", data_dir / "test"):
+        if not part.is_dir():
+            raise UserError(f"{data_dir} has no folder {part.name}; it wants train/<class>/<image> and test/...")
         try:
             parts.append(ImageFolder(str(part)))
         except (OSError, RuntimeError) as error:
@@ -80,11 +70,7 @@ def folder(data_dir: Path, cache_dir: Path | None) -> Dataset:
 def from_files(
     name: str, data_dir: Path, train: list[Sample], test: list[Sample], classes: Sequence[str], cache_dir: Path | None
 ) -> Dataset:
-    """The data set of these image files, each part shuffled: its first n images should be of every class.
-
-    Raises:
-        UserError: a file cannot be read as an image, or is not of the same size as the others.
-    """
+    """The data set of these image files, each part shuffled: its first n images should be of every class."""
     train_split, test_split = (_read_images(samples, cache_dir) for samples in (train, test))
     sizes = [tuple(split.images.shape[2:]) for split in (train_split, test_split)]
     if sizes[0] != sizes[1]:
@@ -94,10 +80,7 @@ def from_files(
 
 
 def _read_images(samples: list[Sample], cache_dir: Path | None) -> Split:
-    """The images in order and in RGB, (N, 3, H, W) uint8.
-
-    They are decoded once and kept in `cache_dir` under a digest of names, sizes and times.
-    """
+    """The images, (N, 3, H, W) uint8, decoded once: `cache_dir` keeps them under the files' names, sizes and times."""
     stats = [(str(path), path.stat()) for path, _ in samples]
     listing = repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
     cached = cache_dir / f"{hashlib.sha256(listing.encode()).hexdigest()[:16]}.npy" if cache_dir else None

@@ -17,9 +17,6 @@ def tiny_imagenet(data_dir: Path, cache_dir: Path | None) -> Dataset:
     """100,000 and 10,000 images of 200 classes, 64x64, in `data_dir`/tiny-imagenet-200 or in `data_dir` itself.
 
     The classes are the sorted wnids. Both forms of val/ give equal data, image by image.
-
-    Raises:
-        UserError: the archive is not there, a class has no images, or val_annotations.txt is missing or does not fit.
     """
     root = _root(data_dir)
     wnids = sorted({*(root / "wnids.txt").read_text().split()})

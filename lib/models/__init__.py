@@ -1,4 +1,7 @@
-"""The networks by name. A stand-in is a smaller member of the same class and is called one wherever it is shown."""
+"""The networks by name, all (N, channels, H, W) in [0, 1] -> (N, classes) logits.
+
+A stand-in is a smaller member of the same class and is called one wherever it is shown.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,12 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib.errors import choose
-from lib.models.mobilenet_v2 import MobileNetV2, Stage
+from lib.models.mobilenet_v2 import MobileNetV2
 from lib.models.resnet import PreActResNet, ResNet
 from lib.models.vgg import VGG
 from lib.models.wide_resnet import WideResNet, WideResNetWithSubBlock
-
-_SMALL_STAGES = (Stage(1, 8, 1, 2), Stage(6, 16, 1, 1), Stage(6, 32, 1, 2))
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "ResNet18": partial(ResNet, (2, 2, 2, 2), 64),
@@ -31,7 +32,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "ResNet10-w8": partial(ResNet, (1, 1, 1, 1), 8),
     "PreActResNet8-w8": partial(PreActResNet, (1, 1, 1), 8),
     "VGG-small": partial(VGG, ((8, 8), (16, 16), (32,))),
-    "MobileNetV2-small": partial(MobileNetV2, _SMALL_STAGES, stem=8, head=64),
+    "MobileNetV2-small": partial(MobileNetV2, ((1, 8, 1, 2), (6, 16, 1, 1), (6, 32, 1, 2)), stem=8, head=64),
     "WideResNet-28-4": partial(WideResNet, 28, 4),
     "WideResNet-28-6": partial(WideResNet, 28, 6),
     "WideResNet-28-6-silu": partial(WideResNet, 28, 6, activation=F.silu),
@@ -42,9 +43,5 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str, *, classes: int, channels: int = 3) -> nn.Module:
-    """The network called `name` with fresh weights, drawn from torch's global generator.
-
-    Raises:
-        UserError: there is no such network; the sentence lists them.
-    """
+    """The network called `name`, its weights drawn from torch's global generator; an unknown name is a UserError."""
     return choose("model", name, MODELS)(classes=classes, channels=channels)

@@ -22,24 +22,15 @@ def save_weights(state: dict[str, Tensor], path: Path) -> None:
 
 
 def load_weights(net: nn.Module, path: Path) -> None:
-    """Load a state dict from a file into `net`, every tensor or none.
-
-    Wrappers such as {"state_dict": ...} and prefixes such as "module." are taken off.
-
-    Raises:
-        UserError: the file is missing, damaged, wants to run code, or does not fit; nothing was loaded.
-    """
+    """Load a file's state dict into `net`, as `read_state` and `load_state` do."""
     load_state(net, read_state(path), path)
 
 
 def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load the tensors that were read from `path` into `net`, every tensor or none.
-
-    Raises:
-        UserError: they do not fit; nothing was loaded.
-    """
+    """Load the tensors read from `path` into `net`, prefixes taken off; UserError, and none loaded, if one misfits."""
     own = net.state_dict()
-    state = _without_prefix(state, set(own))
+    while not own.keys() & state.keys() and (found := [p for p in PREFIXES if all(n.startswith(p) for n in state)]):
+        state = {name.removeprefix(found[0]): tensor for name, tensor in state.items()}
     problems = {
         "missing": own.keys() - state.keys(),
         "unexpected": state.keys() - own.keys(),
@@ -55,7 +46,7 @@ def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict file: safetensors, or torch's format read without unpickling code.
+    """The tensors of a state dict, out of its wrappers: of safetensors, or of torch's format read without running code.
 
     Raises:
         UserError: the file is missing, truncated, not a state dict, or holds objects other than plain data.
@@ -74,22 +65,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_plain(path: Path) -> Any:
-    """torch.load of tensors and plain values only.
-
-    Raises:
-        UserError: the file is damaged, or its pickle asks for anything else, which is then not run.
-    """
+    """torch.load of tensors and plain values; UserError where the pickle asks for more, which is not run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is damaged or wants to run code while loading; refused") from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged or not a weights file") from error
-
-
-def _without_prefix(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """`state` with those prefixes removed that every key carries and the network does not use."""
-    prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None)
-    if prefix is None or wanted & state.keys():
-        return state
-    return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in state.items()}, wanted)

@@ -1,30 +1,13 @@
 """MobileNetV2 (Sandler et al. 2018) for 32x32 images: stride 1 in the stem and the second stage, plain ReLU."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Stage(NamedTuple):
-    """`blocks` inverted residuals of `outputs` channels, inside `expansion` times wider; the first has the stride."""
-
-    expansion: int
-    outputs: int
-    blocks: int
-    stride: int
-
-
-STAGES = (
-    Stage(1, 16, 1, 1),
-    Stage(6, 24, 2, 1),
-    Stage(6, 32, 3, 2),
-    Stage(6, 64, 4, 2),
-    Stage(6, 96, 3, 1),
-    Stage(6, 160, 3, 2),
-    Stage(6, 320, 1, 1),
-)
+Stage = tuple[int, int, int, int]
+"""expansion, outputs, blocks, stride: inverted residuals of `outputs` channels; only the first has the stride."""
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 class InvertedResidual(nn.Module):
@@ -52,10 +35,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Inverted residuals between a 3x3 stem and a 1x1 head convolution.
-
-    Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits.
-    """
+    """Inverted residuals between a 3x3 stem and a 1x1 head convolution."""
 
     def __init__(
         self, stages: Sequence[Stage] = STAGES, *, stem: int = 32, head: int = 1280, classes: int, channels: int = 3
@@ -64,11 +44,10 @@ class MobileNetV2(nn.Module):
         self.conv1 = nn.Conv2d(channels, stem, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.layers, inputs = nn.Sequential(), stem
-        for stage in stages:
-            for i in range(stage.blocks):
-                stride = stage.stride if i == 0 else 1
-                self.layers.append(InvertedResidual(inputs, stage.outputs, stage.expansion, stride))
-                inputs = stage.outputs
+        for expansion, outputs, blocks, stride in stages:
+            for i in range(blocks):
+                self.layers.append(InvertedResidual(inputs, outputs, expansion, stride if i == 0 else 1))
+                inputs = outputs
         self.conv2 = nn.Conv2d(inputs, head, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(head)
         self.linear = nn.Linear(head, classes)

@@ -69,10 +69,7 @@ class PreActBlock(nn.Module):
 class ResNet(nn.Module):
     """blocks[i] basic blocks of width * 2**i channels per stage, whose first one has strides[i].
 
-    Without `strides` every stage but the first halves the image.
-
-    Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits. Width 64 makes blocks=(2, 2, 2, 2) ResNet-18 and
-    (3, 4, 6, 3) ResNet-34.
+    Without `strides` every stage but the first halves the image. ResNet-18 is blocks=(2, 2, 2, 2), width=64.
     """
 
     def __init__(
@@ -97,8 +94,6 @@ class PreActResNet(nn.Module):
     The form is that of Tiny ImageNet teachers: no batch-norm or ReLU after the last block, and the last map averaged to
     2x2 whatever its size (windows of 4 on the 8x8 map of 64x64 images, four copies of a 1x1 map). So the weights do not
     depend on the image's size.
-
-    Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits. PreActResNet-18 is blocks=(2, 2, 2, 2), width=64.
     """
 
     def __init__(self, blocks: Sequence[int], width: int, *, classes: int, channels: int = 3) -> None:

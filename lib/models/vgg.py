@@ -12,8 +12,6 @@ class VGG(nn.Module):
 
     `groups` lists the output channels, convolution by convolution. Five pools leave one pixel of 32x32; the mean is
     taken over the larger map that larger images leave, and a map of one pixel passes a pool unchanged.
-
-    Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits.
     """
 
     def __init__(self, groups: Sequence[Sequence[int]] = VGG16_GROUPS, *, classes: int, channels: int = 3) -> None:

@@ -1,5 +1,6 @@
 """Wide ResNets (Zagoruyko & Komodakis 2016), pre-activation, parameter names as in the public checkpoints."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -29,26 +30,15 @@ class WideBlock(nn.Module):
         return out + (x if self.convShortcut is None else self.convShortcut(active))
 
 
-class WideGroup(nn.Module):
-    """`count` blocks; the first changes width and stride."""
-
-    def __init__(self, inputs: int, outputs: int, count: int, stride: int, activation: Activation = F.relu) -> None:
-        super().__init__()
-        first = WideBlock(inputs, outputs, stride, activation)
-        self.layer = nn.Sequential(first, *(WideBlock(outputs, outputs, 1, activation) for _ in range(count - 1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
+def wide_group(inputs: int, outputs: int, count: int, stride: int, activation: Activation = F.relu) -> nn.Sequential:
+    """`count` blocks, named layer; the first changes width and stride."""
+    first = WideBlock(inputs, outputs, stride, activation)
+    others = (WideBlock(outputs, outputs, 1, activation) for _ in range(count - 1))
+    return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *others)))
 
 
 class WideResNet(nn.Module):
-    """Three groups of (depth - 4) / 6 blocks with 16, 32, 64 times `widen` channels and one activation throughout.
-
-    Shapes: (N, channels, H, W) in [0, 1] -> (N, classes) logits.
-
-    Raises:
-        UserError: depth is not 6 n + 4 with n >= 1.
-    """
+    """Three groups of (depth - 4) / 6 blocks with 16, 32, 64 times `widen` channels and one activation throughout."""
 
     def __init__(
         self, depth: int, widen: int, activation: Activation = F.relu, *, classes: int, channels: int = 3
@@ -60,9 +50,9 @@ class WideResNet(nn.Module):
             raise UserError(f"a wide ResNet's depth is 10, 16, 22, 28, 34, ..., got {depth}")
         widths = [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
-        self.block1 = WideGroup(widths[0], widths[1], count, 1, activation)
-        self.block2 = WideGroup(widths[1], widths[2], count, 2, activation)
-        self.block3 = WideGroup(widths[2], widths[3], count, 2, activation)
+        self.block1 = wide_group(widths[0], widths[1], count, 1, activation)
+        self.block2 = wide_group(widths[1], widths[2], count, 2, activation)
+        self.block3 = wide_group(widths[2], widths[3], count, 2, activation)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.fc = nn.Linear(widths[3], classes)
         for module in self.modules():
@@ -83,4 +73,4 @@ class WideResNetWithSubBlock(WideResNet):
 
     def __init__(self, depth: int, widen: int, *, classes: int, channels: int = 3) -> None:
         super().__init__(depth, widen, classes=classes, channels=channels)
-        self.sub_block1 = WideGroup(16, 16 * widen, (depth - 4) // 6, 1)
+        self.sub_block1 = wide_group(16, 16 * widen, (depth - 4) // 6, 1)
