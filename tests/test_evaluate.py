@@ -139,12 +139,12 @@ def test_more_images_than_there_are_are_refused(net, split):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_stays_in_the_image_range_and_a_bounded_one_in_its_ball(name, net, split):
-    (x, y), (attack, bounded) = split, ATTACKS[name]
-    x_adv = attack(net, x, y, column(name), Generator().manual_seed(0))
+    (x, y), attack = split, ATTACKS[name]
+    x_adv = attack.run(net, x, y, column(name), Generator().manual_seed(0))
     assert x_adv.shape == x.shape
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    assert (x_adv - x).abs().max() <= (EPSILON + 1e-6 if bounded else 1)
+    assert (x_adv - x).abs().max() <= (EPSILON + 1e-6 if attack.bounded else 1)
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "clean"])
