@@ -42,10 +42,7 @@ def evaluate(
     surrogate: nn.Module | None = None,
     resources: Resources | None = None,
 ) -> list[Accuracy]:
-    """The accuracy of `net`, in eval mode, under every column's attack; its mode is restored afterwards.
-
-    With a `surrogate` the images are made on it and scored on `net`: a transfer attack.
-    """
+    """The accuracy of `net`, in eval mode and left as it was, under every attack; made on a `surrogate`: a transfer."""
     source, resources, results = surrogate or net, resources or Resources(), dict[AttackSpec, Accuracy]()
     with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
         classes = net(to_float(test.images[:1])).shape[1]
@@ -85,8 +82,7 @@ def _batchwise(net: nn.Module, part: Split, group: tuple[AttackSpec, ...], sourc
     for _ in range(first.restarts):
         flags = []
         for x, y in part.batches(first.batch_size):
-            steps = prefixes(view, x, y, group, generator) if attack.loss else None
-            made = steps or [attack.run(view, x, y, first, generator)]
+            made = prefixes(view, x, y, group, generator) if attack.loss else [attack.run(view, x, y, first, generator)]
             flags.append(torch.stack([judged(net, x, *one, y) for one in zip(made, group, strict=True)]))
         right &= torch.cat(flags, 1)
     return [_accuracy(column, flags) for column, flags in zip(group, right, strict=True)]
@@ -102,7 +98,7 @@ def _by_stages(
     folder = resources.kept / column.what.digest if resources.kept else None
     options = {"judge": source, "clean": clean, "folder": folder, "notify": resources.notify}
     result = autoattack(_attack_view(source, column, part), x, y, column, **options)
-    stages = {stage: _as_flags(robust) for stage, robust in result.robust.items()} if own else {}
+    stages = {stage: _accuracy(column, robust).flags for stage, robust in result.robust.items()} if own else {}
     return replace(_accuracy(column, judged(net, x, result.x_adv, column, y)), stages=stages)
 
 
@@ -122,11 +118,7 @@ def judged(net: nn.Module, x: Tensor, x_adv: Tensor, column: AttackSpec, y: Tens
 
 
 def _accuracy(column: AttackSpec, right: Tensor) -> Accuracy:
-    return Accuracy(column, int(right.sum()), len(right), _as_flags(right))
-
-
-def _as_flags(right: Tensor) -> str:
-    return "".join("01"[flag] for flag in right.tolist())
+    return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()))
 
 
 def check_fits(column: AttackSpec, images: int, classes: int) -> None:

@@ -53,11 +53,10 @@ class Report:
         return f"<p><b>{self._headline()}</b></p>{self.frame.to_html()}{notes}{strip(*self._checks())}"
 
     def _headline(self) -> str:
-        if self.worst is None:
-            return f"Protocol {self.protocol}; no attack with a radius."
-        clean = next((a.flags[: self.worst.n] for a in self.accuracies if a.column.attack == "clean"), None)
-        same = "" if clean is None else f" ({clean.count('1')} without an attack)"
-        return f"Protocol {self.protocol}; worst case over the attacks, in %: {self.worst}{same}."
+        n = self.worst.n if self.worst else 0
+        (clean,) = (a.flags[:n].count("1") for a in self.accuracies if a.column.attack == "clean")
+        worst = f"worst case over the attacks, in %: {self.worst} ({clean} without an attack)"
+        return f"Protocol {self.protocol}; {worst}."
 
     def _checks(self) -> tuple[dict[str, tuple[Finding, ...]], dict[str, list[str]]]:
         return {"this network": self.findings}, {"this network": contradictions(self.accuracies)}
@@ -120,9 +119,7 @@ def _validate(x: Tensor, y: Tensor, epsilon: float, model: nn.Module) -> None:
         raise UserError(f"model, images and labels must be on one device, they are on {', '.join(sorted(devices))}")
 
 
-def _notes(
-    model: nn.Module, unrelated: nn.Module | None, columns: tuple[AttackSpec, ...], images: int
-) -> tuple[str, ...]:
+def _notes(model: nn.Module, unrelated: Any, columns: tuple[AttackSpec, ...], images: int) -> tuple[str, ...]:
     training = next((name or "the whole" for name, module in model.named_modules() if module.training), "")
     fewer = [column.name for column in columns if column.images > images]
     few = min(images, SANITY_IMAGES)

@@ -146,11 +146,6 @@ def autoattack(net: Net, x: Tensor, y: Tensor, column: AttackSpec, **options: An
     return standard(net, x, y, stages=column.stages, **settings, **options)
 
 
-def up_to_confidence(logits: Tensor, y: Tensor) -> Tensor:
-    """min(max_{j != y} z_j - z_y, 50), (N,), FAT's, MAIL's and RAT's kappa: what is wrong by more is left alone."""
-    return margin(logits, y).clamp(max=50.0)
-
-
 class EvaluationAttack(NamedTuple):
     """run(net, x, y, column, generator) -> x', and what holds of the attack in every column."""
 
@@ -192,7 +187,8 @@ ATTACKS = {
     "pgd_frozen": _steps(cross_entropy, "the cross-entropy", freeze=True),
     "cw": _steps(margin, "the margin"),
     "cw_frozen": _steps(margin, "the margin", freeze=True),
-    "cw_confidence": _steps(up_to_confidence, "the margin up to a confidence of 50"),
+    # FAT's, MAIL's and RAT's: an image that is wrong by more than kappa = 50 is left alone
+    "cw_confidence": _steps(lambda z, y: margin(z, y).clamp(max=50.0), "the margin up to a confidence of 50"),
     "cw2": EvaluationAttack(
         lambda net, x, y, column, generator: cw2(net, x, y, steps=column.steps),
         "Carlini & Wagner L2, without a radius (c 0.1, confidence 0.01, batches of {batch_size})",

@@ -1,7 +1,4 @@
-"""A network, in eval mode, as an attack meets it: accuracy as the radius and the steps grow, the loss around an image.
-
-Shapes: x (N, C, H, W) in [0, 1], y (N,); radii are in [0, 1].
-"""
+"""A network, in eval mode, as an attack meets it: accuracy as radius and steps grow, and the loss around an image."""
 
 from collections.abc import Sequence
 

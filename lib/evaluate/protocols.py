@@ -1,7 +1,6 @@
 """The papers' attacks by name, each with everything that decides its number, and which of them a paper's columns are.
 
 Radii are the papers': 8/255 with steps of 2/255, or 0.031. `at_radius` brings them to other data's in proportion.
-What each column really was: the walk-through of the evaluation.
 """
 
 from collections.abc import Mapping

@@ -204,10 +204,7 @@ def not_converged(e: Evidence) -> Finding:
 
 
 def random_forward(e: Evidence) -> Finding:
-    """The largest difference of two forward passes of the same images, beside the largest logit where that is over 1.
-
-    Equal calls of a sound network differ by float rounding only, on a GPU, and that grows with the logits.
-    """
+    """The largest difference of two forwards of the same images, beside the largest logit: rounding grows so."""
     size = max(1.0, float(e.logits.abs().max()))
     differs = float((e.outputs(e.x) - e.logits).abs().max()) / size
     return Finding("two forwards disagree", differs, 1e-4, "largest difference of a logit, relative to the largest")

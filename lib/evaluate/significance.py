@@ -40,16 +40,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Accuracy(Share):
-    """k of n images classified correctly, which images (`flags`, one character each), under `column`.
-
-    `stages` has AutoAttack's flags after each of its stages, by name.
-    """
+    """k of n images classified correctly, which images (`flags`, one character each), under `column`."""
 
     column: AttackSpec
     k: int
     n: int
     flags: str = field(repr=False)
-    stages: dict[str, str] = field(default_factory=dict, repr=False)
+    stages: dict[str, str] = field(default_factory=dict, repr=False)  # AutoAttack's flags after each of its stages
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the run store."""
