@@ -42,7 +42,7 @@ def evaluate(
     surrogate: nn.Module | None = None,
     resources: Resources | None = None,
 ) -> list[Accuracy]:
-    """The accuracy of `net`, in eval mode and left as it was, under every attack; made on a `surrogate`: a transfer."""
+    """The accuracy of `net`, in eval mode and left as it was, under attacks on itself, or on the `surrogate` if any."""
     source, resources, results = surrogate or net, resources or Resources(), dict[AttackSpec, Accuracy]()
     with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
         classes = net(to_float(test.images[:1])).shape[1]

@@ -59,7 +59,7 @@ def strip(findings: Mapping[str, Sequence[Finding]], contradictions: Mapping[str
     """HTML: a line per network, a cell per check, its title the limit and the meaning; the sentences stand below."""
     cells = {escape(network): {escape(f.check): _cell(f) for f in each} for network, each in findings.items()}
     frame = pd.DataFrame.from_dict(cells, orient="index").rename_axis(columns="sanity checks").fillna("–")
-    style = "padding: 0 2px; text-align: left; vertical-align: bottom; font-weight: normal; max-width: 7em"
+    style = "padding: 0 2px; text-align: left; font-weight: normal; white-space: normal; max-width: 7em"
     table = frame.style.set_uuid("sanity").set_table_styles([{"selector": "th, td", "props": style}]).to_html()
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in summary(findings, contradictions))
     below = f'<ul style="margin-top: 0.3em; max-width: 70em">{sentences}</ul>'
