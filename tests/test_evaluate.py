@@ -268,10 +268,10 @@ def test_what_is_right_without_an_attack_is_asked_for_once(net, split):
     assert sum(asked) == 1 + len(columns)
 
 
-def test_clean_images_that_are_not_known_yet_are_added(net, split):
-    few, all_of_them = replace(column("clean", images=4), name="few"), column("clean")
-    found = evaluate(net, split, (few, all_of_them))
-    assert found == [accuracy(net, split, few), accuracy(net, split, all_of_them)]
+@pytest.mark.parametrize(("few", "more"), [(4, 0), (0, 4)])
+def test_clean_images_of_another_number_do_not_change_autoattack(net, split, few, more):
+    clean, attack = column("clean", images=few), column("autoattack", images=more)
+    assert evaluate(net, split, (clean, attack)) == [accuracy(net, split, clean), accuracy(net, split, attack)]
 
 
 def test_columns_that_differ_in_more_than_steps_do_not_share_a_run():
