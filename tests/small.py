@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lib.evaluate import PRESETS, STEPPED
+from lib.evaluate import ATTACKS, PRESETS
 from lib.experiment.parameters import Parameters
 
 SETTINGS: dict[str, Any] = {
@@ -13,7 +13,7 @@ SETTINGS: dict[str, Any] = {
     "schedules": {"default": {"epochs": 2, "batch_size": 16}},
     "sanity_images": 8,
     "columns": {
-        **{name: {"steps": min(preset.steps, 2)} for name, preset in PRESETS.items() if preset.attack in STEPPED},
+        **{name: {"steps": min(preset.steps, 2)} for name, preset in PRESETS.items() if ATTACKS[preset.attack].loss},
         "PGD-20": {"steps": 3},
         "PGD-20-frozen": {"steps": 3},
         "PGD-50-frozen": {"steps": 4},

@@ -139,12 +139,12 @@ def test_more_images_than_there_are_are_refused(net, split):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_stays_in_the_image_range_and_a_bounded_one_in_its_ball(name, net, split):
-    (x, y), (attack, bounded) = split, ATTACKS[name]
-    x_adv = attack(net, x, y, column(name), Generator().manual_seed(0))
+    (x, y), attack = split, ATTACKS[name]
+    x_adv = attack.run(net, x, y, column(name), Generator().manual_seed(0))
     assert x_adv.shape == x.shape
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    assert (x_adv - x).abs().max() <= (EPSILON + 1e-6 if bounded else 1)
+    assert (x_adv - x).abs().max() <= (EPSILON + 1e-6 if attack.bounded else 1)
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "clean"])
@@ -268,10 +268,10 @@ def test_what_is_right_without_an_attack_is_asked_for_once(net, split):
     assert sum(asked) == 1 + len(columns)
 
 
-def test_clean_images_that_are_not_known_yet_are_added(net, split):
-    few, all_of_them = replace(column("clean", images=4), name="few"), column("clean")
-    found = evaluate(net, split, (few, all_of_them))
-    assert found == [accuracy(net, split, few), accuracy(net, split, all_of_them)]
+@pytest.mark.parametrize(("few", "more"), [(4, 0), (0, 4)])
+def test_clean_images_of_another_number_do_not_change_autoattack(net, split, few, more):
+    clean, attack = column("clean", images=few), column("autoattack", images=more)
+    assert evaluate(net, split, (clean, attack)) == [accuracy(net, split, clean), accuracy(net, split, attack)]
 
 
 def test_columns_that_differ_in_more_than_steps_do_not_share_a_run():

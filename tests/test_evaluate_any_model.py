@@ -42,7 +42,6 @@ def test_a_report_shows_every_setting_the_interval_the_worst_case_and_the_checks
     assert "of 5 under Clean, FGSM, PGD-20, PGD-50, C&W, AA" in repr(result)
     assert len(result.findings) == 10
     assert "sanity checks" in result._repr_html_()
-    assert len(result.flags()["Clean"]) == 12
 
 
 def test_an_unrelated_network_adds_the_transfer_check(images, make_net):
@@ -92,9 +91,7 @@ def nan_for_one(z):
         (lambda net, x, y: (net, 255 * x, y), r"values in \[0, 1\], got .* a normalisation belongs into the network"),
         (lambda net, x, y: (net, x - 0.5, y), r"values in \[0, 1\]"),
         (lambda net, x, y: (net, (255 * x).byte(), y), "bytes are divided by 255 first"),
-        (lambda net, x, y: (net, x.index_fill(0, torch.tensor([1]), float("nan")), y), "not finite"),
-        (lambda net, x, y: (net, x.numpy(), y), "images must be a torch tensor, got ndarray; torch.from_numpy"),
-        (lambda net, x, y: (net, x, y.tolist()), "labels must be a torch tensor, got list"),
+        (lambda net, x, y: (net, x.index_fill(0, torch.tensor([1]), float("nan")), y), "got nan to nan"),
         (lambda net, x, y: (net, x[0], y), r"the shape \(N, C, H, W\)"),
         (lambda net, x, y: (net, x[:0], y[:0]), "N >= 1"),
         (lambda net, x, y: (net, x, y[:5]), r"one whole number per image \(12\)"),
@@ -105,7 +102,7 @@ def nan_for_one(z):
         (lambda net, x, y: (Broken(net, lambda z: z[:, :1]), x, y.zero_()), "1 outputs"),
         (lambda net, x, y: (Broken(net, nan_for_one), x, y), "not finite .* on 1 of 12 images"),
         (lambda net, x, y: (Broken(net, lambda z: z.flatten()), x, y), r"the shape \(12, classes\)"),
-        (lambda net, x, y: (Broken(net, lambda z: (z, z)), x, y), "outputs must be a torch tensor, got tuple"),
+        (lambda net, x, y: (Broken(net, lambda z: (z, z)), x, y), "outputs must be a tensor of .* got tuple"),
     ],
 )
 def test_what_would_make_the_numbers_meaningless_is_refused_with_the_reason(images, change, reason):
@@ -137,9 +134,10 @@ def test_a_network_that_answers_nan_when_judged_stops_the_evaluation(images):
         evaluate(Brittle(net, None), Split(x, y), (AttackSpec("FGSM", "fgsm", 0.3),))
 
 
-def test_labels_of_any_whole_type_and_images_of_any_float_type_will_do(images):
+def test_labels_of_any_whole_type_and_images_of_any_float_type_and_arrays_will_do(images):
     net, x, y = images
-    assert made(net, x.double(), y.int()).flags() == made(net, x, y).flags()
+    known = made(net, x, y).accuracies
+    assert made(net, x.double(), y.int()).accuracies == made(net, x.numpy(), y.tolist()).accuracies == known
 
 
 def test_a_model_elsewhere_than_its_images_is_refused(images):

@@ -1,7 +1,7 @@
 import pytest
 
 from lib.errors import UserError
-from lib.evaluate import ATTACKS, PRESETS, PROTOCOLS, STAGES, STEPPED, at_radius, changed, columns_of, describe_all
+from lib.evaluate import ATTACKS, PRESETS, PROTOCOLS, STAGES, at_radius, changed, columns_of, describe_all
 from lib.evaluate.protocols import RADIUS, STEP
 
 
@@ -61,7 +61,7 @@ def test_a_preset_prints_everything_that_decides_its_number(name):
     column = PRESETS[name]
     assert set(column.settings()) == {"attack", "radius", "step", "steps", "restarts", "seed", "crafted in"}
     assert ("/255" in str(column)) == (ATTACKS[column.attack].bounded and column.attack != "clean")
-    assert (f"steps {column.steps}" in str(column)) == (column.attack in STEPPED or column.attack == "cw2")
+    assert (f"steps {column.steps}" in str(column)) == (ATTACKS[column.attack].steps == 0)
 
 
 @pytest.mark.parametrize("name", [name for name, column in PRESETS.items() if column.attack == "autoattack"])

@@ -15,9 +15,8 @@ from torch import nn
 from lib import data
 from lib.attacks.pgd import pgd
 from lib.evaluate import sanity
-from lib.evaluate.findings import FIRED, Finding, strip, summary
 from lib.evaluate.landscape import Scaled
-from lib.evaluate.sanity import CHECKS, Evidence, sanity_checks
+from lib.evaluate.sanity import CHECKS, FIRED, Evidence, Finding, sanity_checks, strip, summary
 from lib.methods import METHODS
 from lib.models import build
 from lib.train import Schedule, Training

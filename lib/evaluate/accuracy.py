@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,9 +14,8 @@ from lib.attacks.folding import folded, same_answers
 from lib.attacks.pgd import Net
 from lib.data import Split, to_float
 from lib.errors import UserError
-from lib.evaluate.attack_spec import Accuracy, AttackSpec
-from lib.evaluate.attacks import ATTACKS, STEPPED, autoattack, prefixes
-from lib.evaluate.inputs import check_logits
+from lib.evaluate.attacks import ATTACKS, AttackSpec, autoattack, prefixes
+from lib.evaluate.significance import Accuracy
 from lib.models.modes import frozen, mode
 
 FEW = 8  # images on which a folded network is compared with the network
@@ -35,22 +35,6 @@ class Resources:
     found: Callable[[Accuracy], None] = lambda accuracy: None
 
 
-class Clean:
-    """Which images a network has right without an attack: needed by several columns, computed once per image."""
-
-    def __init__(self, net: nn.Module, test: Split) -> None:
-        self.net, self.test, self.known = net, test, torch.empty(0, dtype=torch.bool)
-
-    def right(self, column: AttackSpec) -> Tensor:
-        """(n,) bool for the column's images."""
-        n, known = column.images or len(self.test.labels), len(self.known)
-        if known < n:
-            part = self.test.take(slice(known, n))
-            x = to_float(part.images)
-            self.known = torch.cat([self.known.to(x.device), judged(self.net, x, x, part.labels, column)])
-        return self.known[:n]
-
-
 def evaluate(
     net: nn.Module,
     test: Split,
@@ -58,105 +42,74 @@ def evaluate(
     surrogate: nn.Module | None = None,
     resources: Resources | None = None,
 ) -> list[Accuracy]:
-    """The accuracy of `net`, in eval mode, under every column's attack; its mode is restored afterwards.
-
-    With a `surrogate` the images are made on it and scored on `net`: a transfer attack.
-
-    Raises:
-        UserError: an unknown attack, or more images than there are.
-        RuntimeError: an attack left its ball or [0, 1], or gave a value that is not finite.
-    """
-    source, resources, results = surrogate or net, resources or Resources(), []
+    """The accuracy of `net`, in eval mode and left as it was, under attacks on itself, or on the `surrogate` if any."""
+    source, resources, results = surrogate or net, resources or Resources(), dict[AttackSpec, Accuracy]()
     with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
-        clean = Clean(net, test)
+        classes = net(to_float(test.images[:1])).shape[1]
+        for column in columns:
+            check_fits(column, len(test.labels), classes)
         for group in together(columns):
-            for result in _measured(net, test, group, source, resources, clean):
-                results.append(result)
+            part = test.take(slice(0, group[0].images or len(test.labels)))
+            if group[0].attack == "autoattack":
+                made = [_by_stages(net, part, group[0], source, resources, list(results.values()))]
+            else:
+                made = _batchwise(net, part, group, source)
+            for result in made:
+                results[result.column] = result
                 resources.found(result)
-    return [next(result for result in results if result.column == column) for column in columns]
+    return [results[column] for column in columns]
 
 
-def accuracy(net: nn.Module, test: Split, column: AttackSpec, source: nn.Module | None = None) -> Accuracy:
-    """The accuracy of `net` as it stands under one column's attack on `source` (itself); raises as `evaluate` does."""
-    return _measured(net, test, (column,), source or net, Resources(), Clean(net, test))[0]
+def accuracy(net: nn.Module, test: Split, column: AttackSpec) -> Accuracy:
+    """`evaluate` of one column."""
+    return evaluate(net, test, (column,))[0]
 
 
 def together(columns: tuple[AttackSpec, ...]) -> list[tuple[AttackSpec, ...]]:
     """The columns in groups that are measured at once: those that are one PGD after different numbers of steps."""
     groups: dict[AttackSpec, tuple[AttackSpec, ...]] = {}
     for column in columns:
-        key = replace(column.what, steps=1) if column.attack in STEPPED else column
+        key = replace(column.what, steps=1) if ATTACKS[column.attack].loss else column
         groups[key] = (*groups.get(key, ()), column)
     return list(groups.values())
 
 
-def _measured(
-    net: nn.Module, test: Split, group: tuple[AttackSpec, ...], source: nn.Module, resources: Resources, clean: Clean
-) -> list[Accuracy]:
-    first = group[0]
-    with torch.no_grad():
-        classes = net(to_float(test.images[:1])).shape[1]
-    for column in group:
-        check_fits(column, len(test.labels), classes)
-    if first.attack == "clean":
-        return [_accuracy(first, clean.right(first))]
-    part = test.take(slice(0, first.images or len(test.labels)))
-    view = _attack_view(source, first, to_float(part.images[:FEW]))
-    if first.attack == "autoattack":
-        return [_by_stages(net, part, first, source, view, resources, clean)]
-    return _batchwise(net, part, group, view)
-
-
-def _batchwise(net: nn.Module, part: Split, group: tuple[AttackSpec, ...], view: Net) -> list[Accuracy]:
+def _batchwise(net: nn.Module, part: Split, group: tuple[AttackSpec, ...], source: nn.Module) -> list[Accuracy]:
     """A group's attack on batch after batch; with restarts an image has to stay right in every one."""
-    first, generator = group[0], Generator(part.images.device).manual_seed(group[0].seed)
-    right = {column: torch.ones_like(part.labels, dtype=torch.bool) for column in group}
+    first, attack = group[0], ATTACKS[group[0].attack]
+    view, generator = _attack_view(source, first, part), Generator(part.images.device).manual_seed(first.seed)
+    right = torch.ones(len(group), len(part.labels), dtype=torch.bool, device=part.labels.device)
     for _ in range(first.restarts):
-        flags: dict[AttackSpec, list[Tensor]] = {column: [] for column in group}
+        flags = []
         for x, y in part.batches(first.batch_size):
-            if first.attack in STEPPED:
-                made = prefixes(view, x, y, group, generator)
-            else:
-                made = [ATTACKS[first.attack].run(view, x, y, first, generator)]
-            for column, x_adv in zip(group, made, strict=True):
-                flags[column].append(judged(net, x, x_adv, y, column))
-        for column in group:
-            right[column] &= torch.cat(flags[column])
-    return [_accuracy(column, right[column]) for column in group]
+            made = prefixes(view, x, y, group, generator) if attack.loss else [attack.run(view, x, y, first, generator)]
+            flags.append(torch.stack([judged(net, x, *one, y) for one in zip(made, group, strict=True)]))
+        right &= torch.cat(flags, 1)
+    return [_accuracy(column, flags) for column, flags in zip(group, right, strict=True)]
 
 
 def _by_stages(
-    net: nn.Module, part: Split, column: AttackSpec, source: nn.Module, view: Net, resources: Resources, clean: Clean
+    net: nn.Module, part: Split, column: AttackSpec, source: nn.Module, resources: Resources, known: list[Accuracy]
 ) -> Accuracy:
     """AutoAttack on the whole set, with the flags after each stage; a transfer's end alone is judged on `net`."""
-    x, y = to_float(part.images), part.labels
-    result = autoattack(
-        view,
-        x,
-        y,
-        column,
-        judge=source,
-        clean=clean.right(column) if source is net else None,
-        folder=resources.kept / column.what.digest if resources.kept else None,
-        notify=resources.notify,
-    )
-    stages = {} if source is not net else {stage: _as_flags(robust) for stage, robust in result.robust.items()}
-    return replace(_accuracy(column, judged(net, x, result.x_adv, y, column)), stages=stages)
+    x, y, own, clean = to_float(part.images), part.labels, source is net, None
+    for flags in (a.flags for a in known if own and a.column.attack == "clean" and a.n >= len(y)):
+        clean = torch.tensor([flag == "1" for flag in flags[: len(y)]], device=y.device)
+    folder = resources.kept / column.what.digest if resources.kept else None
+    options = {"judge": source, "clean": clean, "folder": folder, "notify": resources.notify}
+    result = autoattack(_attack_view(source, column, part), x, y, column, **options)
+    stages = {stage: _accuracy(column, robust).flags for stage, robust in result.robust.items()} if own else {}
+    return replace(_accuracy(column, judged(net, x, result.x_adv, column, y)), stages=stages)
 
 
-def _attack_view(net: nn.Module, column: AttackSpec, x: Tensor) -> Net:
-    """The network as the column's attack sees it: folded, where that is the same function on images like x."""
-    execution = "fast" if same_answers(net, folded(net), x) else "plain"
-    return Engine(execution, column.crafting).attack_view(net)
+def _attack_view(net: nn.Module, column: AttackSpec, part: Split) -> Net:
+    """The network as the column's attack sees it: folded, where that is the same function on the first images."""
+    same = same_answers(net, folded(net), to_float(part.images[:FEW]))
+    return Engine("fast" if same else "plain", column.crafting).attack_view(net)
 
 
-def judged(net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, column: AttackSpec) -> Tensor:
-    """Which images the network itself, not its folded form, has right at x', (N,) bool; x' is checked first.
-
-    Raises:
-        UserError: its outputs are no logits for these labels.
-        RuntimeError: x' is not what the column allows.
-    """
+def judged(net: nn.Module, x: Tensor, x_adv: Tensor, column: AttackSpec, y: Tensor) -> Tensor:
+    """Which images the network itself, not its folded form, has right at x', (N,) bool; x' is checked first."""
     check_perturbation(x, x_adv, column.epsilon if ATTACKS[column.attack].bounded else math.inf, column.name)
     with torch.no_grad():
         logits = torch.cat([net(images) for images in x_adv.split(column.batch_size)])
@@ -165,19 +118,11 @@ def judged(net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, column: AttackSp
 
 
 def _accuracy(column: AttackSpec, right: Tensor) -> Accuracy:
-    return Accuracy(column, int(right.sum()), len(right), _as_flags(right))
-
-
-def _as_flags(right: Tensor) -> str:
-    return "".join("01"[flag] for flag in right.tolist())
+    return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()))
 
 
 def check_fits(column: AttackSpec, images: int, classes: int) -> None:
-    """That a test split of so many images and classes can be measured under the column.
-
-    Raises:
-        UserError: it wants more images, or APGD-T more classes, whose loss needs four.
-    """
+    """UserError where the column wants more images than there are, or APGD-T more classes: its loss needs four."""
     if column.images > images:
         raise UserError(
             f"column {column.name} wants {column.images} images, the test split has {images}; "
@@ -188,13 +133,20 @@ def check_fits(column: AttackSpec, images: int, classes: int) -> None:
 
 
 def check_perturbation(x: Tensor, x_adv: Tensor, epsilon: float, name: str) -> None:
-    """max|x_adv - x| <= epsilon and every pixel in [0, 1], to 1e-6.
-
-    Raises:
-        RuntimeError: not so; the attack is wrong, and a number from it would be too.
-    """
+    """RuntimeError unless max|x_adv - x| <= epsilon and pixels lie in [0, 1], to 1e-6: a number would be wrong too."""
     if not bool(torch.isfinite(x_adv).all()):
         raise RuntimeError(f"{name} made pixels that are not finite")
     distance, low, high = float((x_adv - x).abs().max()), float(x_adv.min()), float(x_adv.max())
     if distance > epsilon + TOLERANCE or low < -TOLERANCE or high > 1 + TOLERANCE:
         raise RuntimeError(f"{name} left its bounds: max|x'-x| {distance}, epsilon {epsilon}, pixels {low} to {high}")
+
+
+def check_logits(logits: Any, y: Tensor, highest: int = 0) -> None:
+    """UserError unless the outputs are finite, (N, C), with a class for every label, the `highest` too."""
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(shape, tuple) or len(shape) != 2 or len(logits) != len(y):
+        raise UserError(f"the network's outputs must be a tensor of the shape ({len(y)}, classes), got {shape}")
+    if wrong := int((~torch.isfinite(logits)).any(1).sum()):
+        raise UserError(f"the network's outputs are not finite (NaN or infinite) on {wrong} of {len(y)} images")
+    if (highest := max(int(y.max()), highest)) >= shape[1] or shape[1] < 2:
+        raise UserError(f"the network has {shape[1]} outputs, the labels go up to {highest}")

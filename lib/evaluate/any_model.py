@@ -10,18 +10,15 @@ from torch import Tensor, nn
 
 from lib.data import Split
 from lib.errors import UserError
-from lib.evaluate.accuracy import Resources, check_fits, evaluate
-from lib.evaluate.attack_spec import Accuracy, AttackSpec
-from lib.evaluate.findings import Finding, strip, summary
-from lib.evaluate.inputs import check_images, check_labels, check_logits
+from lib.evaluate.accuracy import Resources, check_logits, evaluate
+from lib.evaluate.attacks import AttackSpec
 from lib.evaluate.protocols import RADIUS, columns_of
-from lib.evaluate.sanity import SLACK_IMAGES, sanity_checks
-from lib.evaluate.significance import WorstCase, contradictions, worst_case
+from lib.evaluate.sanity import SLACK_IMAGES, Finding, sanity_checks, strip, summary
+from lib.evaluate.significance import Accuracy, WorstCase, contradictions, worst_case
 from lib.models.modes import frozen, mode
 
 SANITY_IMAGES = 256  # that the sanity checks look at, at most
 ENOUGH = 200  # as few as the checks' limits were measured on
-NETWORK = "this network"
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,10 +45,6 @@ class Report:
             records.append({"column": a.column.name} | number | a.column.settings())
         return pd.DataFrame(records).set_index("column")
 
-    def flags(self) -> dict[str, str]:
-        """Which images are right, one character each, per column: what two networks are compared by (`mcnemar`)."""
-        return {a.column.name: a.flags for a in self.accuracies}
-
     def __repr__(self) -> str:
         return "\n".join([self._headline(), self.frame.to_string(), *self.notes, *summary(*self._checks())])
 
@@ -60,15 +53,13 @@ class Report:
         return f"<p><b>{self._headline()}</b></p>{self.frame.to_html()}{notes}{strip(*self._checks())}"
 
     def _headline(self) -> str:
-        if self.worst is None:
-            return f"Protocol {self.protocol}; no attack with a radius."
-        clean = next((a.flags[: self.worst.n] for a in self.accuracies if a.column.attack == "clean"), None)
-        same = "" if clean is None else f" ({clean.count('1')} without an attack)"
-        return f"Protocol {self.protocol}; worst case over the attacks, in %: {self.worst}{same}."
+        n = self.worst.n if self.worst else 0
+        (clean,) = (a.flags[:n].count("1") for a in self.accuracies if a.column.attack == "clean")
+        worst = f"worst case over the attacks, in %: {self.worst} ({clean} without an attack)"
+        return f"Protocol {self.protocol}; {worst}."
 
     def _checks(self) -> tuple[dict[str, tuple[Finding, ...]], dict[str, list[str]]]:
-        findings = {NETWORK: self.findings} if self.findings else {}
-        return findings, {NETWORK: contradictions(self.accuracies)}
+        return {"this network": self.findings}, {"this network": contradictions(self.accuracies)}
 
 
 def report(
@@ -89,53 +80,46 @@ def report(
 
     Shapes: images (N, C, H, W) floats in [0, 1], labels (N,) whole numbers; the model's outputs are logits (N, K), its
     normalisation its own first layer. epsilon and step_size are in [0, 1]. Where a column has more images than there
-    are, all are taken, and the report says so. `classes` is K where it is known. `unrelated` is a network trained
-    apart, for the transfer check. With `resources` AutoAttack goes on where it was killed. The model is evaluated in
-    eval mode, and left as it was.
-
-    Raises:
-        UserError: what would make the numbers meaningless, in a sentence; or an unknown protocol, column or setting.
+    are, all are taken. `classes` is K where it is known, `unrelated` a network trained apart, for the transfer check.
+    The model is evaluated in eval mode and left as it was. What would make the numbers meaningless is a UserError.
     """
-    _validate(model, images, labels, epsilon)
+    images, labels, few = torch.as_tensor(images), torch.as_tensor(labels), slice(SANITY_IMAGES)
+    _validate(images, labels, epsilon, model)
     images, labels, columns = images.float(), labels.long(), columns_of(protocol, epsilon, step_size, changes)
     notes = _notes(model, unrelated, columns, len(images))
     columns = tuple(replace(column, images=min(column.images, len(images)), seed=seed) for column in columns)
-    nets, few = nn.ModuleList([net for net in (model, unrelated) if net is not None]), slice(SANITY_IMAGES)
+    nets = nn.ModuleList([net for net in (model, unrelated) if net is not None])
     with mode(nets, train=False), frozen(nets):
-        outputs = _outputs(model, images[few], labels, classes)
-        for column in columns:
-            check_fits(column, len(images), outputs)
+        logits = model(images[few])
+        check_logits(logits, labels[few], int(labels.max()))
+        if classes not in (0, logits.shape[1]):
+            raise UserError(f"the network has {logits.shape[1]} outputs, the data {classes} classes")
         accuracies = evaluate(model, Split(images, labels), columns, resources=resources)
         findings = sanity_checks(model, images[few], labels[few], epsilon=epsilon, unrelated=unrelated, seed=seed)
     return Report(protocol, tuple(accuracies), tuple(findings), notes)
 
 
-def _validate(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> None:
-    check_images(images)
-    check_labels(labels, len(images))
+def _validate(x: Tensor, y: Tensor, epsilon: float, model: nn.Module) -> None:
+    if x.dim() != 4 or not len(x):
+        raise UserError(f"images must have the shape (N, C, H, W) with N >= 1, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise UserError(f"images must be floats in [0, 1], got {x.dtype}; bytes are divided by 255 first")
+    low, high = float(x.min()), float(x.max())  # NaN where any value is
+    if not (low >= 0 and high <= 1):
+        hint = "a normalisation belongs into the network"
+        raise UserError(f"images must have values in [0, 1], got {low:.4g} to {high:.4g}; {hint}")
+    if y.shape != (len(x),) or y.is_floating_point() or y.dtype == torch.bool:
+        raise UserError(f"labels must be one whole number per image ({len(x)}), got {tuple(y.shape)} of {y.dtype}")
+    if int(y.min()) < 0:
+        raise UserError(f"labels must be numbers from 0, got {int(y.min())}")
     if not 0 < epsilon <= 1:
         raise UserError(f"the radius lies in (0, 1], got {epsilon}; 8/255 is {8 / 255:.5f}")
-    devices = {str(tensor.device) for tensor in (*model.parameters(), images, labels)}
+    devices = {str(tensor.device) for tensor in (*model.parameters(), x, y)}
     if len(devices) > 1:
         raise UserError(f"model, images and labels must be on one device, they are on {', '.join(sorted(devices))}")
 
 
-def _outputs(model: nn.Module, x: Tensor, labels: Tensor, classes: int) -> int:
-    """How many outputs the model has, one for every class and every label."""
-    with torch.no_grad():
-        logits = model(x)
-    check_logits(logits, labels[: len(x)])
-    outputs = logits.shape[1]
-    if classes and outputs != classes:
-        raise UserError(f"the network has {outputs} outputs, the data {classes} classes")
-    if int(labels.max()) >= outputs:
-        raise UserError(f"the network has {outputs} outputs, the labels go up to {int(labels.max())}")
-    return int(outputs)
-
-
-def _notes(
-    model: nn.Module, unrelated: nn.Module | None, columns: tuple[AttackSpec, ...], images: int
-) -> tuple[str, ...]:
+def _notes(model: nn.Module, unrelated: Any, columns: tuple[AttackSpec, ...], images: int) -> tuple[str, ...]:
     training = next((name or "the whole" for name, module in model.named_modules() if module.training), "")
     fewer = [column.name for column in columns if column.images > images]
     few = min(images, SANITY_IMAGES)

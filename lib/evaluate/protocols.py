@@ -1,7 +1,6 @@
 """The papers' attacks by name, each with everything that decides its number, and which of them a paper's columns are.
 
 Radii are the papers': 8/255 with steps of 2/255, or 0.031. `at_radius` brings them to other data's in proportion.
-What each column really was: the walk-through of the evaluation.
 """
 
 from collections.abc import Mapping
@@ -9,8 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lib.errors import choose
-from lib.evaluate.attack_spec import AttackSpec, changed
-from lib.evaluate.attacks import STAGES
+from lib.evaluate.attacks import STAGES, AttackSpec, changed
 
 RADIUS, STEP = 8 / 255, 2 / 255
 FAT_RADIUS, FAT_STEP = 0.031, 0.031 / 4  # as FAT evaluates
@@ -21,8 +19,7 @@ _COLUMNS = {
     "FGSM-random": AttackSpec("", "fgsm_random", RADIUS),  # LAS-AT's: weaker than from the image
     **{f"PGD-{steps}": AttackSpec("", "pgd", RADIUS, STEP, steps) for steps in (10, 20, 50, 100)},
     **{f"PGD-{steps}-frozen": AttackSpec("", "pgd_frozen", RADIUS, STEP, steps) for steps in (10, 20, 50, 100)},
-    "CW-20": AttackSpec("", "cw", RADIUS, STEP, 20),
-    "CW-30": AttackSpec("", "cw", RADIUS, STEP, 30),
+    **{f"CW-{steps}": AttackSpec("", "cw", RADIUS, STEP, steps) for steps in (20, 30)},
     "CW-20-frozen": AttackSpec("", "cw_frozen", RADIUS, STEP, 20),
     "CW-30-confidence": AttackSpec("", "cw_confidence", RADIUS, STEP, 30),
     "CW2": AttackSpec("", "cw2", steps=1000),
@@ -40,21 +37,12 @@ _COLUMNS = {
 }
 PRESETS = {name: replace(column, name=name, preset=name) for name, column in _COLUMNS.items()}
 
-_LAS_AT = {
-    "Clean": "Clean",
-    "FGSM": "FGSM-random",
-    "PGD-10": "PGD-10-frozen",
-    "PGD-20": "PGD-20-frozen",
-    "PGD-50": "PGD-50-frozen",
-    "C&W": "CW-20-frozen",
-    "AA": "AA",
-}
-_WITHOUT_FGSM = {name: preset for name, preset in _LAS_AT.items() if name != "FGSM"}
+_FROZEN = {f"PGD-{steps}": f"PGD-{steps}-frozen" for steps in (10, 20, 50)} | {"C&W": "CW-20-frozen"}
 PROTOCOLS = {
-    "las_at": _LAS_AT,
+    "las_at": {"Clean": "Clean", "FGSM": "FGSM-random", **_FROZEN, "AA": "AA"},
     "dgad": {"Clean": "Clean", "FGSM": "FGSM", "PGD": "PGD-10", "CW2": "CW2", "AA": "AA"},
-    "dynat": _WITHOUT_FGSM | {"AA": "AA-0.031-1000"},
-    "d2r": _WITHOUT_FGSM | {"AA": "AA-0.031"},
+    "dynat": {"Clean": "Clean", **_FROZEN, "AA": "AA-0.031-1000"},
+    "d2r": {"Clean": "Clean", **_FROZEN, "AA": "AA-0.031"},
     "common": {"Clean": "Clean", "FGSM": "FGSM", "PGD-20": "PGD-20", "PGD-50": "PGD-50", "C&W": "CW-20", "AA": "AA"},
 }
 """A column's name in a paper's tables -> the preset behind it; "common" is one for all: last iterates, one radius."""
@@ -73,10 +61,7 @@ def columns_of(
 ) -> tuple[AttackSpec, ...]:
     """A protocol's columns at a radius in [0, 1], steps of a quarter of it where no step_size is given.
 
-    `changes` are settings for columns by name, such as {"AA": {"images": 100}}.
-
-    Raises:
-        UserError: an unknown protocol or column, or a setting that makes no sense.
+    `changes` are settings for columns by name, such as {"AA": {"images": 100}}; UserError for an unknown one.
     """
     presets, changes = choose("protocol", protocol, PROTOCOLS), changes or {}
     for name in changes:

@@ -4,28 +4,73 @@ Sources: Athalye et al. 2018, Carlini et al. 2019, Croce et al. 2020, Pintor et 
 fires wants an explanation before the robust accuracy beside it is believed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from lib.attacks.pgd import PerImage, at_image, input_gradient, pgd
+from lib.attacks.pgd import Net, at_image, input_gradient, pgd
 from lib.attacks.stopping import Trajectory
-from lib.evaluate.findings import Finding
-from lib.evaluate.inputs import are_probabilities
+from lib.evaluate.attacks import Loss, objective_of
 from lib.losses import cross_entropy, margin
-
-Net = Callable[[Tensor], Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 SLACK_IMAGES = 3  # a difference of fewer images is noise on a small set
 ENOUGH = 500  # images on which a point or two are no accident
 STEPS = 20  # of PGD; the check of convergence takes twice as many
 NOISE_DRAWS = 100
 SQUARE_QUERIES = 500
+FIRED, SOUND = "#f4a582", "#d9ead3"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check measured and the limit above which it fires; both in percent unless `meaning` says otherwise."""
+
+    check: str
+    value: float
+    limit: float
+    meaning: str
+
+    @property
+    def fired(self) -> bool:
+        """Whether the value is above its limit, by more than float rounding."""
+        return self.value > self.limit + 1e-6
+
+
+def summary(findings: Mapping[str, Sequence[Finding]], contradictions: Mapping[str, Sequence[str]]) -> list[str]:
+    """What fired, a sentence per check and per contradiction, with the networks; one sentence where nothing did."""
+    fired: dict[str, list[str]] = {}
+    for network, f in ((network, finding) for network, each in findings.items() for finding in each if finding.fired):
+        fired.setdefault(f"{f.check} ({f.meaning}; limit {f.limit:.3g})", []).append(f"{network} {f.value:.3g}")
+    sentences = [f"{check}: {', '.join(networks)}." for check, networks in fired.items()]
+    sentences += [f"{network}: {sentence}." for network, each in contradictions.items() for sentence in each]
+    if not findings:
+        return [*sentences, "No sanity checks were made."]
+    networks = "the network" if len(findings) == 1 else f"any of {len(findings)} networks"
+    return sentences or [f"No sanity check fired on {networks}."]
+
+
+def strip(findings: Mapping[str, Sequence[Finding]], contradictions: Mapping[str, Sequence[str]]) -> str:
+    """HTML: a line per network, a cell per check, its title the limit and the meaning; the sentences stand below."""
+    cells = {escape(network): {escape(f.check): _cell(f) for f in each} for network, each in findings.items()}
+    frame = pd.DataFrame.from_dict(cells, orient="index").rename_axis(columns="sanity checks").fillna("–")
+    style = "padding: 0 2px; text-align: left; font-weight: normal; white-space: normal; max-width: 7em"
+    table = frame.style.set_uuid("sanity").set_table_styles([{"selector": "th, td", "props": style}]).to_html()
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in summary(findings, contradictions))
+    below = f'<ul style="margin-top: 0.3em; max-width: 70em">{sentences}</ul>'
+    return f'<div style="font-size: 80%">{table if findings else ""}{below}</div>'
+
+
+def _cell(finding: Finding) -> str:
+    colour = f"{FIRED}; font-weight: bold" if finding.fired else SOUND
+    title = escape(f"{finding.check}: {finding.value:.3g}, limit {finding.limit:.3g}; {finding.meaning}")
+    style = f"display: block; padding: 0 3px; text-align: right; background: {colour}"
+    return f'<span style="{style}" title="{title}">{finding.value:.3g}</span>'
 
 
 @dataclass(eq=False)
@@ -44,58 +89,29 @@ class Evidence:
     seed: int = 0
     batch_size: int = 256
 
-    @property
-    def slack(self) -> float:
-        """What two accuracies may differ by: AutoAttack's 0.2, and never less than three images."""
-        return max(0.2, 100 * SLACK_IMAGES / len(self.y))
+    slack = cached_property(lambda e: max(0.2, 100 * SLACK_IMAGES / len(e.y)))  # AutoAttack's 0.2, or three images
+    logits = cached_property(lambda e: e.outputs(e.x))  # (N, C) of the images as they are
+    chance = cached_property(lambda e: 100 / e.logits.shape[1])
+    right_on_the_way = cached_property(lambda e: e.path(e.net, steps=2 * STEPS))  # (41, N) bool
+    pgd_20 = cached_property(lambda e: percent(e.right_on_the_way[STEPS]))
+    fgsm = cached_property(lambda e: e.attacked(e.net, step_size=e.epsilon, steps=1, start=at_image))
 
-    @property
-    def chance(self) -> float:
-        """100 / C."""
-        return 100 / self.logits.shape[1]
+    def path(self, net: Net, loss: Loss = cross_entropy, **chosen: Any) -> Tensor:
+        """Which images are right at every iterate of PGD-20 on the loss of `net`, the start first: (steps + 1, N) bool.
 
-    @cached_property
-    def logits(self) -> Tensor:
-        """(N, C) of the images as they are."""
-        return self.outputs(self.x)
-
-    @cached_property
-    def right_on_the_way(self) -> Tensor:
-        """Which images are right at every iterate of one PGD-40, the start first: (41, N) bool."""
-        settings, parts = {**self.settings(), "steps": 2 * STEPS}, []
+        `chosen` are other settings of PGD. The start is random, drawn anew from the seed.
+        """
+        parts, e, generator = [], self.epsilon, Generator(self.x.device).manual_seed(self.seed)
+        usual: dict[str, Any] = {"epsilon": e, "step_size": e / 4, "steps": STEPS, "generator": generator}
         for x, y in self.batches():
             trajectory = Trajectory(x, y, self.epsilon)
-            objective = objective_of(trajectory.listen(self.net), cross_entropy, y)
-            x_adv = pgd(objective, x, **settings, criterion=trajectory)
+            x_adv = pgd(objective_of(trajectory.listen(net), loss, y), x, **usual | chosen, criterion=trajectory)
             parts.append(torch.stack([*trajectory.right, self.outputs(x_adv).argmax(1) == y]))
         return torch.cat(parts, 1)
 
-    @cached_property
-    def pgd_20(self) -> float:
-        """Accuracy under PGD-20."""
-        return percent(self.right_on_the_way[STEPS])
-
-    @cached_property
-    def fgsm(self) -> float:
-        """Accuracy after one step of the whole radius, from the image."""
-        return self.attacked(step_size=self.epsilon, steps=1, start=at_image)
-
-    def attacked(self, net: Net | None = None, loss: Loss = cross_entropy, **chosen: Any) -> float:
-        """Accuracy under PGD-20, or with `chosen` settings, on the loss of `net` (its own)."""
-        settings, right = self.settings() | chosen, []
-        for x, y in self.batches():
-            x_adv = pgd(objective_of(net or self.net, loss, y), x, **settings)
-            right.append(self.outputs(x_adv).argmax(1) == y)
-        return percent(torch.cat(right))
-
-    def settings(self) -> dict[str, Any]:
-        """PGD-20's."""
-        e = self.epsilon
-        return {"epsilon": e, "step_size": e / 4, "steps": STEPS, "generator": self.generator()}
-
-    def generator(self) -> Generator:
-        """Seeded anew, so that each check draws the same whatever the others are."""
-        return Generator(self.x.device).manual_seed(self.seed)
+    def attacked(self, net: Net, loss: Loss = cross_entropy, **chosen: Any) -> float:
+        """Accuracy at the end of such a `path`."""
+        return percent(self.path(net, loss, **chosen)[-1])
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The images and labels, batch by batch."""
@@ -105,11 +121,6 @@ class Evidence:
     def outputs(self, x: Tensor) -> Tensor:
         """The network's logits (N, C)."""
         return torch.cat([self.net(part) for part in x.split(self.batch_size)])
-
-
-def objective_of(net: Net, loss: Loss, y: Tensor) -> PerImage:
-    """loss(net(x'), y) per image."""
-    return PerImage(lambda z, y: loss(net(z), y), (y,))
 
 
 def percent(flags: Tensor) -> float:
@@ -122,8 +133,7 @@ def sanity_checks(
 ) -> list[Finding]:
     """Every check on some images (a few hundred do); the transfer check where there is an `unrelated` network.
 
-    Shapes: x (N, C, H, W) in [0, 1], y (N,); epsilon in [0, 1]. `chosen` are the `seed` (0) and the `batch_size` (256).
-    The networks' mode is the caller's: eval.
+    `chosen` are `Evidence`'s seed and batch size, and so are the shapes. The networks' mode is the caller's: eval.
     """
     evidence = Evidence(net, x, y, epsilon, unrelated, **chosen)
     return [check(evidence) for check in CHECKS if unrelated is not None or check is not transfer_beats_pgd]
@@ -138,19 +148,19 @@ def zero_gradients(e: Evidence) -> Finding:
 
 def margin_beats_ce(e: Evidence) -> Finding:
     """How much lower PGD-20 gets with the margin loss: cross-entropy that has saturated hides the way."""
-    gain = e.pgd_20 - e.attacked(loss=margin)
+    gain = e.pgd_20 - e.attacked(e.net, margin)
     return Finding("margin beats cross-entropy", gain, max(5.0, e.slack), "points that the margin loss gains PGD-20")
 
 
 def unbounded_radius(e: Evidence) -> Finding:
     """The accuracy that is left when an image may become any other, above chance."""
-    left = max(e.attacked(epsilon=radius, step_size=radius / 4) for radius in (0.5, 1.0))
+    left = max(e.attacked(e.net, epsilon=radius, step_size=radius / 4) for radius in (0.5, 1.0))
     return Finding("unbounded radius", left, e.chance + e.slack, "% right at a radius of 0.5 or 1")
 
 
 def noise_beats_pgd(e: Evidence) -> Finding:
     """How much lower the worst of a hundred random perturbations gets than PGD-20."""
-    generator, right = e.generator(), torch.ones_like(e.y, dtype=torch.bool)
+    generator, right = Generator(e.x.device).manual_seed(e.seed), torch.ones_like(e.y, dtype=torch.bool)
     for _ in range(NOISE_DRAWS):
         u = 2 * torch.rand(e.x.shape, generator=generator, device=e.x.device, dtype=e.x.dtype) - 1
         right &= e.outputs((e.x + e.epsilon * u).clamp(0, 1)).argmax(1) == e.y
@@ -170,7 +180,7 @@ def square_beats_pgd(e: Evidence) -> Finding:
 
 def transfer_beats_pgd(e: Evidence) -> Finding:
     """How much lower images made on another network get than those made on this one."""
-    gain = e.pgd_20 - e.attacked(e.unrelated)
+    gain = e.pgd_20 - e.attacked(e.unrelated or e.net)
     return Finding("transfer beats white-box", gain, e.slack, "points that images made on another network gain")
 
 
@@ -194,10 +204,7 @@ def not_converged(e: Evidence) -> Finding:
 
 
 def random_forward(e: Evidence) -> Finding:
-    """The largest difference of two forward passes of the same images, beside the largest logit where that is over 1.
-
-    Equal calls of a sound network differ by float rounding only, on a GPU, and that grows with the logits.
-    """
+    """The largest difference of two forwards of the same images, beside the largest logit: rounding grows so."""
     size = max(1.0, float(e.logits.abs().max()))
     differs = float((e.outputs(e.x) - e.logits).abs().max()) / size
     return Finding("two forwards disagree", differs, 1e-4, "largest difference of a logit, relative to the largest")
@@ -210,9 +217,9 @@ def silent_success(e: Evidence) -> Finding:
 
 
 def outputs_are_probabilities(e: Evidence) -> Finding:
-    """Whether the outputs are non-negative and sum to 1: losses of logits are then taken of something else."""
-    are = float(are_probabilities(e.logits))
-    return Finding("outputs are probabilities", are, 0.5, "1 where they are: take the softmax off")
+    """Whether the outputs are non-negative and sum to 1, to 1e-4: losses of logits are then taken of something else."""
+    are = bool((e.logits >= 0).all()) and bool(((e.logits.sum(1) - 1).abs() < 1e-4).all())
+    return Finding("outputs are probabilities", float(are), 0.5, "1 where they are: take the softmax off")
 
 
 CHECKS = (

@@ -1,19 +1,75 @@
-"""Networks and attacks compared image by image: is a difference inside the noise, and what survives every attack."""
+"""Accuracies with every image's flag, and compared by them: is a difference noise, what survives every attack."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from lib.errors import UserError
-from lib.evaluate.attack_spec import Accuracy, Share
-from lib.evaluate.attacks import ATTACKS, STEPPED
+from lib.evaluate.attacks import ATTACKS, AttackSpec, changed
 
 LEVEL = 0.05  # a difference with a p above it is inside the noise
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """The Wilson 95 % interval of k successes in n trials, in percent."""
+    low, high = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    return 100 * low, 100 * high
+
+
+class Share:
+    """k of n, in percent and with its interval."""
+
+    k: int
+    n: int
+
+    @property
+    def percent(self) -> float:
+        """100 k / n."""
+        return 100 * self.k / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The Wilson 95 % interval of the percentage."""
+        return wilson(self.k, self.n)
+
+
+@dataclass(frozen=True)
+class Accuracy(Share):
+    """k of n images classified correctly, which images (`flags`, one character each), under `column`."""
+
+    column: AttackSpec
+    k: int
+    n: int
+    flags: str = field(repr=False)
+    stages: dict[str, str] = field(default_factory=dict, repr=False)  # AutoAttack's flags after each of its stages
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the run store."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Accuracy":
+        """What `to_json` was called on."""
+        return cls(changed(value["column"], {}), value["k"], value["n"], value["flags"], value["stages"])
+
+
+@dataclass(frozen=True)
+class WorstCase(Share):
+    """k of n images are right under every one of the attacks `of`."""
+
+    k: int
+    n: int
+    of: tuple[str, ...]
+    flags: str
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.percent:.1f} [{low:.1f}, {high:.1f}], {self.k} of {self.n} under {', '.join(self.of)}"
 
 
 class Paired(NamedTuple):
@@ -31,71 +87,42 @@ class Paired(NamedTuple):
 
 
 def mcnemar(first: str, second: str) -> Paired:
-    """Two networks' flags on the same images: p of b against c as b + c fair coins, exact and two-sided.
-
-    b and c are how many images the first and the second alone has right; the error of the difference is
-    sqrt(b + c - (b - c)^2 / n) / n.
-
-    Raises:
-        UserError: the flags are not of the same images.
-    """
-    one, other = _as_arrays([first], [second])
-    b, c, n = int((one > other).sum()), int((one < other).sum()), len(first)
-    error = 100 * math.sqrt(b + c - (b - c) ** 2 / n) / n
-    return Paired(n, 100 * (b - c) / n, error, float(binomtest(b, b + c).pvalue) if b + c else 1.0)
+    """Two networks' flags on the same images: `paired` with one seed each."""
+    return paired([first], [second])
 
 
 def paired(first: Sequence[str], second: Sequence[str]) -> Paired:
-    """Two rows on the same images: McNemar's test for one seed each, else a t-test that counts the trainings' spread.
+    """Two rows on the same images: McNemar's exact test for one seed each, else a t-test that counts the trainings.
 
-    With several seeds the error is that of the images, of each image's mean over the seeds, and of the trainings:
-    error^2 = var_i(difference_i) / n + sd_1^2 / S_1 + sd_2^2 / S_2, with Welch's degrees of freedom. A single seed's
-    spread is not known and left out.
+    error^2 = var_i(difference_i) / n + sd_1^2 / S_1 + sd_2^2 / S_2: that of the images, of each image's mean over the
+    seeds, and that of the trainings, with Welch's degrees of freedom; a single seed's spread is not known and left out.
+    McNemar's p is that of b against c, how many images the first and the second alone has right, as b + c fair coins.
 
     Raises:
         UserError: the flags are not of the same images.
     """
-    if len(first) == len(second) == 1:
-        return mcnemar(first[0], second[0])
-    rows = _as_arrays(first, second)
+    counts = sorted({len(flags) for flags in (*first, *second)})
+    if len(counts) != 1 or counts[0] == 0:
+        raise UserError(f"only flags of the same images can be paired, got {', '.join(map(str, counts))} flags")
+    rows = [np.array([[flag == "1" for flag in flags] for flags in row], dtype=int) for row in (first, second)]
     differences = rows[0].mean(0) - rows[1].mean(0)
     n, mean = len(differences), float(differences.mean())
     parts = [(float(differences.var()) / n, n - 1)]
     parts += [(float(flags.mean(1).var(ddof=1)) / len(flags), len(flags) - 1) for flags in rows if len(flags) > 1]
     total = sum(part for part, _ in parts)
-    if not total:
-        return Paired(n, 100 * mean, 0.0, float(mean == 0))
-    freedom = total**2 / sum(part**2 / max(degrees, 1) for part, degrees in parts)
-    return Paired(n, 100 * mean, 100 * math.sqrt(total), 2 * float(student_t.sf(abs(mean) / math.sqrt(total), freedom)))
-
-
-def _as_arrays(*rows: Sequence[str]) -> list[np.ndarray]:
-    """Each row's flags as (seeds, n) zeros and ones."""
-    counts = {len(flags) for row in rows for flags in row}
-    if len(counts) != 1 or 0 in counts:
-        raise UserError(f"only flags of the same images can be paired, got {', '.join(map(str, sorted(counts)))} flags")
-    return [np.array([[flag == "1" for flag in flags] for flags in row], dtype=int) for row in rows]
-
-
-@dataclass(frozen=True)
-class WorstCase(Share):
-    """k of n images are right under every one of the attacks `of`."""
-
-    k: int
-    n: int
-    of: tuple[str, ...]
-    flags: str
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.percent:.1f} [{low:.1f}, {high:.1f}], {self.k} of {self.n} under {', '.join(self.of)}"
+    if len(first) == len(second) == 1:
+        b, c = int((differences > 0).sum()), int((differences < 0).sum())
+        p = float(binomtest(b, b + c).pvalue) if b + c else 1.0
+    elif total:
+        freedom = total**2 / sum(part**2 / max(degrees, 1) for part, degrees in parts)
+        p = 2 * float(student_t.sf(abs(mean) / math.sqrt(total), freedom))
+    else:
+        p = float(mean == 0)
+    return Paired(n, 100 * mean, 100 * math.sqrt(total), p)
 
 
 def worst_case(accuracies: Sequence[Accuracy]) -> WorstCase | None:
-    """The accuracy per image over all columns with a radius, clean included: on the images that they all have.
-
-    None without an attack among them.
-    """
+    """The accuracy per image over all columns with a radius, clean included, on the images that they share, or None."""
     bounded = [a for a in accuracies if ATTACKS[a.column.attack].bounded]
     if all(a.column.attack == "clean" for a in bounded):
         return None
@@ -117,7 +144,7 @@ def contradictions(accuracies: Sequence[Accuracy]) -> list[str]:
             right, without = a.flags[:n].count("1"), clean.flags[:n].count("1")
             if right > without:
                 sentences.append(f"{a.column.name} leaves {right} of {n} images right, without it {without} are")
-    frozen = [a for a in accuracies if STEPPED.get(a.column.attack, (None, False))[1]]
+    frozen = [a for a in accuracies if ATTACKS[a.column.attack].freeze]
     for short, long in ((a, b) for a in frozen for b in frozen if a.column.steps < b.column.steps and a.n == b.n):
         back = sum(one < other for one, other in zip(short.flags, long.flags, strict=True))
         if back and replace(short.column.what, steps=1) == replace(long.column.what, steps=1):
