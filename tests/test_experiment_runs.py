@@ -216,7 +216,7 @@ def die(*_: object) -> None:
 @pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
     planned = plan(small(tmp_path, workers=2))
-    monkeypatch.setattr(jobs, "_work_in_process", die)
+    monkeypatch.setattr(jobs.Job, "do", die)
     with pytest.raises(UserError, match="a worker process died"):
         run(planned)
     deadline = time.monotonic() + 30  # the system may take a moment to end them

@@ -31,7 +31,7 @@ class Workspace:
     data_dir: Path
     download: bool = False
     device: str = "cpu"
-    weights_files: dict[str, Path] = field(default_factory=dict)  # SHA-256 of a given file -> where it lies
+    weights_files: dict[str, Path] = field(default_factory=dict, hash=False)  # SHA-256 of a given file -> where it lies
     execution: str = "fast"
 
     @property
@@ -41,31 +41,18 @@ class Workspace:
 
     def dataset(self, spec: DataSpec) -> data.Dataset:
         """The data that `spec` names, its subset taken, on the device."""
-        return (
-            _load(spec.name, self.data_dir, self.download, self.outputs / "cache")
-            .subset(spec.train_images)
-            .to(torch.device(self.device))
-        )
+        return _load(self, spec.name).subset(spec.train_images).to(torch.device(self.device))
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, data_dir: Path, download: bool, cache_dir: Path) -> data.Dataset:
-    return data.load(name, data_dir=data_dir, download=download, cache_dir=cache_dir)
-
-
-def describe_data(workspace: Workspace, name: str, train_images: int, held_out: int) -> DataSpec:
-    """The spec of the data called `name` as it lies in the workspace.
-
-    Raises:
-        UserError: it is not there, or has fewer images than the spec says.
-    """
-    where = (workspace.data_dir, workspace.download, workspace.outputs / "cache")
-    return _described(name, train_images, held_out, *where)
+def _load(place: Workspace, name: str) -> data.Dataset:
+    return data.load(name, data_dir=place.data_dir, download=place.download, cache_dir=place.outputs / "cache")
 
 
 @lru_cache(maxsize=8)  # a digest reads every pixel
-def _described(name: str, train_images: int, held_out: int, *where: Any) -> DataSpec:
-    whole = _load(name, *where)
+def describe_data(workspace: Workspace, name: str, train_images: int, held_out: int) -> DataSpec:
+    """The spec of the data called `name` as it lies in the workspace, which has to have as many images."""
+    whole = _load(workspace, name)
     if held_out:
         data.hold_out(whole.subset(train_images).train, held_out)
     return DataSpec(name, whole.digest(), train_images, held_out)
@@ -112,20 +99,16 @@ def network(spec: Network, data_spec: DataSpec, workspace: Workspace, checkpoint
         path = workspace.weights_files[spec.sha256]
         if file_digest(path) != spec.sha256:
             raise UserError(f"{path} is not the file any more that this table was opened with")
-        load_weights(net, path)
     elif workspace.store.has(spec.digest):
-        load_weights(net, workspace.store.folder(spec.digest) / f"{checkpoint}.safetensors")
+        path = workspace.store.folder(spec.digest) / f"{checkpoint}.safetensors"
     else:
         raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) has not been made yet")
+    load_weights(net, path)
     return net.eval()
 
 
 def guide(spec: RunSpec, data_spec: DataSpec, workspace: Workspace) -> nn.Module:
-    """The guide of a finished run as its last epoch left it, in eval mode on the workspace's device.
-
-    Raises:
-        UserError: the run has none, is not there or is damaged.
-    """
+    """The guide of a finished run as its last epoch left it, like `network`; raises UserError where it has none."""
     if not spec.guide:
         raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) trains no guide")
     return network(spec, data_spec, workspace, "guide")

@@ -47,7 +47,7 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
         training.run(after_epoch)
         seconds = round(time.monotonic() - begun, 2)
         _publish(spec, training, workspace, {"seconds": seconds, "resumed": resumed is not None})
-        store.drop_checkpoint(spec.digest)
+        store.checkpoint(spec.digest).unlink(missing_ok=True)
 
 
 def start(spec: RunSpec, workspace: Workspace, fresh_teacher: bool = False) -> Training:

@@ -68,11 +68,7 @@ class RunSpec:
 
 
 def method_of(name: str) -> Method:
-    """The method of this name.
-
-    Raises:
-        UserError: there is none; the sentence lists them all.
-    """
+    """The method of this name; raises UserError for an unknown one."""
     return choose("method", name, METHODS)
 
 
