@@ -15,7 +15,7 @@ def flops(tmp_path_factory):
     def of(table, row):
         given = Parameters(outputs=outputs, device="cpu", rows=[row], settings=settings)
         cell = open_table(table, given).cells[0]
-        return cost.training(cell.network, cell_place(outputs), True).flops
+        return cost.training(cell.network, cell_place(outputs)).flops
 
     def cell_place(outputs):
         return open_table("table1_las_at", Parameters(outputs=outputs, device="cpu")).workspace

@@ -1,12 +1,13 @@
 """The expected cost of a job, `seconds` on this machine with one worker and `flops` (a multiply and an add are two)."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from torch import Tensor
@@ -21,58 +22,66 @@ from lib.experiment.networks import Workspace, fresh_network, provenance
 from lib.experiment.runs import start
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec
 from lib.losses import cross_entropy
-from lib.methods.strategies import needs_network
 from lib.train.meter import seconds
 
 QUICK = 0.2  # seconds; work on two images that takes longer is not repeated on a whole batch
-WARM_UP = 5.0  # seconds; a first call may take this long because it is the first, and is then timed again
 PASSES = {"clean": 0.5, "fgsm": 1, "fgsm_random": 1, "jsma": 150, "jsma_as_published": 150}  # of an image
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # at most
 SANITY = AttackSpec("sanity checks", "pgd", steps=360)  # their passes, Square's forwards among them
 STOPPING = (UntilWrong, UntilGap, UntilConverged)  # an untrained network would stop them at once
-LEARNING = ("learned", "learned_as_released", "learned_awp_as_released", "adv_hp", "ohl")
+NEVER = 10**9  # steps
+Cost: TypeAlias = "pd.Series[float]"
 
 
-def of(job: Job | Check, workspace: Workspace, logs: Mapping[str, float], flops: bool) -> "pd.Series[float]":
+def of(job: Job, workspace: Workspace, logs: Mapping[str, float], flops: bool) -> Cost:
     """The cost of what is left of a job; its training's seconds as `logged`, and else from its own steps."""
-    if isinstance(job, Check):
-        return evaluation(job.network.model, job.data, workspace, (replace(SANITY, images=job.images),), False)
-    measuring = evaluation(job.network.model, job.data, workspace, job.columns, flops)
-    if not isinstance(job.network, RunSpec) or workspace.store.has(job.network.digest):
+    columns = (replace(SANITY, images=job.images),) if isinstance(job, Check) else job.columns
+    measuring = evaluation(job.network.model, job.data, workspace, columns)
+    if not isinstance(job.network, RunSpec) or isinstance(job, Check) or workspace.store.has(job.network.digest):
         return measuring
     teacher = job.network.teacher and GivenWeights(job.network.teacher.model, "")
     spec = replace(job.network, seed=0, weights=(), teacher=teacher)
     epoch = None if spec.max_steps else logs.get(kind(asdict(spec)))
     if epoch is None:
-        return measuring + training(spec, workspace, flops)
-    return measuring + _cost(epoch * spec.schedule.epochs, training(spec, workspace, True)["flops"] if flops else 0.0)
+        return measuring + training(spec, workspace)
+    return measuring + _cost(epoch * spec.schedule.epochs, training(spec, workspace)["flops"] if flops else 0.0)
 
 
 @cache
-def evaluation(
-    model: str, data: DataSpec, workspace: Workspace, columns: tuple[AttackSpec, ...], flops: bool
-) -> "pd.Series[float]":
+def evaluation(model: str, data: DataSpec, workspace: Workspace, columns: tuple[AttackSpec, ...]) -> Cost:
     """The cost of measuring a network under `columns`, from one input gradient on a few images."""
     test, net = workspace.dataset(data).test, fresh_network(model, data, workspace).eval()
-    gradient = _per_image(lambda x, y: input_gradient(lambda z: cross_entropy(net(z), y), x), test, 128, flops)
+    gradient = _per_image(lambda x, y: input_gradient(lambda z: cross_entropy(net(z), y), x), test, 128)
     return gradient * sum(_passes(column) * (column.images or len(test.labels)) for column in columns)
 
 
 @cache
-def training(spec: RunSpec, workspace: Workspace, flops: bool) -> "pd.Series[float]":
-    """The cost of a run's training, from one step of its own; where its strategy learns, from a second one, which does.
+def training(spec: RunSpec, workspace: Workspace) -> Cost:
+    """The cost of a run's training, from one step of its own; where a strategy may learn, from one that does as well.
 
-    A strategy's attack has the mean of its options' steps, and its own step comes every k-th time.
+    A strategy's attack has the mean of its options' steps, and no image stops before its time.
     """
-    step, strategy = _step(spec, workspace, flops), spec.strategy
-    if strategy is not None and strategy.kind in LEARNING:
-        step = step + (_step(spec, workspace, flops, learning=True) - step) / strategy.every
-    begun = start(spec, workspace, fresh_teacher=True)
-    epochs = -(-begun.stop // max(1, begun.total // spec.schedule.epochs))
+    schedule, strategy, steps = spec.schedule, spec.strategy, spec.attack_steps
+    if strategy is not None:
+        of_options = dict(strategy.options).get("steps", (strategy.candidates / 4,))  # else CAT's level, half-way
+        steps = max(1, round(statistics.mean(of_options)))
+        options = tuple((dict(strategy.options) | {"steps": (float(steps),)}).items())
+        strategy = replace(strategy, options=options) if strategy.options else None
+    longer = replace(schedule, epochs=schedule.epochs + 10)  # the scheduler counts the steps made here
+    costs = []
+    for every in (NEVER, 1) if strategy else (NEVER,):
+        changed = replace(spec, schedule=longer, strategy=strategy and replace(strategy, every=every))
+        begun = start(replace(changed, attack_steps=steps), workspace, fresh_teacher=True)
+        if begun.method.criterion in STOPPING:
+            begun.method = replace(begun.method, criterion=None)
+        costs.append(_per_image(begun.train_step, begun.data, schedule.batch_size))
+    step = costs[0] + (costs[-1] - costs[0]) / (strategy.every if strategy else 1)
+    whole = schedule.steps(len(begun.data.labels))
+    made = min(whole, spec.max_steps or NEVER)
     scored = AttackSpec("PGD-10", "pgd", steps=10, images=spec.data.held_out or spec.selection_images)
     columns = (scored, replace(scored, steps=20), *[replace(scored, attack="clean")] * 4) if begun.follow else (scored,)
-    scoring = evaluation(spec.model, spec.data, workspace, columns, flops)
-    return step * spec.schedule.batch_size * begun.stop + scoring * epochs
+    scoring = evaluation(spec.model, spec.data, workspace, columns)
+    return step * schedule.batch_size * made + scoring * math.ceil(made * schedule.epochs / whole)
 
 
 def logged(workspace: Workspace) -> dict[str, float]:
@@ -96,39 +105,22 @@ def kind(spec: Mapping[str, Any]) -> str:
     return json.dumps(same, sort_keys=True)
 
 
-def _step(spec: RunSpec, workspace: Workspace, flops: bool, learning: bool = False) -> "pd.Series[float]":
-    """One image's part of an optimisation step in which no image stops before its time."""
-    longer = replace(spec.schedule, epochs=spec.schedule.epochs + 10)  # the scheduler counts the steps made here
-    steps, strategy = spec.attack_steps, spec.strategy
-    if strategy is not None:
-        of_options = dict(strategy.options).get("steps", (strategy.candidates / 4,))  # else CAT's level, half-way
-        steps = max(1, round(statistics.mean(of_options)))
-        idle = "frozen" if needs_network(strategy) else "random"
-        options = tuple((dict(strategy.options) | {"steps": (float(steps),)}).items())
-        changed = replace(strategy, kind=strategy.kind if learning else idle, options=options, every=1)
-        strategy = changed if strategy.options else None
-    begun = start(replace(spec, schedule=longer, attack_steps=steps, strategy=strategy), workspace, fresh_teacher=True)
-    if begun.method.criterion in STOPPING:
-        begun.method = replace(begun.method, criterion=None)
-    return _per_image(begun.train_step, begun.data, spec.schedule.batch_size, flops)
-
-
-def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int, flops: bool) -> "pd.Series[float]":
+def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int) -> Cost:
     """The cost per image of work(x, y): on two images, and where that is quick, on up to `size`."""
     counter, tracker = FlopCounterMode(display=False), nullcontext()
     tracker.parents = {"Global"}  # type: ignore[attr-defined]
     counter.mod_tracker = tracker  # type: ignore[assignment]  # its own hooks fail under torch.autograd.grad (2.11 on)
     x, y = to_float(data.images[:2]), data.labels[:2]
-    with counter if flops else nullcontext():
+    work(x, y)  # slower, being the first, and a search over settings begins with it
+    with counter:
         taken = seconds(partial(work, x, y), x.device)
-    for images, limit in ((2, WARM_UP), (size, QUICK)):
-        if taken < limit:
-            x, y = to_float(data.images[:images]), data.labels[:images]
-            taken = seconds(partial(work, x, y), x.device)
+    if taken < QUICK:
+        x, y = to_float(data.images[:size]), data.labels[:size]
+        taken = seconds(partial(work, x, y), x.device)
     return _cost(taken / len(y), counter.get_total_flops() / 2)
 
 
-def _cost(seconds: float, flops: float) -> "pd.Series[float]":
+def _cost(seconds: float, flops: float) -> Cost:
     return pd.Series({"seconds": seconds, "flops": flops})
 
 

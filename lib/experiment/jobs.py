@@ -15,8 +15,8 @@ from lib.attacks.folding import folded
 from lib.data import to_float
 from lib.errors import UserError
 from lib.evaluate import VERSION, AttackSpec, Finding, sanity_checks
-from lib.experiment import measuring, runs
-from lib.experiment.networks import Network, Workspace, network, network_digest, provenance
+from lib.experiment import runs
+from lib.experiment.networks import Network, Workspace, measure, network, network_digest, provenance, stored
 from lib.experiment.progress import Progress
 from lib.experiment.spec import DataSpec, RunSpec, digest_of
 from lib.models.modes import frozen
@@ -47,7 +47,8 @@ class Job:
     def state(self, workspace: Workspace) -> str:
         """How far it is; "complete" where nothing is left to do."""
         made = not isinstance(self.network, RunSpec) or workspace.store.has(self.network.digest)
-        if made and measuring.measured(self.network, self.data, workspace, self.columns, self.checkpoint):
+        given = (self.network, self.data, workspace, self.columns, self.checkpoint)
+        if made and None not in stored(*given):
             return "complete"
         if not isinstance(self.network, RunSpec):
             return "given, to be measured"
@@ -58,44 +59,40 @@ class Job:
         """Make what is not in the store; returns it in a line."""
         if isinstance(self.network, RunSpec):
             runs.make(self.network, workspace, notify)
-        rows = measuring.measure(self.network, self.data, workspace, self.columns, self.checkpoint, self.surrogates)
+        given = (self.network, self.data, workspace, self.columns, self.checkpoint)
+        rows = measure(*given, self.surrogates)
         return f"{self.label}: " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in rows)
 
 
-@dataclass(frozen=True)
-class Check:
-    """The sanity checks of a made network on its first test images; `unrelated` is the source of the transfer check."""
+@dataclass(frozen=True, kw_only=True)
+class Check(Job):
+    """The sanity checks of a made network on its first images; transfers come from a surrogate, if there is one."""
 
-    label: str
-    network: Network
-    data: DataSpec
-    checkpoint: str
     images: int
     epsilon: float  # in [0, 1]
-    unrelated: RunSpec | None
 
     @property
     def digest(self) -> str:
         """What tells it from the job that makes its network."""
-        return f"{network_digest(self.network, self.data)}-{self._key}"
+        return f"{super().digest}-{self._key}"
 
     @property
     def _key(self) -> str:
-        unrelated = self.unrelated and self.unrelated.digest
+        unrelated = self.surrogates[0].digest if self.surrogates else None
         return digest_of(["sanity", self.images, self.epsilon, self.checkpoint, unrelated, VERSION])
 
     @property
     def waits_for(self) -> set[str]:
-        """The digests of the jobs that have to be done before this one."""
-        return {network_digest(net, self.data) for net in (self.network, self.unrelated) if net is not None}
+        """Its network's job as well."""
+        return super().waits_for | {super().digest}
 
     def state(self, workspace: Workspace) -> str:
-        """How far it is; "complete" where nothing is left to do."""
+        """As a job's."""
         return "sanity to be checked" if self.findings(workspace) is None else "complete"
 
     def findings(self, workspace: Workspace) -> tuple[Finding, ...] | None:
         """The findings as they are kept, or None."""
-        rows = workspace.store.read_rows(network_digest(self.network, self.data), self._key)
+        rows = workspace.store.read_rows(super().digest, self._key)
         fields = ("check", "value", "limit", "meaning")
         return None if rows is None else tuple(Finding(*(row[name] for name in fields)) for row in rows)
 
@@ -105,18 +102,19 @@ class Check:
             findings = self.findings(workspace)
             if findings is None:
                 net = network(self.network, self.data, workspace, self.checkpoint)
-                other = None if self.unrelated is None else folded(network(self.unrelated, self.data, workspace))
+                other = folded(network(self.surrogates[0], self.data, workspace)) if self.surrogates else None
                 part = workspace.dataset(self.data).test.take(slice(0, self.images))
                 x = to_float(part.images)
                 with frozen(net):
-                    findings = sanity_checks(folded(net), x, part.labels, epsilon=self.epsilon, unrelated=other)
+                    made = sanity_checks(folded(net), x, part.labels, epsilon=self.epsilon, unrelated=other)
+                findings = tuple(made)
                 rows = [asdict(finding) | {"provenance": provenance(workspace)} for finding in findings]
-                workspace.store.write_rows(network_digest(self.network, self.data), self._key, rows)
+                workspace.store.write_rows(super().digest, self._key, rows)
         fired = ", ".join(finding.check for finding in findings if finding.fired)
         return f"{self.label}: {fired + ' fired' if fired else 'sound'}"
 
 
-def run_jobs(seconds: Mapping[Job | Check, float], workspace: Workspace, workers: int) -> None:
+def run_jobs(seconds: Mapping[Job, float], workspace: Workspace, workers: int) -> None:
     """Do every job, `workers` at once; `seconds` is what each is expected to take and weighs it in the progress."""
     progress = Progress([*seconds.values()])
     try:
@@ -129,15 +127,13 @@ def run_jobs(seconds: Mapping[Job | Check, float], workspace: Workspace, workers
         progress.bar.close()
 
 
-def _run_in_processes(
-    seconds: Mapping[Job | Check, float], workspace: Workspace, workers: int, progress: Progress
-) -> None:
+def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, workers: int, progress: Progress) -> None:
     """Jobs in fresh processes of one thread each, every job after those that it waits for; an error ends them all.
 
     Raises:
         UserError: a worker process died; what was finished is kept.
     """
-    waiting, running = list(seconds), dict[Future[str], Job | Check]()
+    waiting, running = list(seconds), dict[Future[str], Job]()
     others = {*multiprocessing.active_children()}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as executor:
         try:
@@ -145,7 +141,7 @@ def _run_in_processes(
                 unfinished = {job.digest for job in (*waiting, *running.values())}
                 for job in [job for job in waiting if not job.waits_for & unfinished]:
                     waiting.remove(job)
-                    running[executor.submit(type(job).do, job, workspace)] = job  # type: ignore[arg-type]
+                    running[executor.submit(type(job).do, job, workspace)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     progress.finish(seconds[running.pop(future)], future.result())
         except BaseException as error:

@@ -1,8 +1,11 @@
-"""The networks of runs and where they are made: fresh ones, trained ones, and the guides trained beside them."""
+"""The networks of runs and where they are made; their accuracies, each computed once and kept."""
 
+import json
 import platform
+import shutil
 import subprocess
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +15,8 @@ import torch
 from torch import nn
 
 from lib import ROOT, data
-from lib.errors import UserError
+from lib.errors import UserError, choose
+from lib.evaluate import VERSION, Accuracy, AttackSpec, Resources, evaluate
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, digest_of
 from lib.experiment.store import Store
 from lib.files import file_digest
@@ -117,3 +121,60 @@ def guide(spec: RunSpec, data_spec: DataSpec, workspace: Workspace) -> nn.Module
 def network_digest(spec: Network, data_spec: DataSpec) -> str:
     """The digest that the accuracies of a network are kept under."""
     return spec.digest if isinstance(spec, RunSpec) else digest_of([asdict(spec), asdict(data_spec)])
+
+
+def measure(
+    spec: Network,
+    data_spec: DataSpec,
+    workspace: Workspace,
+    columns: tuple[AttackSpec, ...],
+    checkpoint: str = "best",
+    surrogates: Sequence[RunSpec] = (),
+) -> list[Accuracy]:
+    """The accuracies of a network under `columns`; each column is computed once and kept, whatever it is called.
+
+    `surrogates` are the finished runs that transfer columns are made on.
+    """
+    given = (spec, data_spec, workspace, columns, checkpoint)
+    if None in stored(*given):
+        store, digest = workspace.store, network_digest(spec, data_spec)
+        with store.claim(f"{digest}-rows"):
+            net, test = network(spec, data_spec, workspace, checkpoint), workspace.dataset(data_spec).test
+            rows = zip(columns, stored(*given), strict=True)
+            missing = {column.what: column for column, row in rows if row is None}.values()  # two names, one attack
+            begun = store.partial / f"{digest}-{checkpoint}-attack"
+
+            def keep(row: Accuracy) -> None:
+                made = {**row.to_json(), "provenance": provenance(workspace)}
+                store.write_rows(digest, _key(row.column, checkpoint), [made])
+
+            for made_on in dict.fromkeys(column.surrogate for column in missing):
+                run = choose("surrogate", made_on, {"": None, **{run.digest: run for run in surrogates}})
+                source = None if run is None else network(run, data_spec, workspace)
+                on_it = tuple(column for column in missing if column.surrogate == made_on)
+                evaluate(net, test, on_it, source, Resources(begun, found=keep))
+            shutil.rmtree(begun, ignore_errors=True)
+    return [row for row in stored(*given) if row is not None]
+
+
+def stored(
+    spec: Network, data_spec: DataSpec, workspace: Workspace, columns: tuple[AttackSpec, ...], checkpoint: str = "best"
+) -> list[Accuracy | None]:
+    """What `measure` returns, with None for a column that it would compute."""
+    store, digest = workspace.store, network_digest(spec, data_spec)
+    kept = ((column, store.read_rows(digest, _key(column, checkpoint))) for column in columns)
+    return [replace(Accuracy.from_json(rows[0]), column=column) if rows else None for column, rows in kept]
+
+
+def _key(column: AttackSpec, checkpoint: str) -> str:
+    return digest_of([asdict(column.what), checkpoint, VERSION])
+
+
+def made_with(spec: Network, data_spec: DataSpec, workspace: Workspace) -> list[dict[str, Any]]:
+    """The provenance of a network's training and of its accuracies, as stored when they were made."""
+    store, digest = workspace.store, network_digest(spec, data_spec)
+    files = sorted((store.evaluations / digest).glob("*.json"))
+    stored = [row["provenance"] for file in files for row in store.read_rows(digest, file.stem) or []]
+    if isinstance(spec, RunSpec):
+        stored.append(json.loads((store.folder(digest) / "provenance.json").read_text()))
+    return stored

@@ -1,6 +1,7 @@
 """From a table to its results: what is finished, what will run and for how long; then the runs."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from lib.evaluate import Accuracy, Finding
-from lib.experiment import cost, measuring, runs
+from lib.experiment import cost, runs
 from lib.experiment.jobs import Check, Job, run_jobs
+from lib.experiment.networks import made_with, measure
 from lib.experiment.progress import clock
 from lib.experiment.spec import RunSpec
 from lib.experiment.table import Cell, Table
@@ -21,7 +23,7 @@ class Plan:
 
     table: Table
     jobs: tuple[Job, ...]
-    todo: tuple[Job | Check, ...]
+    todo: tuple[Job, ...]
     frame: pd.DataFrame
     edited: tuple[str, ...]  # finished runs whose method's code is another now
 
@@ -42,7 +44,7 @@ class Plan:
 
     def summary(self) -> str:
         """The plan in a sentence or two."""
-        networks = sum(isinstance(job, Job) for job in self.todo)
+        networks = sum(not isinstance(job, Check) for job in self.todo)
         text = f"{len(self.jobs) - networks} of {len(self.jobs)} networks are trained and measured"
         if self.edited:
             text = (
@@ -60,7 +62,7 @@ class Plan:
         return text + "."
 
     def _repr_html_(self) -> str:
-        lines = self.frame[[isinstance(job, Job) for job in self.todo]]
+        lines = self.frame[[not isinstance(job, Check) for job in self.todo]]
         lines = lines.assign(seconds=lines["seconds"].map(clock)).rename(columns={"seconds": "about"})
         text = f"<p><b>Plan.</b> {escape(self.summary())}</p>"
         return text + (lines.to_html(index=False, float_format="{:.2f}".format) if len(lines) else "")
@@ -99,7 +101,8 @@ def plan(table: Table) -> Plan:
     frame["seconds"] = costs["seconds"]
     if rate:
         frame["GPU-hours"] = costs["flops"] / rate / 3600
-    return Plan(table, jobs, todo, frame, tuple(job.label for job in jobs if runs.edited(job.network, place)))
+    made = {job.label: job.network for job in jobs if isinstance(job.network, RunSpec)}
+    return Plan(table, jobs, todo, frame, tuple(label for label, spec in made.items() if runs.edited(spec, place)))
 
 
 def run(planned: Plan) -> list[Result]:
@@ -108,28 +111,26 @@ def run(planned: Plan) -> list[Result]:
     if planned.todo:
         seconds = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
         run_jobs(seconds, table.workspace, planned.workers)
-    results = []
-    for role, cells in (("cell", table.cells), ("control", table.controls)):
-        for cell in cells:
-            findings = _check(cell, table).findings(table.workspace) if table.scale.sanity_images else None
-            result = _result((cell.student, cell.teacher, cell.row.row, cell.seed), _job(cell), table)
-            results.append(replace(result, findings=findings or (), role=role))
-    return results + [replace(_result((job.label, "", "", 0), job, table), role="teacher") for job in _teachers(table)]
+    jobs: dict[str, Sequence[Job]] = {"cell": table.cells, "control": table.controls, "teacher": _teachers(table)}
+    return [_result(role, job, table) for role, each in jobs.items() for job in each]
 
 
-def _result(where: tuple[str, str, str, int], job: Job, table: Table) -> Result:
-    given = (job.network, job.data, table.workspace)
-    accuracies = tuple(measuring.measure(*given, job.columns, job.checkpoint, job.surrogates))
-    return Result(*where, job.digest, accuracies, tuple(measuring.made_with(*given)))
+def _result(role: str, job: Job, table: Table) -> Result:
+    accuracies = tuple(measure(job.network, job.data, table.workspace, job.columns, job.checkpoint, job.surrogates))
+    made = tuple(made_with(job.network, job.data, table.workspace))
+    if not isinstance(job, Cell):
+        return Result(job.label, "", "", 0, job.digest, accuracies, made, role=role)
+    findings = _check(job, table).findings(table.workspace) if table.scale.sanity_images else ()
+    where = (job.student, job.teacher, job.row.row, job.seed, job.digest)
+    return Result(*where, accuracies, made, findings or (), role)
 
 
 def _jobs(table: Table) -> tuple[Job, ...]:
     """One job per distinct network: teachers and surrogates first, a column that two cells have only once."""
     surrogates = [Job(f"surrogate {name}", spec, table.data) for name, spec in table.surrogates.items()]
     teachers = [replace(job, label=f"teacher {job.label}") for job in _teachers(table)]
-    several = len({cell.seed for cell in table.cells}) > 1
     distinct: dict[tuple[str, str], Job] = {}
-    for job in [*teachers, *surrogates, *(_job(cell, several) for cell in table.cells + table.controls)]:
+    for job in [*teachers, *surrogates, *table.cells, *table.controls]:
         earlier = distinct.get(key := (job.digest, job.checkpoint), job)
         columns = tuple(dict.fromkeys(earlier.columns + job.columns))
         both = tuple(dict.fromkeys(earlier.surrogates + job.surrogates))
@@ -142,17 +143,10 @@ def _teachers(table: Table) -> list[Job]:
     return [Job(name, spec, table.data, columns) for name, spec in table.teachers.items()]
 
 
-def _job(cell: Cell, several_seeds: bool = False) -> Job:
-    taught = f" ← {cell.teacher}" if cell.teacher else ""
-    label = f"{cell.row.row}, {cell.student}{taught}" + (f", seed {cell.seed}" if several_seeds else "")
-    surrogates = (cell.surrogate,) if cell.surrogate else ()
-    return Job(label, cell.network, cell.data, cell.columns, cell.row.checkpoint, surrogates)
-
-
 def _check(cell: Cell, table: Table) -> Check:
     """A cell's sanity checks; transfers come from the first other network on its data."""
     others = (other.network for other in table.cells + table.controls if other.data == cell.data)
-    unrelated = next((net for net in others if isinstance(net, RunSpec) and net != cell.network), None)
+    unrelated = tuple(net for net in others if isinstance(net, RunSpec) and net != cell.network)[:1]
     images = min(table.scale.sanity_images, len(table.workspace.dataset(cell.data).test.labels))
-    epsilon = table.scale.epsilon_255 / 255
-    return Check(_job(cell).label, cell.network, cell.data, cell.row.checkpoint, images, epsilon, unrelated)
+    given = (cell.label, cell.network, cell.data, (), cell.checkpoint, unrelated)
+    return Check(*given, images=images, epsilon=table.scale.epsilon_255 / 255)

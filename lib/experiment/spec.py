@@ -63,7 +63,7 @@ class RunSpec:
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of the canonical JSON."""
+        """What the run is known by, in the store and as a teacher."""
         return digest_of(asdict(self))
 
 
