@@ -29,7 +29,6 @@ PASSES = {"clean": 0.5, "fgsm": 1, "fgsm_random": 1, "jsma": 150, "jsma_as_publi
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1800, "square": 2500}  # at most
 SANITY = AttackSpec("sanity checks", "pgd", steps=360)  # their passes, Square's forwards among them
 STOPPING = (UntilWrong, UntilGap, UntilConverged)  # an untrained network would stop them at once
-NEVER = 10**9  # steps
 Cost: TypeAlias = "pd.Series[float]"
 
 
@@ -57,9 +56,9 @@ def evaluation(model: str, data: DataSpec, workspace: Workspace, columns: tuple[
 
 @cache
 def training(spec: RunSpec, workspace: Workspace) -> Cost:
-    """The cost of a run's training, from one step of its own; where a strategy may learn, from one that does as well.
+    """The cost of a run's training, from one step of its own, in which no image stops before its time.
 
-    A strategy's attack has the mean of its options' steps, and no image stops before its time.
+    A strategy's attack has the mean of its options' steps; that it learns is counted where it does in every step.
     """
     schedule, strategy, steps = spec.schedule, spec.strategy, spec.attack_steps
     if strategy is not None:
@@ -68,20 +67,16 @@ def training(spec: RunSpec, workspace: Workspace) -> Cost:
         options = tuple((dict(strategy.options) | {"steps": (float(steps),)}).items())
         strategy = replace(strategy, options=options) if strategy.options else None
     longer = replace(schedule, epochs=schedule.epochs + 10)  # the scheduler counts the steps made here
-    costs = []
-    for every in (NEVER, 1) if strategy else (NEVER,):
-        changed = replace(spec, schedule=longer, strategy=strategy and replace(strategy, every=every))
-        begun = start(replace(changed, attack_steps=steps), workspace, fresh_teacher=True)
-        if begun.method.criterion in STOPPING:
-            begun.method = replace(begun.method, criterion=None)
-        costs.append(_per_image(begun.train_step, begun.data, schedule.batch_size))
-    step = costs[0] + (costs[-1] - costs[0]) / (strategy.every if strategy else 1)
+    changed = replace(spec, schedule=longer, strategy=strategy, attack_steps=steps)
+    begun = start(changed, workspace, fresh_teacher=True)
+    if begun.method.criterion in STOPPING:
+        begun.method = replace(begun.method, criterion=None)
     whole = schedule.steps(len(begun.data.labels))
-    made = min(whole, spec.max_steps or NEVER)
+    made = min(whole, spec.max_steps or whole)
     scored = AttackSpec("PGD-10", "pgd", steps=10, images=spec.data.held_out or spec.selection_images)
     columns = (scored, replace(scored, steps=20), *[replace(scored, attack="clean")] * 4) if begun.follow else (scored,)
-    scoring = evaluation(spec.model, spec.data, workspace, columns)
-    return step * schedule.batch_size * made + scoring * math.ceil(made * schedule.epochs / whole)
+    scoring = evaluation(spec.model, spec.data, workspace, columns) * math.ceil(made * schedule.epochs / whole)
+    return _per_image(begun.train_step, begun.data, schedule.batch_size) * schedule.batch_size * made + scoring
 
 
 def logged(workspace: Workspace) -> dict[str, float]:

@@ -47,8 +47,7 @@ class Job:
     def state(self, workspace: Workspace) -> str:
         """How far it is; "complete" where nothing is left to do."""
         made = not isinstance(self.network, RunSpec) or workspace.store.has(self.network.digest)
-        given = (self.network, self.data, workspace, self.columns, self.checkpoint)
-        if made and None not in stored(*given):
+        if made and None not in stored(self.network, self.data, workspace, self.columns, self.checkpoint):
             return "complete"
         if not isinstance(self.network, RunSpec):
             return "given, to be measured"
@@ -59,8 +58,7 @@ class Job:
         """Make what is not in the store; returns it in a line."""
         if isinstance(self.network, RunSpec):
             runs.make(self.network, workspace, notify)
-        given = (self.network, self.data, workspace, self.columns, self.checkpoint)
-        rows = measure(*given, self.surrogates)
+        rows = measure(self.network, self.data, workspace, self.columns, self.checkpoint, self.surrogates)
         return f"{self.label}: " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in rows)
 
 
@@ -104,10 +102,9 @@ class Check(Job):
                 net = network(self.network, self.data, workspace, self.checkpoint)
                 other = folded(network(self.surrogates[0], self.data, workspace)) if self.surrogates else None
                 part = workspace.dataset(self.data).test.take(slice(0, self.images))
-                x = to_float(part.images)
+                x, y = to_float(part.images), part.labels
                 with frozen(net):
-                    made = sanity_checks(folded(net), x, part.labels, epsilon=self.epsilon, unrelated=other)
-                findings = tuple(made)
+                    findings = tuple(sanity_checks(folded(net), x, y, epsilon=self.epsilon, unrelated=other))
                 rows = [asdict(finding) | {"provenance": provenance(workspace)} for finding in findings]
                 workspace.store.write_rows(super().digest, self._key, rows)
         fired = ", ".join(finding.check for finding in findings if finding.fired)
@@ -117,22 +114,16 @@ class Check(Job):
 def run_jobs(seconds: Mapping[Job, float], workspace: Workspace, workers: int) -> None:
     """Do every job, `workers` at once; `seconds` is what each is expected to take and weighs it in the progress."""
     progress = Progress([*seconds.values()])
-    try:
+    with progress.bar:
         if workers == 1 or len(seconds) == 1:
             for job, own in seconds.items():
                 progress.finish(own, job.do(workspace, partial(progress.show, own)))
         else:
             _run_in_processes(seconds, workspace, workers, progress)
-    finally:
-        progress.bar.close()
 
 
 def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, workers: int, progress: Progress) -> None:
-    """Jobs in fresh processes of one thread each, every job after those that it waits for; an error ends them all.
-
-    Raises:
-        UserError: a worker process died; what was finished is kept.
-    """
+    """Jobs in fresh processes of one thread each, every job after those that it waits for; an error ends them all."""
     waiting, running = list(seconds), dict[Future[str], Job]()
     others = {*multiprocessing.active_children()}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as executor:

@@ -172,10 +172,10 @@ class Table:
                     net = self._network(student, row, teacher, seed)
                     if surrogate == net:
                         raise UserError(f"the surrogate {student} is the network it attacks ({row.row})")
-                    taught, seeded = f" ← {name}" if name else "", f", seed {seed}" if len(seeds) > 1 else ""
-                    job = (f"{row.row}, {student}{taught}{seeded}", net, self.data_of(row.dataset), on, row.checkpoint)
-                    made_with = (surrogate,) if surrogate else ()
-                    yield Cell(*job, made_with, student=student, teacher=name, row=row, seed=seed)
+                    label = f"{row.row}, {student}" + (f" ← {name}" if name else "")
+                    label += f", seed {seed}" if len(seeds) > 1 else ""
+                    job = (label, net, self.data_of(row.dataset), on, row.checkpoint, (surrogate,) if surrogate else ())
+                    yield Cell(*job, student=student, teacher=name, row=row, seed=seed)
 
     def _network(self, student: str, row: Row, teacher: Network | None, seed: int) -> Network:
         """The weights given for a row or a teacher by its name, or the run that trains it."""
@@ -223,32 +223,22 @@ def open_table(name: str, parameters: Parameters) -> Table:
         scale = replace(scale, title=f"its settings on other data than its own, radius {scale.epsilon_255:g}/255")
     files = {name: _from_root(path) for name, path in parameters.teacher_files.items()}
     given = {name: file_digest(path) for name, path in files.items()}
-    workspace = Workspace(
-        outputs=_from_root(parameters.outputs),
-        data_dir=_from_root(parameters.data_dir),
-        download=parameters.download,
-        device=str(device_of(parameters.device)),
-        weights_files={given[name]: path for name, path in files.items()},
-        execution=scale.execution,
-    )
+    folders, device = (_from_root(parameters.outputs), _from_root(parameters.data_dir)), device_of(parameters.device)
+    weights_files = {given[name]: path for name, path in files.items()}
+    workspace = Workspace(*folders, parameters.download, str(device), weights_files, scale.execution)
     if workspace.device == "cpu":
         torch.set_num_threads(1)
     workspace.store  # noqa: B018  an outputs folder that cannot be written is refused now, not after the training
     table = Table(name, file, parameters, scale, workspace, given)
-    _check_fits(table)
-    return table
-
-
-def _check_fits(table: Table) -> None:
-    """That every column can be measured on its cell's data, and that every given file fits its network."""
     for cell in table.cells + table.controls:
-        dataset = table.workspace.dataset(cell.data)
+        dataset = workspace.dataset(cell.data)
         for column in cell.columns:
             check_fits(column, len(dataset.test.labels), len(dataset.classes))
     teachers = {(net, table.data) for net in table.teachers.values()}
     for net, data in teachers | {(cell.network, cell.data) for cell in table.cells}:
         if isinstance(net, GivenWeights):
-            network(net, data, table.workspace)
+            network(net, data, workspace)
+    return table
 
 
 def show_path(path: Path) -> str:
