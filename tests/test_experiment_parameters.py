@@ -12,7 +12,7 @@ def test_what_papermill_injects_is_read_from_the_kernel_history():
 
 
 def test_an_unknown_injected_parameter_is_refused_with_the_valid_names():
-    with pytest.raises(UserError, match=r"unknown parameter 'sclae'; choose one of: scale, rows"):
+    with pytest.raises(UserError, match=r"unknown parameter 'sclae'; choose from: scale, rows"):
         validate({"In": ["# Parameters\nsclae = 'gpu'\n"]})
 
 

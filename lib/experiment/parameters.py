@@ -135,10 +135,14 @@ def read_parameters(namespace: Mapping[str, Any], kind: type[Kind]) -> Kind:
 
     papermill only warns about an unknown name; here the cell that it injected is read, and refused by a UserError.
     """
-    declared = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    declared: dict[str, Any] = {f.name: f.type for f in fields(kind)}  # type: ignore[arg-type]
     for name in injected_names(namespace.get("In", [])):
-        choose("parameter", name, declared)
-    return typed(kind, {name: namespace[name] for name in declared if name in namespace}, "parameters")
+        if name not in declared:
+            raise UserError(f"unknown parameter {name!r}; choose from: {', '.join(declared)}")
+    values = {name: namespace[name] for name in declared if name in namespace}
+    for name, value in values.items():
+        check_type(value, declared[name], f"parameter {name}")
+    return kind(**values)
 
 
 def injected_names(cells: list[str]) -> list[str]:
