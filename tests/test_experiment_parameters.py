@@ -82,7 +82,7 @@ def test_an_unknown_scale_is_refused_with_the_valid_ones():
 
 @pytest.mark.parametrize("device", ["quantum", "cuda:99", "meta:x", "meta"])
 def test_an_unknown_device_is_refused_with_the_valid_ones(device):
-    with pytest.raises(UserError, match="unknown device .* choose one of: auto, cpu"):
+    with pytest.raises(UserError, match="no device .* choose from: auto, cpu"):
         device_of(device)
 
 

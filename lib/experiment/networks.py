@@ -93,11 +93,7 @@ def fresh_network(model: str, data_spec: DataSpec, workspace: Workspace, outputs
 
 
 def network(spec: Network, data_spec: DataSpec, workspace: Workspace, checkpoint: str = "best") -> nn.Module:
-    """The trained network of a finished run or of a given file, in eval mode on the workspace's device.
-
-    Raises:
-        UserError: the run is not there or damaged, or the file does not fit.
-    """
+    """The trained network of a finished run or of a given file, in eval mode; raises UserError if it is not there."""
     net = fresh_network(getattr(spec, "guide" if checkpoint == "guide" else "model"), data_spec, workspace)
     if isinstance(spec, GivenWeights):
         path = workspace.weights_files[spec.sha256]
@@ -131,10 +127,7 @@ def measure(
     checkpoint: str = "best",
     surrogates: Sequence[RunSpec] = (),
 ) -> list[Accuracy]:
-    """The accuracies of a network under `columns`; each column is computed once and kept, whatever it is called.
-
-    `surrogates` are the finished runs that transfer columns are made on.
-    """
+    """The accuracies under `columns`, each computed once and kept; transfer columns are made on the `surrogates`."""
     given = (spec, data_spec, workspace, columns, checkpoint)
     if None in stored(*given):
         store, digest = workspace.store, network_digest(spec, data_spec)

@@ -179,9 +179,10 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def device_of(name: str) -> torch.device:
     """The device of this name on this machine; "auto" is the GPU where there is one."""
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    names = ["cpu", *(["cuda", *gpus] if gpus else []), *(["mps"] if torch.backends.mps.is_available() else [])]
-    known = {"auto": "cuda" if gpus else "cpu"} | {one: one for one in names}
-    return torch.device(choose("device", name, known))
+    known = ["auto", "cpu", *(["cuda", *gpus] if gpus else []), *["mps"] * torch.backends.mps.is_available()]
+    if name not in known:
+        raise UserError(f"no device {name!r} here; choose from: {', '.join(known)}")
+    return torch.device(name if name != "auto" else "cuda" if gpus else "cpu")
 
 
 @lru_cache

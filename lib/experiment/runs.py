@@ -28,9 +28,9 @@ FOLLOWED = 1000  # images that an epoch's PGD-20 is measured on, at most
 
 
 def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> None:
-    """Train the run unless it is there; goes on from its last epoch checkpoint, and publishes it whole.
+    """Train the run, whose teacher is there, from its last epoch checkpoint on, unless it was published already.
 
-    Its teacher has to be there already. `notify` is called after every epoch, with the share that is done.
+    `notify` is called after every epoch, with the share that is done.
     """
     store = workspace.store
     with store.claim(spec.digest):
@@ -98,11 +98,10 @@ def _extras(spec: RunSpec, fresh: Callable[..., nn.Module]) -> TrainingExtras:
 
 
 def follow(training: Training, selection: data.Split, column: AttackSpec) -> dict[str, Any]:
-    """The accuracies in % of a target and its guide after an epoch: clean, the target's under `column`, right labels.
+    """The accuracies in % of a target and its guide, or teacher, after an epoch; no statistic or generator moves.
 
-    Clean is on the unseen images and on as many training images, `column` on the first thousand unseen ones; the labels
-    are those that the guide gave in the epoch's batches. A guide that was trained beforehand is the teacher. No
-    statistic moves, and no random number of the training is drawn.
+    Clean is on the unseen images and on as many training images, `column` on the first thousand unseen ones; `label` is
+    the share of right labels that the guide gave in the epoch's batches.
     """
     count = len(selection.labels)
     parts = {"train": training.data.take(slice(0, count)), "unseen": selection}
