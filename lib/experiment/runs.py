@@ -28,10 +28,7 @@ FOLLOWED = 1000  # images that an epoch's PGD-20 is measured on, at most
 
 
 def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> None:
-    """Train the run, whose teacher is there, from its last epoch checkpoint on, unless it was published already.
-
-    `notify` is called after every epoch, with the share that is done.
-    """
+    """Train the run from its last epoch checkpoint on, unless it is there; `notify` gets the share after each epoch."""
     store = workspace.store
     with store.claim(spec.digest):
         if store.has(spec.digest):
