@@ -15,7 +15,7 @@ def flops(tmp_path_factory):
     def of(table, row):
         given = Parameters(outputs=outputs, device="cpu", rows=[row], settings=settings)
         cell = open_table(table, given).cells[0]
-        return cost.training(cell.network, cell_place(outputs), True).flops
+        return cost.training(cell.network, cell_place(outputs)).flops
 
     def cell_place(outputs):
         return open_table("table1_las_at", Parameters(outputs=outputs, device="cpu")).workspace
@@ -33,12 +33,7 @@ def test_a_curriculum_is_counted_at_half_of_its_way(flops):
     assert 0.2 < flops("table7_las_at", "CAT") / flops("table7_las_at", "Madry-AT") < 0.7
 
 
-def test_a_search_over_trajectories_costs_its_candidates_every_kth_step(flops):
-    random = flops("fig3_las_at", "Random search (approximation)")
-    assert 1.05 < flops("fig3_las_at", "OHL (approximation)") / random < 1.6
-
-
-def test_a_strategy_network_that_learns_more_often_costs_more(flops):
-    ratios = [flops("table1_las_at", f"k={k}") / flops("table1_las_at", "PGD-AT") for k in (1, 10, 60)]
-    assert ratios[0] > ratios[1] > ratios[2] > 0.8
-    assert ratios[0] > 2
+def test_a_strategy_network_that_learns_in_every_step_costs_more(flops):
+    each, seldom = (flops("table1_las_at", f"k={k}") / flops("table1_las_at", "PGD-AT") for k in (1, 60))
+    assert each > 2
+    assert 0.8 < seldom < 2

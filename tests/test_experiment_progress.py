@@ -19,9 +19,9 @@ def test_a_clock_reads_as_people_say_it(seconds, text):
 
 
 def test_a_log_gets_ten_lines_however_many_runs_and_the_last_says_it_is_done(log):
-    progress = Progress({f"job {i}": 1.0 for i in range(200)})
+    progress = Progress([1.0] * 200)
     for i in range(200):
-        progress.finish(f"job {i}", f"job {i}")
+        progress.finish(1.0, f"job {i}")
     lines = log()
     assert len(lines) == 10
     assert " left · 20/200 runs · job 19" in lines[0]
@@ -29,9 +29,9 @@ def test_a_log_gets_ten_lines_however_many_runs_and_the_last_says_it_is_done(log
 
 
 def test_a_long_job_counts_for_more_than_a_short_one_and_time_is_guessed_once_one_is_done(log):
-    progress = Progress({"long": 3.0, "short": 1.0})
-    progress.show({"long": 0.5})
-    progress.finish("long", "long: Clean 97.0")
+    progress = Progress([3.0, 1.0])
+    progress.show(3.0, 0.5)
+    progress.finish(3.0, "long: Clean 97.0")
     first, second = log()
     assert first == " 34 % · begun · 0/2 runs · starting"  # 0.9 of half of 3 seconds: it is measured after its training
     assert second == " 75 % · 0 s left · 1/2 runs · long: Clean 97.0"
@@ -39,9 +39,9 @@ def test_a_long_job_counts_for_more_than_a_short_one_and_time_is_guessed_once_on
 
 def test_a_terminal_gets_one_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    progress = Progress({"job": 1.0})
-    progress.finish("job", "job")
-    progress.close()
+    progress = Progress([1.0])
+    progress.finish(1.0, "job")
+    progress.bar.close()
     output = capsys.readouterr()
     assert output.out == ""
     assert "100 %" in output.err

@@ -262,7 +262,7 @@ def test_a_blocks_data_is_its_own(tmp_path):
     ("row", "said"),
     [
         ("method: pgd_at, epsilon_255: -1", "row a: epsilon_255 is in 1/255 and lies in .*, got -1"),
-        ("method: pgd_at, epsilon: 8", "row a: epsilon is now called epsilon_255, in 1/255"),
+        ("method: pgd_at, epsilon: 8", "row has no 'epsilon'; choose from: .*epsilon_255"),
         ("method: pgd_at, own_radius: true", "row a takes the table's own radius; give the table an epsilon_255"),
         ("method: pgd_at, step_size_255: 256", "row a: step_size_255 is in 1/255"),
         ("method: pgd_at, strategy: las", "unknown strategy 'las'; choose one of: las_at, las_trades"),
@@ -303,7 +303,7 @@ def test_a_row_that_makes_no_sense_is_refused_in_a_sentence(opened, row, said):
         ("options: {epsilon_255: 3}", r"row a: strategy: options\['epsilon_255'\] wants list"),
         ("options: {epsilon_255: []}", "the options for epsilon are empty"),
         ("options: {epsilon_255: [0, 3]}", r"the options for epsilon must lie in \(0, 1\]"),
-        ("options: {epsilon: [8]}", "options: epsilon is now called epsilon_255"),
+        ("options: {epsilon: [8]}", "options: epsilon is given as epsilon_255"),
         ("options: {epsilon_255: [256]}", r"the options for epsilon must lie in \(0, 1\]"),
         ("options: {steps: [3, 3.5]}", "the options for steps must be whole numbers"),
         ("options: {steps: ['3']}", "row a: strategy: options.* wants float, got '3'"),
@@ -359,7 +359,7 @@ def test_with_selection_on_the_test_split_nothing_is_held_out(opened):
         ("method: trades, weights: {trade_off: [1, 2]}", "weight trade_off wants float"),
         ("method: trades, weights: {trade_off: much}", "weight trade_off wants float"),
         ("method: trades, weights: {trade_off: true}", "weight trade_off wants float"),
-        ("method: trades, weights: {trade_off: .nan}", "weight trade_off must be finite"),
+        ("method: trades, weights: {trade_off: .nan}", "weight trade_off: it must be finite"),
         ("method: pgd_at, schedule: las_att", "unknown schedule 'las_att'"),
         (
             "method: pgd_at_smoothed, strategy: random, strategy_settings: {options: {true_share: [0.5, 0.7]}}",

@@ -1,12 +1,7 @@
 """From a table's name to its results: open_table, plan, run. Loaded on first use: papermill's plugin lives here too."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lib.experiment.parameters import Parameters, validate
-    from lib.experiment.planning import Plan, Result, plan, run
-    from lib.experiment.table import open_table
+from typing import Any
 
 _HOME = {"open_table": "table", "Parameters": "parameters", "validate": "parameters"}
 _HOME |= dict.fromkeys(("Plan", "Result", "plan", "run"), "planning")

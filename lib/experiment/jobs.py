@@ -3,32 +3,28 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
+from lib.attacks.folding import folded
+from lib.data import to_float
 from lib.errors import UserError
-from lib.evaluate import AttackSpec
-from lib.experiment import measuring, runs
-from lib.experiment.measuring import Sanity
-from lib.experiment.networks import Network, Workspace, network_digest
+from lib.evaluate import VERSION, AttackSpec, Finding, sanity_checks
+from lib.experiment import runs
+from lib.experiment.networks import Network, Workspace, measure, network, network_digest, provenance, stored
 from lib.experiment.progress import Progress
-from lib.experiment.spec import DataSpec, RunSpec
-from lib.files import write_atomically
+from lib.experiment.spec import DataSpec, RunSpec, digest_of
+from lib.models.modes import frozen
 
 
 @dataclass(frozen=True)
 class Job:
-    """A network to be trained and measured under `columns`; with `sanity`, a made one whose evaluation is checked.
-
-    `surrogates` are the other networks that it needs, beside its teacher.
-    """
+    """A network to be trained and measured under `columns`, which transfer from `surrogates`."""
 
     label: str
     network: Network
@@ -36,126 +32,127 @@ class Job:
     columns: tuple[AttackSpec, ...] = ()
     checkpoint: str = "best"
     surrogates: tuple[RunSpec, ...] = ()
-    sanity: Sanity | None = None
 
     @property
     def digest(self) -> str:
-        """What its results are kept under, and that tells a check from the job that makes its network."""
-        return network_digest(self.network, self.data) + (f"-{self.sanity.key}" if self.sanity else "")
+        """What its results are kept under."""
+        return network_digest(self.network, self.data)
 
     @property
     def waits_for(self) -> set[str]:
         """The digests of the jobs that have to be done before this one."""
-        if self.sanity is not None:
-            needed: tuple[Network | None, ...] = (self.network, self.sanity.unrelated)
-        else:
-            needed = (self.network.teacher if isinstance(self.network, RunSpec) else None, *self.surrogates)
-        return {network_digest(net, self.data) for net in needed if net is not None}
+        teacher = self.network.teacher if isinstance(self.network, RunSpec) else None
+        return {network_digest(net, self.data) for net in (teacher, *self.surrogates) if net is not None}
 
-    def complete(self, workspace: Workspace) -> bool:
-        """Whether nothing is left to do."""
-        if self.sanity is not None:
-            return self.sanity.read(self.network, self.data, workspace) is not None
+    def state(self, workspace: Workspace) -> str:
+        """How far it is; "complete" where nothing is left to do."""
         made = not isinstance(self.network, RunSpec) or workspace.store.has(self.network.digest)
-        return made and measuring.measured(self.network, self.data, workspace, self.columns, self.checkpoint)
+        if made and None not in stored(self.network, self.data, workspace, self.columns, self.checkpoint):
+            return "complete"
+        if not isinstance(self.network, RunSpec):
+            return "given, to be measured"
+        begun = workspace.store.checkpoint(self.digest).exists()
+        return "trained, to be measured" if made else "begun, goes on" if begun else "to be trained"
 
-    def do(self, workspace: Workspace, notify: Callable[[float], None]) -> str:
+    def do(self, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
         """Make what is not in the store; returns it in a line."""
-        if self.sanity is not None:
-            self.sanity.make(self.network, self.data, workspace)
-            findings = self.sanity.read(self.network, self.data, workspace) or ()
-            fired = ", ".join(finding.check for finding in findings if finding.fired)
-            return f"{self.label}: {fired + ' fired' if fired else 'sound'}"
         if isinstance(self.network, RunSpec):
             runs.make(self.network, workspace, notify)
-        rows = measuring.measure(self.network, self.data, workspace, self.columns, self.checkpoint, self.surrogates)
+        rows = measure(self.network, self.data, workspace, self.columns, self.checkpoint, self.surrogates)
         return f"{self.label}: " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in rows)
 
 
-def cores() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@dataclass(frozen=True, kw_only=True)
+class Check(Job):
+    """The sanity checks of a made network on its first images; transfers come from a surrogate, if there is one."""
+
+    images: int
+    epsilon: float  # in [0, 1]
+
+    @property
+    def digest(self) -> str:
+        """What tells it from the job that makes its network."""
+        return f"{super().digest}-{self._key}"
+
+    @property
+    def _key(self) -> str:
+        unrelated = self.surrogates[0].digest if self.surrogates else None
+        return digest_of(["sanity", self.images, self.epsilon, self.checkpoint, unrelated, VERSION])
+
+    @property
+    def waits_for(self) -> set[str]:
+        """Its network's job as well."""
+        return super().waits_for | {super().digest}
+
+    def state(self, workspace: Workspace) -> str:
+        """As a job's."""
+        return "sanity to be checked" if self.findings(workspace) is None else "complete"
+
+    def findings(self, workspace: Workspace) -> tuple[Finding, ...] | None:
+        """The findings as they are kept, or None."""
+        rows = workspace.store.read_rows(super().digest, self._key)
+        fields = ("check", "value", "limit", "meaning")
+        return None if rows is None else tuple(Finding(*(row[name] for name in fields)) for row in rows)
+
+    def do(self, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
+        """Compute and keep the findings unless they are there; returns those that fired in a line."""
+        with workspace.store.claim(self.digest):
+            findings = self.findings(workspace)
+            if findings is None:
+                net = network(self.network, self.data, workspace, self.checkpoint)
+                other = folded(network(self.surrogates[0], self.data, workspace)) if self.surrogates else None
+                part = workspace.dataset(self.data).test.take(slice(0, self.images))
+                x, y = to_float(part.images), part.labels
+                with frozen(net):
+                    findings = tuple(sanity_checks(folded(net), x, y, epsilon=self.epsilon, unrelated=other))
+                rows = [asdict(finding) | {"provenance": provenance(workspace)} for finding in findings]
+                workspace.store.write_rows(super().digest, self._key, rows)
+        fired = ", ".join(finding.check for finding in findings if finding.fired)
+        return f"{self.label}: {fired + ' fired' if fired else 'sound'}"
 
 
-def run_jobs(jobs: Sequence[Job], seconds: Sequence[float], workspace: Workspace, workers: int) -> None:
-    """Do every job, `workers` at once; `seconds` is what each is expected to take and weighs it in the progress.
-
-    Raises:
-        UserError: a worker process died; what was finished is kept.
-    """
-    progress = Progress(dict(zip(jobs, seconds, strict=True)))
-    try:
-        if workers == 1 or len(jobs) == 1:
-            for job in jobs:
-                progress.finish(job, job.do(workspace, partial(progress.show_one, job)))
+def run_jobs(seconds: Mapping[Job, float], workspace: Workspace, workers: int) -> None:
+    """Do every job, `workers` at once; `seconds` is what each is expected to take and weighs it in the progress."""
+    progress = Progress([*seconds.values()])
+    with progress.bar:
+        if workers == 1 or len(seconds) == 1:
+            for job, own in seconds.items():
+                progress.finish(own, job.do(workspace, partial(progress.show, own)))
         else:
-            _run_in_processes(jobs, workspace, workers, progress)
-    finally:
-        progress.close()
+            _run_in_processes(seconds, workspace, workers, progress)
 
 
-def _run_in_processes(jobs: Sequence[Job], workspace: Workspace, workers: int, progress: Progress) -> None:
-    """Jobs in processes of one thread each, every job after those that it waits for."""
-    waiting, unfinished = list(jobs), {job.digest for job in jobs}
-    running: dict[Future[str], Job] = {}
-    notes = {job: workspace.store.partial / f"{job.digest}.share" for job in jobs}
-    try:
-        with pool(workers) as executor:
-            while waiting or running:
-                ready = [job for job in waiting if not job.waits_for & unfinished]
-                for job in ready[: workers - len(running)]:
-                    waiting.remove(job)
-                    running[executor.submit(_work_in_process, job, workspace, notes[job])] = job
-                finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    job = running.pop(future)
-                    unfinished.discard(job.digest)
-                    progress.finish(job, future.result())
-                progress.show({job: _read_share(notes[job]) for job in running.values()})
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died (out of memory?); what was finished is kept: call again, with fewer workers"
-        ) from error
-
-
-def _work_in_process(job: Job, workspace: Workspace, note: Path) -> str:
-    try:
-        return job.do(workspace, lambda share: write_atomically(note, str(share)))
-    finally:
-        note.unlink(missing_ok=True)
-
-
-def _read_share(note: Path) -> float:
-    try:
-        return float(note.read_text())
-    except (OSError, ValueError):
-        return 0.0
-
-
-@contextmanager
-def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """An executor of `workers` fresh processes of one thread each, which end with their parent; an error ends them."""
-    others = set(multiprocessing.active_children())
+def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, workers: int, progress: Progress) -> None:
+    """Jobs in fresh processes of one thread each, every job after those that it waits for; an error ends them all."""
+    waiting, running = list(seconds), dict[Future[str], Job]()
+    others = {*multiprocessing.active_children()}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as executor:
         try:
-            yield executor
-        except BaseException:
+            while waiting or running:
+                unfinished = {job.digest for job in (*waiting, *running.values())}
+                for job in [job for job in waiting if not job.waits_for & unfinished]:
+                    waiting.remove(job)
+                    running[executor.submit(type(job).do, job, workspace)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    progress.finish(seconds[running.pop(future)], future.result())
+        except BaseException as error:
             executor.shutdown(wait=False, cancel_futures=True)
-            own = set(multiprocessing.active_children()) - others
-            for process in own:
+            for process in {*multiprocessing.active_children()} - others:
                 process.terminate()
-            for process in own:
                 process.join()
+            if isinstance(error, BrokenProcessPool):
+                sentence = "a worker process died (out of memory?); what was finished is kept: call again, with fewer"
+                raise UserError(f"{sentence} workers") from error
             raise
 
 
 def _begin() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-
-    def leave_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    parent.join()
+    os._exit(1)

@@ -1,8 +1,11 @@
-"""The networks of runs and where they are made: fresh ones, trained ones, and the guides trained beside them."""
+"""The networks of runs and where they are made; their accuracies, each computed once and kept."""
 
+import json
 import platform
+import shutil
 import subprocess
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +15,8 @@ import torch
 from torch import nn
 
 from lib import ROOT, data
-from lib.errors import UserError
+from lib.errors import UserError, choose
+from lib.evaluate import VERSION, Accuracy, AttackSpec, Resources, evaluate
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, digest_of
 from lib.experiment.store import Store
 from lib.files import file_digest
@@ -31,7 +35,7 @@ class Workspace:
     data_dir: Path
     download: bool = False
     device: str = "cpu"
-    weights_files: dict[str, Path] = field(default_factory=dict)  # SHA-256 of a given file -> where it lies
+    weights_files: dict[str, Path] = field(default_factory=dict, hash=False)  # SHA-256 of a given file -> where it lies
     execution: str = "fast"
 
     @property
@@ -41,31 +45,18 @@ class Workspace:
 
     def dataset(self, spec: DataSpec) -> data.Dataset:
         """The data that `spec` names, its subset taken, on the device."""
-        return (
-            _load(spec.name, self.data_dir, self.download, self.outputs / "cache")
-            .subset(spec.train_images)
-            .to(torch.device(self.device))
-        )
+        return _load(self, spec.name).subset(spec.train_images).to(torch.device(self.device))
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, data_dir: Path, download: bool, cache_dir: Path) -> data.Dataset:
-    return data.load(name, data_dir=data_dir, download=download, cache_dir=cache_dir)
-
-
-def describe_data(workspace: Workspace, name: str, train_images: int, held_out: int) -> DataSpec:
-    """The spec of the data called `name` as it lies in the workspace.
-
-    Raises:
-        UserError: it is not there, or has fewer images than the spec says.
-    """
-    where = (workspace.data_dir, workspace.download, workspace.outputs / "cache")
-    return _described(name, train_images, held_out, *where)
+def _load(place: Workspace, name: str) -> data.Dataset:
+    return data.load(name, data_dir=place.data_dir, download=place.download, cache_dir=place.outputs / "cache")
 
 
 @lru_cache(maxsize=8)  # a digest reads every pixel
-def _described(name: str, train_images: int, held_out: int, *where: Any) -> DataSpec:
-    whole = _load(name, *where)
+def describe_data(workspace: Workspace, name: str, train_images: int, held_out: int) -> DataSpec:
+    """The spec of the data called `name` as it lies in the workspace, which has to have as many images."""
+    whole = _load(workspace, name)
     if held_out:
         data.hold_out(whole.subset(train_images).train, held_out)
     return DataSpec(name, whole.digest(), train_images, held_out)
@@ -102,30 +93,22 @@ def fresh_network(model: str, data_spec: DataSpec, workspace: Workspace, outputs
 
 
 def network(spec: Network, data_spec: DataSpec, workspace: Workspace, checkpoint: str = "best") -> nn.Module:
-    """The trained network of a finished run or of a given file, in eval mode on the workspace's device.
-
-    Raises:
-        UserError: the run is not there or damaged, or the file does not fit.
-    """
+    """The trained network of a finished run or of a given file, in eval mode; raises UserError if it is not there."""
     net = fresh_network(getattr(spec, "guide" if checkpoint == "guide" else "model"), data_spec, workspace)
     if isinstance(spec, GivenWeights):
         path = workspace.weights_files[spec.sha256]
         if file_digest(path) != spec.sha256:
             raise UserError(f"{path} is not the file any more that this table was opened with")
-        load_weights(net, path)
     elif workspace.store.has(spec.digest):
-        load_weights(net, workspace.store.folder(spec.digest) / f"{checkpoint}.safetensors")
+        path = workspace.store.folder(spec.digest) / f"{checkpoint}.safetensors"
     else:
         raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) has not been made yet")
+    load_weights(net, path)
     return net.eval()
 
 
 def guide(spec: RunSpec, data_spec: DataSpec, workspace: Workspace) -> nn.Module:
-    """The guide of a finished run as its last epoch left it, in eval mode on the workspace's device.
-
-    Raises:
-        UserError: the run has none, is not there or is damaged.
-    """
+    """The guide of a finished run as its last epoch left it, like `network`; raises UserError where it has none."""
     if not spec.guide:
         raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) trains no guide")
     return network(spec, data_spec, workspace, "guide")
@@ -134,3 +117,57 @@ def guide(spec: RunSpec, data_spec: DataSpec, workspace: Workspace) -> nn.Module
 def network_digest(spec: Network, data_spec: DataSpec) -> str:
     """The digest that the accuracies of a network are kept under."""
     return spec.digest if isinstance(spec, RunSpec) else digest_of([asdict(spec), asdict(data_spec)])
+
+
+def measure(
+    spec: Network,
+    data_spec: DataSpec,
+    workspace: Workspace,
+    columns: tuple[AttackSpec, ...],
+    checkpoint: str = "best",
+    surrogates: Sequence[RunSpec] = (),
+) -> list[Accuracy]:
+    """The accuracies under `columns`, each computed once and kept; transfer columns are made on the `surrogates`."""
+    given = (spec, data_spec, workspace, columns, checkpoint)
+    if None in stored(*given):
+        store, digest = workspace.store, network_digest(spec, data_spec)
+        with store.claim(f"{digest}-rows"):
+            net, test = network(spec, data_spec, workspace, checkpoint), workspace.dataset(data_spec).test
+            rows = zip(columns, stored(*given), strict=True)
+            missing = {column.what: column for column, row in rows if row is None}.values()  # two names, one attack
+            begun = store.partial / f"{digest}-{checkpoint}-attack"
+
+            def keep(row: Accuracy) -> None:
+                made = {**row.to_json(), "provenance": provenance(workspace)}
+                store.write_rows(digest, _key(row.column, checkpoint), [made])
+
+            for made_on in dict.fromkeys(column.surrogate for column in missing):
+                run = choose("surrogate", made_on, {"": None, **{run.digest: run for run in surrogates}})
+                source = None if run is None else network(run, data_spec, workspace)
+                on_it = tuple(column for column in missing if column.surrogate == made_on)
+                evaluate(net, test, on_it, source, Resources(begun, found=keep))
+            shutil.rmtree(begun, ignore_errors=True)
+    return [row for row in stored(*given) if row is not None]
+
+
+def stored(
+    spec: Network, data_spec: DataSpec, workspace: Workspace, columns: tuple[AttackSpec, ...], checkpoint: str = "best"
+) -> list[Accuracy | None]:
+    """What `measure` returns, with None for a column that it would compute."""
+    store, digest = workspace.store, network_digest(spec, data_spec)
+    kept = ((column, store.read_rows(digest, _key(column, checkpoint))) for column in columns)
+    return [replace(Accuracy.from_json(rows[0]), column=column) if rows else None for column, rows in kept]
+
+
+def _key(column: AttackSpec, checkpoint: str) -> str:
+    return digest_of([asdict(column.what), checkpoint, VERSION])
+
+
+def made_with(spec: Network, data_spec: DataSpec, workspace: Workspace) -> list[dict[str, Any]]:
+    """The provenance of a network's training and of its accuracies, as stored when they were made."""
+    store, digest = workspace.store, network_digest(spec, data_spec)
+    files = sorted((store.evaluations / digest).glob("*.json"))
+    stored = [row["provenance"] for file in files for row in store.read_rows(digest, file.stem) or []]
+    if isinstance(spec, RunSpec):
+        stored.append(json.loads((store.folder(digest) / "provenance.json").read_text()))
+    return stored

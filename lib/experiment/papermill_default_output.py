@@ -19,20 +19,13 @@ class Engine:
 def missing_output(arguments: Sequence[str], root: Path = ROOT) -> Path | None:
     """Where the executed copy goes if `arguments` name one of `root`'s notebooks and no output path; else None."""
     paths = [argument for argument in arguments if argument == "-" or argument.endswith(".ipynb")]
-    if len(paths) != 1 or {"--help", "--version"} & set(arguments):
-        return None
-    notebook = Path(paths[0]).resolve()
-    return root / "outputs" / "executed" / notebook.name if notebook.parent == (root / "notebooks").resolve() else None
+    notebook = Path(paths[0] if len(paths) == 1 else "/").resolve()
+    wanted = notebook.parent == (root / "notebooks").resolve() and not {"--help", "--version"} & set(arguments)
+    return root / "outputs" / "executed" / notebook.name if wanted else None
 
 
-def complete_command_line() -> None:
-    """Add the missing output path to sys.argv where this process is papermill in a terminal."""
-    if Path(sys.argv[0]).name != "papermill" or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return
-    if output := missing_output(sys.argv[1:]):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        print(f"writing the executed notebook to {output}", file=sys.stderr)
-        sys.argv.append(str(output))
-
-
-complete_command_line()
+in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+if Path(sys.argv[0]).name == "papermill" and in_terminal and (output := missing_output(sys.argv[1:])):
+    output.parent.mkdir(parents=True, exist_ok=True)
+    print(f"writing the executed notebook to {output}", file=sys.stderr)
+    sys.argv.append(str(output))

@@ -4,10 +4,9 @@ Radii and step sizes are in 1/255 in every file, and their keys end in `_255`.
 """
 
 import ast
-import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,18 +17,14 @@ import yaml
 from lib import ROOT
 from lib.attacks.fast import EXECUTIONS, PRECISIONS
 from lib.errors import UserError, check_type, choose, typed
-from lib.evaluate import PRESETS, PROTOCOLS, AttackSpec, at_radius
+from lib.evaluate import PRESETS, PROTOCOLS, AttackSpec, at_radius, changed
 from lib.methods import METHODS
+from lib.methods.strategy import UNITS
 from lib.models import MODELS
 from lib.train import Schedule
 
 PARAMS = ROOT / "params"
 PAPER_RADIUS_255 = 8.0  # the radius that papers' lengths are given at
-RENAMED = {
-    "epsilon": "epsilon_255, in 1/255",
-    "step_size": "step_size_255, in 1/255",
-    "levers": "execution, fast or plain",
-}
 Kind = TypeVar("Kind")
 
 
@@ -51,10 +46,21 @@ class Parameters:
     protocol: str = ""  # whose attacks the networks are measured under as well
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        seeds, workers = self.seeds, self.workers
+        problems = {
+            "seeds is empty; give at least one, such as [0]": not seeds,
+            f"seeds must be numbers from 0 to 2**63 - 1, got {seeds}": not all(0 <= seed < 2**63 for seed in seeds),
+            f"workers must be 0 or more, got {workers}": workers < 0,
+        }
+        refuse("parameters", problems)
+        if self.protocol:
+            choose("protocol", self.protocol, PROTOCOLS)
+
 
 @dataclass(frozen=True)
 class Scale:
-    """The sizes of everything: the `settings` of a file in params/."""
+    """The sizes of everything: the `settings` of a file in params/; raises UserError for a number out of range."""
 
     title: str
     datasets: dict[str, str]  # the paper's name -> the data set that stands for it here
@@ -75,17 +81,14 @@ class Scale:
     execution: str = "fast"
 
     def __post_init__(self) -> None:
-        for name in ("attack_steps", "train_images", "test_images", "held_out", "max_steps", "sanity_images"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"settings: {name} must be >= 0, got {getattr(self, name)}")
-        for name in ("epsilon_255", "step_size_255"):
-            if not 0 < getattr(self, name) <= 255:
-                raise UserError(f"settings: {name} is in 1/255 and must lie in (0, 255], got {getattr(self, name)}")
-        choose("selection", self.selection, dict.fromkeys(("test", "held_out")))
-        if self.selection == "held_out" and not self.held_out:
-            raise UserError("settings: selection held_out requires held_out > 0 images")
-        choose("precision", self.precision, dict.fromkeys(PRECISIONS))
-        choose("execution", self.execution, dict.fromkeys(EXECUTIONS))
+        counts = ("attack_steps", "train_images", "test_images", "held_out", "max_steps", "sanity_images")
+        lengths = {name: getattr(self, name) for name in ("epsilon_255", "step_size_255")}
+        problems = {f"{name} must be >= 0, got {getattr(self, name)}": getattr(self, name) < 0 for name in counts}
+        problems |= {f"{n} is in 1/255 and must lie in (0, 255], got {v}": not 0 < v <= 255 for n, v in lengths.items()}
+        problems["selection held_out requires held_out > 0 images"] = self.selection == "held_out" and not self.held_out
+        refuse("settings", problems)
+        for name, known in (("selection", ("test", "held_out")), ("precision", PRECISIONS), ("execution", EXECUTIONS)):
+            choose(name, getattr(self, name), dict.fromkeys(known))
         for model in self.models.values():
             choose("model", model, MODELS)
 
@@ -103,58 +106,34 @@ class Scale:
 
         A name that no preset has is a column of the settings' own and says which `attack` it is.
         """
-        given, where = dict(self.columns.get(name, {})), f"column {name}"
-        refuse_renamed(given, where)
-        for key in ("epsilon", "step_size"):
-            if f"{key}_255" in given:
-                check_type(given[f"{key}_255"], float, f"{where}: {key}_255")
-                given[key] = given.pop(f"{key}_255") / 255
-        radius = {"epsilon": self.epsilon_255 / 255, "step_size": self.step_size_255 / 255}
-        if name in PRESETS:
-            base = asdict(at_radius(PRESETS[name], **radius)) | {"stages": list(PRESETS[name].stages)}
-        elif "attack" in given:
-            base = {"name": name, "preset": name} | radius
+        given = dict(self.columns.get(name, {}))
+        refuse(f"column {name}", {f"{key} is given as {key}_255, in 1/255": key in given for key in UNITS})
+        radius, step = self.epsilon_255 / 255, self.step_size_255 / 255
+        if "attack" in given and name not in PRESETS:
+            base = AttackSpec(name, "clean", radius, step, preset=name)
         else:
-            choose("column", name, PRESETS)
+            base = at_radius(choose("column", name, PRESETS), radius, step)
         if self.test_images:
-            given["images"] = min(given.get("images") or base.get("images") or self.test_images, self.test_images)
-        return typed(AttackSpec, base | given, where)
+            given["images"] = min(given.get("images") or base.images or self.test_images, self.test_images)
+        return changed(base, given)
 
 
-def refuse_renamed(given: Mapping[str, Any], where: str) -> None:
-    """That no key is one that has another name by now.
-
-    Raises:
-        UserError: one is; the sentence names the new key.
-    """
-    for name in given:
-        if name in RENAMED:
-            raise UserError(f"{where}: {name} is now called {RENAMED[name]}")
+def refuse(where: str, problems: Mapping[str, object]) -> None:
+    """Raise a UserError with the first problem whose value is true."""
+    for problem, there in problems.items():
+        if there:
+            raise UserError(f"{where}: {problem}")
 
 
 def validate(namespace: Mapping[str, Any]) -> Parameters:
-    """A table notebook's parameters from its globals, each of its declared type; a missing name has its default.
-
-    Raises:
-        UserError: an unknown name, a wrong type, or a value that makes no sense.
-    """
-    parameters = read_parameters(namespace, Parameters)
-    if not all(0 <= seed < 2**63 for seed in parameters.seeds):
-        raise UserError(f"parameter seeds must be numbers from 0 to 2**63 - 1, got {parameters.seeds}")
-    if parameters.protocol:
-        choose("protocol", parameters.protocol, PROTOCOLS)
-    if parameters.workers < 0:
-        raise UserError(f"parameter workers must be 0 or more, got {parameters.workers}")
-    return parameters
+    """A table notebook's parameters from its globals, each of its declared type; a missing name has its default."""
+    return read_parameters(namespace, Parameters)
 
 
 def read_parameters(namespace: Mapping[str, Any], kind: type[Kind]) -> Kind:
     """A notebook's parameters as the dataclass that declares them, each of its declared type.
 
-    papermill only warns about an unknown name; here the cell that it injected is read, and refused.
-
-    Raises:
-        UserError: an unknown name or a wrong type.
+    papermill only warns about an unknown name; here the cell that it injected is read, and refused by a UserError.
     """
     declared: dict[str, Any] = {f.name: f.type for f in fields(kind)}  # type: ignore[arg-type]
     for name in injected_names(namespace.get("In", [])):
@@ -174,13 +153,8 @@ def injected_names(cells: list[str]) -> list[str]:
 
 
 def load_scale(parameters: Parameters) -> Scale:
-    """params/<scale>.yaml with the parameters' `settings` laid over it, mappings entry by entry.
-
-    Raises:
-        UserError: there is no such scale, a setting is unknown or of the wrong type, or a number makes no sense.
-    """
+    """params/<scale>.yaml with the parameters' `settings` laid over it, mappings entry by entry, and all tried out."""
     files = {path.stem: path for path in sorted(PARAMS.glob("*.yaml"))}
-    refuse_renamed(parameters.settings, "settings")
     given = merged(read_yaml(choose("scale", parameters.scale, files))["settings"], parameters.settings)
     scale: Scale = typed(Scale, given, "settings")
     for name in scale.schedules:
@@ -203,18 +177,12 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of this name; "auto" is the GPU where there is one.
-
-    Raises:
-        UserError: no such device, or not on this machine.
-    """
+    """The device of this name on this machine; "auto" is the GPU where there is one."""
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    known = ["cpu", *(["cuda"] if gpus else []), *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
-    if name == "auto":
-        return torch.device("cuda" if gpus else "cpu")
+    known = ["auto", "cpu", *(["cuda", *gpus] if gpus else []), *["mps"] * torch.backends.mps.is_available()]
     if name not in known:
-        raise UserError(f"no device {name!r} here; choose from: auto, {', '.join(known)}")
-    return torch.device(name)
+        raise UserError(f"no device {name!r} here; choose from: {', '.join(known)}")
+    return torch.device(name if name != "auto" else "cuda" if gpus else "cpu")
 
 
 @lru_cache
@@ -223,15 +191,10 @@ def _parsed(path: Path, changed: int) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML file.
-
-    Raises:
-        UserError: the file is not one.
-    """
+    """A mapping from a YAML file; raises UserError for anything else."""
     try:
         value = deepcopy(_parsed(path, path.stat().st_mtime_ns))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no mapping")
+    check_type(value, dict, str(path))
     return value

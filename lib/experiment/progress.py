@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -11,52 +11,36 @@ BAR = "{percentage:3.0f} % {bar} {remaining} left {postfix}"
 
 
 class Progress:
-    """The share of the expected seconds that is done, so that a job of hours counts for more than one of minutes.
+    """The share of the jobs' expected seconds that is done: a tqdm bar in a terminal, else a few printed lines."""
 
-    In a terminal it is a tqdm bar; elsewhere it is a few printed lines, which stay readable wherever output is kept.
-    """
+    def __init__(self, seconds: Sequence[float]) -> None:
+        self.jobs, self.total, self.finished, self.done = len(seconds), sum(seconds), 0, 0.0
+        self.begun, self.printed, self.message = time.monotonic(), 0, "starting"
+        self.bar = tqdm(total=100, bar_format=BAR, mininterval=1, disable=not sys.stderr.isatty())
 
-    def __init__(self, seconds: Mapping[Hashable, float]) -> None:
-        self.seconds, self.finished, self.message = seconds, set[Hashable](), "starting"
-        self.begun, self.printed = time.monotonic(), 0
-        self.bar = tqdm(total=100, bar_format=BAR, mininterval=1) if sys.stderr.isatty() else None
+    def finish(self, seconds: float, message: str) -> None:
+        """A job of so many expected seconds is done; `message` is its result."""
+        self.message, self.finished, self.done = message, self.finished + 1, self.done + seconds
+        self.show()
 
-    def finish(self, job: Hashable, message: str) -> None:
-        """One job is done; `message` is its result."""
-        self.message = message
-        self.finished.add(job)
-        self.show({})
-
-    def show(self, shares: Mapping[Hashable, float]) -> None:
-        """Display the state, with the shares in [0, 1] of the jobs that are running."""
-        done = sum(self.seconds[job] for job in self.finished)
-        done += sum(0.9 * self.seconds[job] * share for job, share in shares.items())  # measuring comes after training
-        total = sum(self.seconds.values())
-        share = done / total if total else 1.0
-        text = f"{len(self.finished)}/{len(self.seconds)} runs · {self.message}"
-        if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(round(100 * share, 1) - self.bar.n)
-        elif (due := int(LINES * share + 1e-9)) > self.printed:
+    def show(self, seconds: float = 0.0, trained: float = 0.0) -> None:
+        """Display the state, with the job of so many seconds that runs, of whose training a share is done."""
+        share = (self.done + 0.9 * seconds * trained) / self.total
+        text = f"{self.finished}/{self.jobs} runs · {self.message}"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(round(100 * share, 1) - self.bar.n)
+        due = int(LINES * share + 1e-9)
+        if self.bar.disable and due > self.printed:
             self.printed, elapsed = due, time.monotonic() - self.begun
             left = f"{clock(elapsed * (1 - share) / share)} left" if self.finished else "begun"
-            left = left if share < 1 else f"took {clock(elapsed)}"
+            left = left if self.finished < self.jobs else f"took {clock(elapsed)}"
             print(f"{100 * share:3.0f} % · {left} · {text}", flush=True)
-
-    def show_one(self, job: Hashable, share: float) -> None:
-        """The same with one running job."""
-        self.show({job: share})
-
-    def close(self) -> None:
-        """No more updates."""
-        if self.bar is not None:
-            self.bar.close()
 
 
 def display(message: str) -> Callable[[float], None]:
     """A function that displays the share of one piece of work when it is called with it."""
-    progress = Progress({message: 1.0})
-    return lambda share: progress.finish(message, message) if share >= 1 else progress.show({message: share / 0.9})
+    progress = Progress([1.0])
+    return lambda share: progress.finish(1.0, message) if share >= 1 else progress.show(1.0, share / 0.9)
 
 
 def clock(seconds: float) -> str:

@@ -13,9 +13,10 @@ from torch import nn
 from lib import data
 from lib.attacks.pgd import pgd
 from lib.evaluate import AttackSpec, accuracy
-from lib.experiment.measuring import measure as measure
-from lib.experiment.networks import Network, Workspace, fresh_network, network, provenance
+from lib.experiment.networks import Network as Network
+from lib.experiment.networks import Workspace, fresh_network, network, provenance
 from lib.experiment.networks import guide as guide
+from lib.experiment.networks import measure as measure
 from lib.experiment.spec import RunSpec, method_of
 from lib.methods import strategies
 from lib.models.checkpoints import save_weights
@@ -27,18 +28,15 @@ FOLLOWED = 1000  # images that an epoch's PGD-20 is measured on, at most
 
 
 def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> None:
-    """Train the run unless it is there; goes on from its last epoch checkpoint, and publishes it whole.
-
-    Its teacher has to be there already. `notify` is called with the finished share after every epoch.
-    """
+    """Train the run from its last epoch checkpoint on, unless it is there; `notify` gets the share after each epoch."""
     store = workspace.store
     with store.claim(spec.digest):
         if store.has(spec.digest):
             return
-        training, resumed = start(spec, workspace), store.load_checkpoint(spec.digest)
+        training, resumed, begun = start(spec, workspace), store.load_checkpoint(spec.digest), time.monotonic()
         if resumed is not None:
             training.load_state_dict(resumed["training"])
-        begun = time.monotonic() - (resumed["seconds"] if resumed else 0.0)
+            begun -= resumed["seconds"]
 
         def after_epoch(training: Training) -> None:
             store.save_checkpoint(spec.digest, {"training": training.state_dict(), "seconds": time.monotonic() - begun})
@@ -47,7 +45,7 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
         training.run(after_epoch)
         seconds = round(time.monotonic() - begun, 2)
         _publish(spec, training, workspace, {"seconds": seconds, "resumed": resumed is not None})
-        store.drop_checkpoint(spec.digest)
+        store.checkpoint(spec.digest).unlink(missing_ok=True)
 
 
 def start(spec: RunSpec, workspace: Workspace, fresh_teacher: bool = False) -> Training:
@@ -87,22 +85,20 @@ def start(spec: RunSpec, workspace: Workspace, fresh_teacher: bool = False) -> T
 
 
 def _extras(spec: RunSpec, fresh: Callable[..., nn.Module]) -> TrainingExtras:
-    guide = fresh(spec.guide) if spec.guide else None
-    strategy = None
-    if spec.strategy is not None:
-        has_network = strategies.needs_network(spec.strategy)
-        net = fresh(spec.strategy.model, outputs=sum(spec.strategy.sizes)) if has_network else None
-        strategy = strategies.build(spec.strategy, net)
+    own, strategy = spec.strategy, None
+    second = fresh(spec.guide) if spec.guide else None
+    if own is not None:
+        net = fresh(own.model, outputs=sum(own.sizes)) if strategies.needs_network(own) else None
+        strategy = strategies.build(own, net)
     awp_method = method_of(spec.awp.method) if spec.awp and spec.awp.method else None
-    return TrainingExtras(guide, strategy, spec.awp, awp_method, spec.average)
+    return TrainingExtras(second, strategy, spec.awp, awp_method, spec.average)
 
 
 def follow(training: Training, selection: data.Split, column: AttackSpec) -> dict[str, Any]:
-    """The accuracies in % of a target and its guide after an epoch: clean, the target's under `column`, right labels.
+    """The accuracies in % of a target and its guide, or teacher, after an epoch; no statistic or generator moves.
 
-    Clean is on the unseen images and on as many training images, `column` on the first thousand unseen ones; the labels
-    are those that the guide gave in the epoch's batches. A guide that was trained beforehand is the teacher. No
-    statistic moves, and no random number of the training is drawn.
+    Clean is on the unseen images and on as many training images, `column` on the first thousand unseen ones; `label` is
+    the share of right labels that the guide gave in the epoch's batches.
     """
     count = len(selection.labels)
     parts = {"train": training.data.take(slice(0, count)), "unseen": selection}
@@ -121,22 +117,19 @@ def follow(training: Training, selection: data.Split, column: AttackSpec) -> dic
 
 def _publish(spec: RunSpec, training: Training, workspace: Workspace, facts: dict[str, Any]) -> None:
     facts = provenance(workspace) | facts | {"execution": training.engine.describe(), "steps": training.step}
-    facts |= {"method_code": method_of(spec.method).code}
-    facts |= {"best_epoch": training.best["epoch"], "best_score": training.best["score"]}
+    facts |= {f"best_{key}": training.best[key] for key in ("epoch", "score")}
+    facts["method_code"] = method_of(spec.method).code
     history = [row | cost for row, cost in zip(training.history, training.costs, strict=True)]
     with workspace.store.publishing(spec.digest) as folder:
         save_weights(training.best["weights"], folder / "best.safetensors")
-        save_weights(training.kept.state_dict(), folder / "last.safetensors")
-        if training.guide is not None:
-            save_weights(training.guide.state_dict(), folder / "guide.safetensors")
+        for name, net in (("last", training.kept), ("guide", training.guide)):
+            if net is not None:
+                save_weights(net.state_dict(), folder / f"{name}.safetensors")
         for name, value in (("spec", asdict(spec)), ("history", history), ("provenance", facts)):
             (folder / f"{name}.json").write_text(json.dumps(value, indent=1))
 
 
-def edited(spec: Network, workspace: Workspace) -> bool:
+def edited(spec: RunSpec, workspace: Workspace) -> bool:
     """Whether the code of a finished run's method is another now; a run from before this was kept does not say."""
-    if not isinstance(spec, RunSpec) or not workspace.store.folder(spec.digest).exists():
-        return False
-    facts = json.loads((workspace.store.folder(spec.digest) / "provenance.json").read_text())
-    code = method_of(spec.method).code
-    return bool(facts.get("method_code", code) != code)
+    file, code = workspace.store.folder(spec.digest) / "provenance.json", method_of(spec.method).code
+    return file.exists() and bool(json.loads(file.read_text()).get("method_code", code) != code)

@@ -63,16 +63,12 @@ class RunSpec:
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of the canonical JSON."""
+        """What the run is known by, in the store and as a teacher."""
         return digest_of(asdict(self))
 
 
 def method_of(name: str) -> Method:
-    """The method of this name.
-
-    Raises:
-        UserError: there is none; the sentence lists them all.
-    """
+    """The method of this name; raises UserError for an unknown one."""
     return choose("method", name, METHODS)
 
 

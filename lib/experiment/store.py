@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,7 @@ Rows = list[dict[str, Any]]
 
 
 class Store:
-    """Runs, evaluations and epoch checkpoints under one outputs folder.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Runs, evaluations and epoch checkpoints under one outputs folder; raises UserError if that cannot be written."""
 
     def __init__(self, outputs: Path) -> None:
         self.outputs = outputs
@@ -43,11 +39,7 @@ class Store:
         return self.runs / digest
 
     def has(self, digest: str) -> bool:
-        """Whether the run is there, every file as it was published.
-
-        Raises:
-            UserError: it is there but damaged; the sentence names the folder and the file.
-        """
+        """Whether the run is there, every file as it was published; raises UserError if it is damaged."""
         folder = self.folder(digest)
         if not folder.exists():
             return False
@@ -58,35 +50,22 @@ class Store:
         except (OSError, ValueError, AttributeError):
             damaged = [MANIFEST]
         if damaged:
-            raise UserError(
-                f"the run in {folder} is damaged ({', '.join(damaged)}): delete that folder to make it anew"
-            )
+            names = ", ".join(damaged)
+            raise UserError(f"the run in {folder} is damaged ({names}): delete that folder to make it anew")
         return True
 
-    @contextmanager
-    def claim(self, digest: str) -> Iterator[None]:
-        """Hold the run `digest` against every other process; waits while another holds it.
-
-        The system releases it if this process dies.
-        """
+    def claim(self, digest: str) -> AbstractContextManager[Any]:
+        """Hold the run `digest` against every other process until the block ends or this process dies."""
         lock = FileLock(self.claims / f"{digest}.lock")
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(blocking=False)
         except Timeout:
             print(f"run {digest} is being made by another process; waiting for it", flush=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            return lock.acquire()
 
     @contextmanager
     def publishing(self, digest: str) -> Iterator[Path]:
-        """A temporary folder that becomes the run `digest` in one rename when the block ends well, and goes if not.
-
-        Raises:
-            UserError: the disk is full or the folder cannot be written; nothing was published, checkpoints are kept.
-        """
+        """A temporary folder that becomes the run `digest` in one rename when the block ends well, and goes if not."""
         with disk_errors(self.outputs), tempfile.TemporaryDirectory(prefix=f".{digest}-", dir=self.runs) as parent:
             folder = Path(parent) / digest  # made by mkdir, so others may read it as they may the rest
             folder.mkdir()
@@ -95,39 +74,27 @@ class Store:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
             os.rename(folder, self.folder(digest))
 
+    def checkpoint(self, digest: str) -> Path:
+        """Where the run's epoch checkpoint is, if it was begun and can go on."""
+        return self.partial / f"{digest}.pt"
+
     def save_checkpoint(self, digest: str, state: dict[str, Any]) -> None:
         """Replace the run's epoch checkpoint; the old one stays until the new one is whole."""
         buffer = io.BytesIO()
         torch.save(state, buffer)  # into memory first: torch turns a full disk into a RuntimeError
         with disk_errors(self.outputs):
-            write_atomically(self._checkpoint(digest), buffer.getvalue())
+            write_atomically(self.checkpoint(digest), buffer.getvalue())
 
     def load_checkpoint(self, digest: str) -> dict[str, Any] | None:
-        """The run's epoch checkpoint, or None.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        path = self._checkpoint(digest)
+        """The run's epoch checkpoint, or None; raises UserError if it is damaged."""
+        path = self.checkpoint(digest)
         try:
             return read_plain(path) if path.exists() else None
         except UserError as error:
             raise UserError(f"the checkpoint {path} is damaged: delete that file to begin its run anew") from error
 
-    def drop_checkpoint(self, digest: str) -> None:
-        """Delete the run's epoch checkpoint."""
-        self._checkpoint(digest).unlink(missing_ok=True)
-
-    def has_checkpoint(self, digest: str) -> bool:
-        """Whether the run was begun and can go on."""
-        return self._checkpoint(digest).exists()
-
     def read_rows(self, digest: str, key: str) -> Rows | None:
-        """The rows stored under `key` for the run `digest`, or None.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """The rows stored under `key` for the run `digest`, or None; raises UserError if they are damaged."""
         path = self.evaluations / digest / f"{key}.json"
         if not path.exists():
             return None
@@ -145,9 +112,6 @@ class Store:
         with disk_errors(self.outputs):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps({"sha256": _json_digest(rows), "rows": rows}))
-
-    def _checkpoint(self, digest: str) -> Path:
-        return self.partial / f"{digest}.pt"
 
 
 def _json_digest(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,28 +13,23 @@ import torch
 from lib import ROOT
 from lib.errors import UserError, check_type, choose
 from lib.evaluate import PROTOCOLS, AttackSpec, check_fits, heading
+from lib.experiment.jobs import Job
 from lib.experiment.networks import Network, Workspace, describe_data, network
-from lib.experiment.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml
+from lib.experiment.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml, refuse
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, method_of
-from lib.experiment.table_file import Row, TableFile, pick, read_awp, read_strategy, read_table
+from lib.experiment.table_file import Row, TableFile, pick, read_table
 from lib.files import file_digest
 from lib.methods import Piecewise, Weight
-from lib.methods.strategies import needs_network, scaled
-from lib.methods.strategy import ATTACK_SETTINGS, PER_IMAGE_WEIGHTS, StrategySpec
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One trained network: where it stands in the table, what is behind it, and the columns it is measured under."""
+@dataclass(frozen=True, kw_only=True)
+class Cell(Job):
+    """The job behind one place in the table; `teacher` is "" for a method without one."""
 
     student: str
-    teacher: str  # "" for a method without one
-    row: Row
+    teacher: str
+    row: Row = field(hash=False)
     seed: int
-    network: Network
-    data: DataSpec
-    columns: tuple[AttackSpec, ...]
-    surrogate: RunSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,7 @@ class Table:
         """The rows that run."""
         rows = {row.row: row for row in map(self.file.read_row, self.file.rows + self.file.more_rows)}
         names = pick("row", self.parameters.rows or [row["row"] for row in self.file.rows], rows)
-        for name in self.given:
-            choose("teacher", name, {**self.file.trained("teachers"), **rows})
+        pick("teacher", [*self.given], {**self.file.trained("teachers"), **rows})
         return tuple(rows[name] for name in names)
 
     @cached_property
@@ -78,10 +73,9 @@ class Table:
     @cached_property
     def teachers(self) -> dict[str, Network]:
         """The teachers that some row learns from."""
-        if not any(method_of(row.method).needs_teacher for row in self.rows):
-            return {}
-        teachers = self.file.trained("teachers")
-        return {name: self._network("", teachers[name], None, 0) for name in self.teacher_names if name}
+        needed = any(method_of(row.method).needs_teacher for row in self.rows)
+        rows = self.file.trained("teachers") if needed else {}
+        return {name: self._network("", rows[name], None, 0) for name in self.teacher_names if name in rows}
 
     @cached_property
     def surrogates(self) -> dict[str, RunSpec]:
@@ -119,10 +113,9 @@ class Table:
 
     def data_of(self, name: str) -> DataSpec:
         """The data that stands for the paper's `name`, or for the table's, at this scale."""
-        scale = self.scale
-        stand_in = choose("data set of this scale", name or self.file.dataset, scale.datasets)
-        held_out = scale.held_out if scale.selection == "held_out" else 0
-        return describe_data(self.workspace, stand_in, scale.train_images, held_out)
+        stand_in = choose("data set of this scale", name or self.file.dataset, self.scale.datasets)
+        held_out = self.scale.held_out if self.scale.selection == "held_out" else 0
+        return describe_data(self.workspace, stand_in, self.scale.train_images, held_out)
 
     @property
     def reported(self) -> dict[str, Any]:
@@ -130,11 +123,7 @@ class Table:
         return self.reported_for("")
 
     def reported_for(self, student: str) -> dict[str, Any]:
-        """The entry that a block's numbers stand in: the table's, where the block names no other; {} without an item.
-
-        Raises:
-            UserError: the paper has no such item.
-        """
+        """The entry that a block's numbers stand in: the table's, where the block names none; {} without an item."""
         entry: Any = read_yaml(PARAMS / "reported" / f"{self.file.paper}.yaml")
         item = self.file.block(student).item or self.file.item
         for key in item.split(".") if item else ():
@@ -165,36 +154,33 @@ class Table:
             precision=scale.precision,
             max_steps=scale.max_steps,
             guide=self._model(row.guide) if row.guide else "",
-            strategy=self._strategy(row) if row.strategy else None,
-            awp=read_awp(row) if row.awp else None,
+            strategy=row.strategy_at(scale),
+            awp=row.perturbation(),
             average=row.average,
         )
 
     def _cells(self, rows: tuple[Row, ...], columns: tuple[AttackSpec, ...]) -> Iterator[Cell]:
-        columns = tuple(dict.fromkeys(columns))
+        seeds = dict.fromkeys(self.parameters.seeds)
         for student in self.students:
             surrogate = self.surrogates.get(student)
-            on = tuple(replace(column, surrogate=surrogate.digest if surrogate else "") for column in columns)
+            made_on = surrogate.digest if surrogate else ""
+            on = tuple(replace(column, surrogate=made_on) for column in dict.fromkeys(columns))
             for row in (row for row in rows if student in (row.only_students or self.students)):
-                own = self._in_block(row, student)
-                for name, teacher in self.teachers.items() if method_of(row.method).needs_teacher else [("", None)]:
-                    for seed in dict.fromkeys(self.parameters.seeds):
-                        net = self._network(student, own, teacher, seed)
-                        if surrogate is not None and surrogate == net:
-                            raise UserError(f"the surrogate {student} is the network it attacks ({row.row})")
-                        yield Cell(student, name, own, seed, net, self.data_of(own.dataset), on, surrogate)
+                row = self.file.in_block(row, student)
+                teachers = self.teachers if method_of(row.method).needs_teacher else {"": None}
+                for (name, teacher), seed in product(teachers.items(), seeds):
+                    net = self._network(student, row, teacher, seed)
+                    if surrogate == net:
+                        raise UserError(f"the surrogate {student} is the network it attacks ({row.row})")
+                    label = f"{row.row}, {student}" + (f" ← {name}" if name else "")
+                    label += f", seed {seed}" if len(seeds) > 1 else ""
+                    job = (label, net, self.data_of(row.dataset), on, row.checkpoint, (surrogate,) if surrogate else ())
+                    yield Cell(*job, student=student, teacher=name, row=row, seed=seed)
 
     def _network(self, student: str, row: Row, teacher: Network | None, seed: int) -> Network:
         """The weights given for a row or a teacher by its name, or the run that trains it."""
         run = self.run(student, row, teacher, seed)
         return GivenWeights(run.model, self.given[row.row]) if row.row in self.given else run
-
-    def _in_block(self, row: Row, student: str) -> Row:
-        block = self.file.block(student)
-        given: dict[str, Any] = {"dataset": block.dataset, "model": block.model}
-        if method_of(row.method).trains_guide:
-            given |= {"guide": block.guide, "schedule": block.schedule}
-        return replace(row, **{name: value for name, value in given.items() if value})
 
     def _named(self, names: list[str]) -> tuple[AttackSpec, ...]:
         presets = choose("protocol", self.file.protocol or self.file.paper, PROTOCOLS) | self.file.same_as
@@ -212,73 +198,47 @@ class Table:
         weights: dict[str, Weight] = dict(method.all_weights)
         per_student = any(isinstance(value, dict) for value in row.weights.values())
         for key, value in (row.weights.get(student, {}) if per_student else row.weights).items():
+            where = f"row {row.row}: weight {key}"
             burn_in = key == "burn_in" and "active" in weights  # the share of the training before a term is active
             choose(f"weight of method {row.method}", key, {**weights, "burn_in": 0} if burn_in else weights)
-            check_type(value, float, f"row {row.row}: weight {key}")
-            if not (0 <= value <= 1 if burn_in else math.isfinite(value)):
-                wanted = "a share of the training in [0, 1]" if burn_in else "finite"
-                raise UserError(f"row {row.row}: weight {key} must be {wanted}, got {value}")
+            check_type(value, float, where)
+            wanted = "a share of the training in [0, 1]" if burn_in else "finite"
+            fits = 0 <= value <= 1 if burn_in else math.isfinite(value)
+            refuse(where, {f"it must be {wanted}, got {value}": not fits})
             weights |= {"active": Piecewise((value,), (0.0, 1.0))} if burn_in else {key: float(value)}
         for key in method.beside_class_means if classes else ():
             own = len(self.workspace.dataset(self.data_of(row.dataset)).classes)
             weights[key] = cast(float, weights[key]) * (classes / own)
         return weights
 
-    def _strategy(self, row: Row) -> StrategySpec:
-        """The row's strategy, brought to the scale's radius, with the scale's network."""
-        spec = read_strategy(row)
-        weights = [name for name in method_of(row.method).weights if name in PER_IMAGE_WEIGHTS]
-        for name in dict(spec.options):
-            settable = dict.fromkeys((*ATTACK_SETTINGS, *weights))
-            choose(f"setting of the method {row.method} for a strategy to pick", name, settable)
-        if needs_network(spec):
-            spec = replace(spec, model=self._model(spec.model or "ResNet18"))
-        return scaled(spec, self.scale.epsilon_255 / 255)
-
 
 def open_table(name: str, parameters: Parameters) -> Table:
     """The table params/tables/<name>.yaml under these parameters; nothing is trained.
 
     Paths are taken from the checkout. On a CPU it sets torch to one thread, as in every worker: equal bits however many
-    runs go on at once.
-
-    Raises:
-        UserError: whatever in the parameters, the scale or the data does not fit, in one sentence.
+    runs go on at once. Raises a UserError for whatever in the parameters, the scale or the data does not fit.
     """
-    if not parameters.seeds:
-        raise UserError("parameter seeds is empty; give at least one, such as [0]")
     file, scale = read_table(name), load_scale(parameters)
     if "datasets" in parameters.settings:
-        title = f"its settings on other data than its own, radius {scale.epsilon_255:g}/255"
-        scale = replace(scale, title=title)
+        scale = replace(scale, title=f"its settings on other data than its own, radius {scale.epsilon_255:g}/255")
     files = {name: _from_root(path) for name, path in parameters.teacher_files.items()}
     given = {name: file_digest(path) for name, path in files.items()}
-    workspace = Workspace(
-        outputs=_from_root(parameters.outputs),
-        data_dir=_from_root(parameters.data_dir),
-        download=parameters.download,
-        device=str(device_of(parameters.device)),
-        weights_files={given[name]: path for name, path in files.items()},
-        execution=scale.execution,
-    )
+    folders, device = (_from_root(parameters.outputs), _from_root(parameters.data_dir)), device_of(parameters.device)
+    weights_files = {given[name]: path for name, path in files.items()}
+    workspace = Workspace(*folders, parameters.download, str(device), weights_files, scale.execution)
     if workspace.device == "cpu":
         torch.set_num_threads(1)
     workspace.store  # noqa: B018  an outputs folder that cannot be written is refused now, not after the training
     table = Table(name, file, parameters, scale, workspace, given)
-    _check_fits(table)
-    return table
-
-
-def _check_fits(table: Table) -> None:
-    """That every column can be measured on its cell's data, and that every given file fits its network."""
-    given = {(net, table.data) for net in table.teachers.values()} | {(cell.network, cell.data) for cell in table.cells}
     for cell in table.cells + table.controls:
-        dataset = table.workspace.dataset(cell.data)
+        dataset = workspace.dataset(cell.data)
         for column in cell.columns:
             check_fits(column, len(dataset.test.labels), len(dataset.classes))
-    for net, data in given:
+    teachers = {(net, table.data) for net in table.teachers.values()}
+    for net, data in teachers | {(cell.network, cell.data) for cell in table.cells}:
         if isinstance(net, GivenWeights):
-            network(net, data, table.workspace)
+            network(net, data, workspace)
+    return table
 
 
 def show_path(path: Path) -> str:

@@ -1,14 +1,14 @@
 """The contents of a table's file: its rows, its blocks, the networks beside them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lib.errors import UserError, check_type, choose, typed
-from lib.experiment.parameters import PARAMS, paper_schedules, read_yaml, refuse_renamed
+from lib.experiment.parameters import PARAMS, Scale, paper_schedules, read_yaml, refuse
 from lib.experiment.spec import method_of
-from lib.methods.strategies import STRATEGIES
-from lib.methods.strategy import UNITS, StrategySpec
+from lib.methods.strategies import STRATEGIES, needs_network, scaled
+from lib.methods.strategy import ATTACK_SETTINGS, PER_IMAGE_WEIGHTS, UNITS, StrategySpec
 from lib.train.weights import AWP
 
 
@@ -42,6 +42,57 @@ class Row:
     own_radius: bool = False
     epsilon_255: float = 0.0
     step_size_255: float = 0.0
+
+    def __post_init__(self) -> None:
+        method = method_of(self.method)
+        choose("checkpoint", self.checkpoint, dict.fromkeys(("best", "last")))
+        if self.schedule:
+            choose("schedule", self.schedule, paper_schedules())
+        if self.strategy:
+            choose("strategy", self.strategy, STRATEGIES)
+        lengths = {name: getattr(self, name) for name in ("epsilon_255", "step_size_255")}
+        problems = {
+            f"the method {self.method} makes no attack for a strategy to set": self.strategy and not method.objective,
+            "it has strategy_settings and no strategy": self.strategy_settings and not self.strategy,
+            f"the method {self.method} trains a guide; name its model as guide": method.trains_guide and not self.guide,
+            f"the method {self.method} trains no guide": self.guide and not method.trains_guide,
+            f"average is a decay in [0, 1), 0 for none, got {self.average}": not 0 <= self.average < 1,
+        }
+        problems |= {f"{n} is in 1/255 and lies in [0, 255], got {v}": not 0 <= v <= 255 for n, v in lengths.items()}
+        refuse(f"row {self.row}", problems)
+
+    def strategy_at(self, scale: Scale) -> StrategySpec | None:
+        """The strategy, the row's settings laid over, with the scale's network and brought to the scale's radius."""
+        if not self.strategy:
+            return None
+        where, base = f"row {self.row}: strategy", STRATEGIES[self.strategy]
+        given = asdict(base) | {"options": {}} | self.strategy_settings
+        written = given.pop("options")
+        check_type(written, dict[str, list[float]], f"{where}: options")
+        problems = {f"options: {name} is given as {name}_255, in 1/255": name in written for name in UNITS}
+        refuse(where, problems | {f"{self.strategy} picks from no options": written and not base.options})
+        options = dict(base.options)
+        for key, values in written.items():
+            name = key.removesuffix("_255")
+            options[name] = tuple(value / UNITS.get(name, 1) for value in values)
+        weights = [name for name in method_of(self.method).weights if name in PER_IMAGE_WEIGHTS]
+        for name in options:
+            settable = dict.fromkeys((*ATTACK_SETTINGS, *weights))
+            choose(f"setting of the method {self.method} for a strategy to pick", name, settable)
+        spec: StrategySpec = replace(typed(StrategySpec, given, where), options=tuple(options.items()))
+        if needs_network(spec):
+            spec = replace(spec, model=choose("model of this scale", spec.model or "ResNet18", scale.models))
+        return scaled(spec, scale.epsilon_255 / 255)
+
+    def perturbation(self) -> AWP | None:
+        """The weight perturbation, with the weights of the loss that it maximises where that is another method's."""
+        if not self.awp:
+            return None
+        awp: AWP = typed(AWP, self.awp, f"row {self.row}: awp")
+        other = method_of(awp.method or self.method)
+        more = awp.method and (other.needs_teacher or other.trains_guide or other.criterion)
+        refuse(f"row {self.row}: awp", {f"the loss of {awp.method} needs more than the network and the images": more})
+        return replace(awp, weights=tuple(sorted(other.weights.items()))) if awp.method else awp
 
 
 @dataclass(frozen=True)
@@ -91,50 +142,34 @@ class TableFile:
     step_size_255: float = 0.0
 
     def read_row(self, given: Any) -> Row:
-        """A row as the file gives it, with the table's radius and step where it takes them.
-
-        Raises:
-            UserError: an unknown name, a wrong type, or parts that do not go together.
-        """
+        """A row as the file gives it, with the table's radius and step where it takes them."""
         check_type(given, dict[str, Any], "row")
-        refuse_renamed(given, f"row {given.get('row')}")
         row: Row = typed(Row, given, "row")
         if row.own_radius and not self.epsilon_255:
             raise UserError(f"row {row.row} takes the table's own radius; give the table an epsilon_255")
-        if row.own_radius:
-            lengths = {name: getattr(row, name) or getattr(self, name) for name in ("epsilon_255", "step_size_255")}
-            row = replace(row, **lengths)
-        _validate_row(row)
-        return row
+        lengths = {name: getattr(row, name) or getattr(self, name) for name in ("epsilon_255", "step_size_255")}
+        return replace(row, **lengths) if row.own_radius else row
 
     def block(self, student: str) -> Block:
-        """What the rows of a block take; nothing where the student is a network.
-
-        Raises:
-            UserError: an unknown name or a wrong type.
-        """
+        """What the rows of a block take; nothing where the student is a network."""
         block: Block = typed(Block, self.blocks.get(student, {}), f"block {student}")
-        if block.schedule:
-            choose("schedule", block.schedule, paper_schedules())
         return block
 
-    def trained(self, which: str) -> dict[str, Row]:
-        """The "teachers" or the "surrogates" as the rows that train them: a model's name alone, or more.
+    def in_block(self, row: Row, student: str) -> Row:
+        """The row with what the student's block gives in place of its own."""
+        block, trains_guide = self.block(student), method_of(row.method).trains_guide
+        taken = ("dataset", "model", "guide", "schedule") if trains_guide else ("dataset", "model")
+        return replace(row, **{name: getattr(block, name) for name in taken if getattr(block, name)})
 
-        Raises:
-            UserError: an unknown name or a wrong type.
-        """
+    def trained(self, which: str) -> dict[str, Row]:
+        """The "teachers" or the "surrogates" as the rows that train them: a model's name alone, or more."""
         written = [{"name": one} if isinstance(one, str) else one for one in getattr(self, which)]
         named = {one.get("name", ""): {key: one[key] for key in one if key != "name"} for one in written}
         return {name: self.read_row({"row": name, "method": "pgd_at", "model": name} | named[name]) for name in named}
 
 
 def read_table(name: str) -> TableFile:
-    """params/tables/<name>.yaml.
-
-    Raises:
-        UserError: there is no such table, or it has an unknown key or a wrong type.
-    """
+    """params/tables/<name>.yaml; raises UserError if there is none, or for an unknown key or a wrong type."""
     if not PARAMS.is_dir():
         raise UserError(f"there is no {PARAMS}: tables are read from a checkout, so install it there: pip install -e .")
     files = {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
@@ -142,63 +177,8 @@ def read_table(name: str) -> TableFile:
     return file
 
 
-def _validate_row(row: Row) -> None:
-    method = method_of(row.method)
-    choose("checkpoint", row.checkpoint, dict.fromkeys(("best", "last")))
-    if row.schedule:
-        choose("schedule", row.schedule, paper_schedules())
-    if row.strategy:
-        choose("strategy", row.strategy, STRATEGIES)
-        if method.objective is None:
-            raise UserError(f"row {row.row}: the method {row.method} makes no attack for a strategy to set")
-    elif row.strategy_settings:
-        raise UserError(f"row {row.row} has strategy_settings and no strategy")
-    if method.trains_guide and not row.guide:
-        raise UserError(f"row {row.row}: the method {row.method} trains a guide; name its model as guide")
-    if row.guide and not method.trains_guide:
-        raise UserError(f"row {row.row}: the method {row.method} trains no guide")
-    for name in ("epsilon_255", "step_size_255"):
-        if not 0 <= getattr(row, name) <= 255:
-            raise UserError(f"row {row.row}: {name} is in 1/255 and lies in [0, 255], got {getattr(row, name)}")
-    if not 0 <= row.average < 1:
-        raise UserError(f"row {row.row}: average is a decay in [0, 1), 0 for none, got {row.average}")
-
-
-def read_strategy(row: Row) -> StrategySpec:
-    """The row's strategy with its settings laid over, at the papers' radius.
-
-    Raises:
-        UserError: an unknown name, a wrong type, or a value that makes no sense.
-    """
-    where, base = f"row {row.row}: strategy", STRATEGIES[row.strategy]
-    given = {f.name: getattr(base, f.name) for f in fields(base)} | {"options": {}} | row.strategy_settings
-    written = given.pop("options")
-    check_type(written, dict[str, list[float]], f"{where}: options")
-    refuse_renamed(written, f"{where}: options")
-    if written and not base.options:
-        raise UserError(f"{where}: {row.strategy} picks from no options")
-    options, lengths = dict(base.options), {f"{name}_255": name for name in UNITS}
-    for key, values in written.items():
-        name = lengths.get(key, key)
-        options[name] = tuple(value / UNITS.get(name, 1) for value in values)
-    return replace(typed(StrategySpec, given, where), options=tuple(options.items()))
-
-
-def read_awp(row: Row) -> AWP:
-    """The row's weight perturbation, with the weights of the loss that it maximises where that is another method's."""
-    awp: AWP = typed(AWP, row.awp, f"row {row.row}: awp")
-    other = method_of(awp.method or row.method)
-    if awp.method and (other.needs_teacher or other.trains_guide or other.criterion):
-        raise UserError(f"row {row.row}: awp: the loss of {awp.method} needs more than the network and the images")
-    return replace(awp, weights=tuple(sorted(other.weights.items()))) if awp.method else awp
-
-
 def pick(what: str, names: list[str], known: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names, each once, or all that are known where none is given.
-
-    Raises:
-        UserError: a name that is not known.
-    """
+    """The names, each once, or all that are known where none is given; raises UserError for an unknown one."""
     for name in names:
         choose(what, name, known)
     return tuple(dict.fromkeys(names or known))

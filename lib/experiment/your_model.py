@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lib import ROOT, data
 from lib.data import Dataset
-from lib.errors import UserError, choose
+from lib.errors import choose
 from lib.evaluate import PROTOCOLS
-from lib.experiment.parameters import device_of, read_parameters
+from lib.experiment.parameters import device_of, read_parameters, refuse
 from lib.models import MODELS, build
 from lib.models.checkpoints import load_state, read_state
 
@@ -41,6 +41,11 @@ class Classifier:
     device: str = "auto"
     outputs: str = "outputs"
 
+    def __post_init__(self) -> None:
+        choose("model", self.model, MODELS)
+        choose("protocol", self.protocol, PROTOCOLS)
+        refuse("parameters", {f"images wants 0 or more, got {self.images}": self.images < 0})
+
 
 class Normalised(nn.Module):
     """net((x - mean) / std), per channel: images stay in [0, 1] outside of it."""
@@ -60,17 +65,8 @@ class Normalised(nn.Module):
 
 
 def validate(namespace: Mapping[str, Any]) -> Classifier:
-    """The notebook's parameters out of its globals, each of its declared type.
-
-    Raises:
-        UserError: an unknown name, a wrong type, or no such model or protocol.
-    """
-    given = read_parameters(namespace, Classifier)
-    choose("model", given.model, MODELS)
-    choose("protocol", given.protocol, PROTOCOLS)
-    if given.images < 0:
-        raise UserError(f"parameter images wants 0 or more, got {given.images}")
-    return given
+    """The notebook's parameters out of its globals, each of its declared type."""
+    return read_parameters(namespace, Classifier)
 
 
 def load_data(given: Classifier) -> Dataset:
@@ -84,13 +80,10 @@ def load(given: Classifier, dataset: Dataset, weights: str | Path) -> nn.Module:
     """The network of the parameters with the weights of a file: in eval mode, its normalisation in front.
 
     The file is a state dict in this companion's names or RobustBench's: wrapped or not, with "module." or not, and with
-    a normalisation in it or not; `mean` and `std` give one that is not in it.
-
-    Raises:
-        UserError: the file is missing, damaged, wants to run code, or does not fit; or half a normalisation is given.
+    a normalisation in it or not; `mean` and `std` give one that is not in it. Raises a UserError for what does not fit.
     """
     net = build(given.model, classes=len(dataset.classes), channels=dataset.channels)
-    path = ROOT / Path(weights).expanduser()
+    path, channels = ROOT / Path(weights).expanduser(), dataset.channels
     state = read_state(path)
     names = [name for name in state if name in NORMALISATION and name not in net.state_dict()]
     halves = {NORMALISATION[name]: state.pop(name) for name in names}
@@ -98,16 +91,12 @@ def load(given: Classifier, dataset: Dataset, weights: str | Path) -> nn.Module:
     if names and all(name.startswith("1.") for name in state):  # nn.Sequential(normalisation, network)
         state = {name.removeprefix("1."): tensor for name, tensor in state.items()}
     load_state(net, state, path)
-    _check_normalisation(halves, dataset.channels)
+    counts = [half.numel() for half in halves.values()]
+    problems = {
+        "it needs both mean and std; one is missing": len(halves) == 1,
+        f"it has one number or one per channel ({channels}), got {max(counts, default=1)}": {*counts} - {1, channels},
+        "its std must be positive numbers": not (halves.get("std", torch.ones(1)) > 0).all(),
+    }
+    refuse("normalisation", problems)
     net = Normalised(net, **halves) if halves else net
     return net.to(dataset.test.images.device).to(memory_format=torch.channels_last).eval()
-
-
-def _check_normalisation(halves: Mapping[str, Tensor], channels: int) -> None:
-    if len(halves) == 1:
-        raise UserError("a normalisation needs both mean and std; one is missing")
-    for half in halves.values():
-        if half.numel() not in (1, channels):
-            raise UserError(f"a normalisation has one number or one per channel ({channels}), got {half.numel()}")
-    if halves and not bool((halves["std"] > 0).all()):
-        raise UserError(f"a normalisation's std must be positive numbers, got {halves['std'].flatten().tolist()}")
