@@ -17,7 +17,7 @@ from lib.losses import cross_entropy
 from lib.methods import METHODS, Method, Piecewise
 from lib.methods.strategies import STRATEGIES, build, needs_network
 from lib.models.modes import mode
-from lib.train import Schedule, Training, TrainingExtras
+from lib.train import Schedule, Training, TrainingExtras, build_training
 from lib.train.weights import AWP
 
 ATTACK = partial(pgd, epsilon=0.05, step_size=0.02, steps=1)
@@ -31,7 +31,7 @@ def make_training(student, method="natural", *, epochs=2, teacher=None, attack=A
     scores = iter(scores) if scores else None
     score = (lambda net: next(scores)) if scores else (lambda net: net[4].bias[0].item())
     method = METHODS[method] if isinstance(method, str) else method
-    return Training(student, teacher, method, attack, DATA, schedule, score, **settings)
+    return build_training(student, teacher, method, attack, DATA, schedule, score, **settings)
 
 
 def seeded(make_net, seed=0):
@@ -90,7 +90,7 @@ def test_the_momentum_stays_while_the_learning_rate_cycles(make_net):
 def test_one_cycle_of_a_single_step_takes_a_step_that_counts(make_net):
     rates = []
     method = spy(lambda *_: rates.append(training.optimizer.param_groups[0]["lr"]))
-    training = Training(make_net(), None, method, ATTACK, DATA, Schedule(1, 10, lr=0.2), lambda net: 0.0)
+    training = build_training(make_net(), None, method, ATTACK, DATA, Schedule(1, 10, lr=0.2), lambda net: 0.0)
     training.run()
     assert len(rates) == 1
     assert 0.02 < rates[0] <= 0.2

@@ -9,43 +9,35 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from lib.attacks.fast import Engine, in_precision
+from lib.attacks.fast import Attack, Engine, in_precision
 from lib.attacks.pgd import Objective, Start
 from lib.data import Split, crop_and_flip, to_float
 from lib.errors import UserError
 from lib.methods import Method, Net, Nets, Weight, weight_at
-from lib.train.extras import TrainingExtras
 from lib.train.meter import Meter
 from lib.train.schedule import Schedule
 
-Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (objective, x, *, start, generator, ...) -> x'
-Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
-Follow = Callable[["Training"], dict[str, Any]]  # further numbers of an epoch, for the history only
+STATE = ("step", "history", "costs", "best")  # plain values that a continuation needs
 
 
 class Training:
     """One run's state: student, optimiser, scheduler, generator, history and the best weights so far.
 
     `run` goes from wherever the state is to the end; `state_dict` after an epoch, loaded into an equal Training,
-    continues to the same final weights on the same machine. Called with extras, or with a method that is `extended`,
-    it makes an ExtendedTraining.
+    continues to the same final weights on the same machine. `score` says how good the student is, `follow` gives
+    further numbers of an epoch, for the history only. Runs are started with `build_training`.
 
     Raises:
-        UserError: the method needs a teacher or trains a guide, and there is none.
+        UserError: the method needs a teacher, and there is none, or its step is more than this class's.
     """
 
-    extended: ClassVar[type["Training"]]  # set by lib/train/extended.py
-
-    def __new__(
-        cls, student: nn.Module, teacher: nn.Module | None, method: Method, *_: Any, **settings: Any
-    ) -> "Training":
-        """The loop of this file for attack and loss alone, else the one of lib/train/extended.py."""
-        return super().__new__(cls.extended if settings.get("extras") or method.extended else cls)
+    guide: nn.Module | None = None  # ExtendedTraining may have one
+    plain = True
 
     def __init__(
         self,
@@ -55,9 +47,8 @@ class Training:
         attack: Attack,
         data: Split,
         schedule: Schedule,
-        score: Score,
+        score: Callable[[nn.Module], float],
         *,
-        extras: TrainingExtras | None = None,
         weights: Mapping[str, Weight] | None = None,
         padding: int = 0,
         flip: bool = False,
@@ -65,25 +56,27 @@ class Training:
         precision: str = "fp32",
         execution: str = "fast",
         max_steps: int = 0,
-        follow: Follow | None = None,
+        follow: Callable[["Training"], dict[str, Any]] | None = None,
     ) -> None:
-        self.extras = extras or TrainingExtras()
-        self.student, self.teacher, self.guide, self.method = student, teacher, self.extras.guide, method
-        _validate(method, teacher, self.guide)
+        if method.needs_teacher and teacher is None:
+            raise UserError(f"{method.title} needs a teacher")
+        if method.extended and self.plain:
+            raise UserError(f"{method.title} is more than an attack and a loss: build_training makes its training")
         self.engine = Engine(execution, precision)
         self.precision = "bf16" if precision == "bf16" else "fp32"  # of the training; the engine has the attack's
-        for net in filter(None, (student, teacher, self.guide)):
-            self.engine.lay_out(net)
+        self.student, self.teacher, self.method = self.engine.lay_out(student), teacher, method
         self.nets = Nets(self.at_precision(student))
         if teacher is not None:
-            self.nets = replace(self.nets, teacher=self.at_precision(teacher.eval().requires_grad_(False)))
+            teacher = self.engine.lay_out(teacher.eval().requires_grad_(False))
+            self.nets = replace(self.nets, teacher=self.at_precision(teacher))
         self.data, self.schedule, self.score, self.follow = data, schedule, score, follow
         self.attack, self.epsilon = attack, float(attack.keywords["epsilon"])
         self.weights = {**method.all_weights, **(weights or {})}
         self.padding, self.flip = padding, flip
         self.generator = Generator(data.images.device).manual_seed(seed)
-        trained = nn.ModuleList(filter(None, (student, self.guide)))
-        self.optimizer, self.scheduler = schedule.build(trained, len(data.labels))
+        self.optimizer, self.scheduler = schedule.build(student, len(data.labels))
+        self.parts = {"student": student, "optimizer": self.optimizer, "scheduler": self.scheduler}  # with a state
+        self.kept = student  # what is scored and published
         self.total = schedule.steps(len(data.labels))
         self.stop = min(self.total, max_steps) if max_steps else self.total
         self.step = 0
@@ -96,11 +89,6 @@ class Training:
     def progress(self) -> float:
         """The share of the training that is done."""
         return self.step / self.total
-
-    @property
-    def kept(self) -> nn.Module:
-        """What is scored and published."""
-        return self.student
 
     def run(self, after_epoch: Callable[["Training"], None] = lambda training: None) -> None:
         """Train to the end, calling `after_epoch` after each epoch, when the state can be saved."""
@@ -126,15 +114,14 @@ class Training:
         Raises:
             UserError: a term is not finite any more.
         """
-        batches, sums = 0, dict[str, float | Tensor]()
+        sums: dict[str, float | Tensor] = {}
+        self.labels_right = []
         order = torch.randperm(len(self.data.labels), generator=self.generator, device=self.data.images.device)
-        for index in order.split(self.schedule.batch_size):
-            if self.step >= self.stop:
-                break
+        batches = order.split(self.schedule.batch_size)[: self.stop - self.step]
+        for index in batches:
             terms = self.train_step(to_float(self.data.images[index]), self.data.labels[index])
             sums |= {name: sums.get(name, 0.0) + term for name, term in terms.items()}
-            batches += 1
-        means = {name: float(total) / batches for name, total in sums.items()}
+        means = {name: float(total) / len(batches) for name, total in sums.items()}
         if not all(map(math.isfinite, means.values())):
             raise UserError(f"training diverged in epoch {len(self.history) + 1}: {means}; a smaller lr may help")
         return means
@@ -161,24 +148,17 @@ class Training:
     def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the optimiser on the mean over images of the sum of the method's terms."""
         weights = {**self.current_weights(self.method.weights), **observed}
-        per_image = self.method.loss(self.nets, x, x_adv, y, **weights)
-        terms = {name: self.mean(name, term, y) for name, term in per_image.items()}
-        torch.stack(list(terms.values())).sum().backward()
+        terms = self.method.loss(self.nets, x, x_adv, y, **weights)
+        for name, term in terms.items():
+            if term.shape != y.shape:
+                raise UserError(
+                    f"{self.method.title}: the term {name!r} of its loss has shape {tuple(term.shape)}; "
+                    f"a loss gives one value per image, here ({len(y)},), and the loop takes the mean"
+                )
+        means = {name: term.mean() for name, term in terms.items()}
+        torch.stack(list(means.values())).sum().backward()
         self.optimizer.step()
-        return {name: term.detach() for name, term in terms.items()}
-
-    def mean(self, name: str, term: Tensor, y: Tensor) -> Tensor:
-        """The mean of a term over images.
-
-        Raises:
-            UserError: the term is not one value per image.
-        """
-        if term.shape != y.shape:
-            raise UserError(
-                f"{self.method.title}: the term {name!r} of its loss has shape {tuple(term.shape)}; "
-                f"a loss gives one value per image, here ({len(y)},), and the loop takes the mean"
-            )
-        return term.mean()
+        return {name: mean.detach() for name, mean in means.items()}
 
     def attack_views(self) -> Nets:
         """The networks as the attack sees them."""
@@ -202,25 +182,13 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continuation needs, as tensors and plain values."""
-        parts = {name: part.state_dict() for name, part in self.parts().items()}
-        rest = {"step": self.step, "history": self.history, "costs": self.costs, "best": self.best}
-        return {**parts, **rest, "generator": self.generator.get_state()}
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        return state | {name: getattr(self, name) for name in STATE} | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        for name, part in self.parts().items():
+        for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        for name in STATE:
+            setattr(self, name, state[name])
         self.generator.set_state(state["generator"].cpu())
-        self.step, self.history, self.best = state["step"], state["history"], state["best"]
-        self.costs = state.get("costs") or [{} for _ in self.history]  # a checkpoint from before they were kept
-
-    def parts(self) -> dict[str, Any]:
-        """What has a state of its own, by the name that a checkpoint gives it."""
-        return {"student": self.student, "optimizer": self.optimizer, "scheduler": self.scheduler}
-
-
-def _validate(method: Method, teacher: nn.Module | None, guide: nn.Module | None) -> None:
-    if method.needs_teacher and teacher is None:
-        raise UserError(f"{method.title} needs a teacher")
-    if method.trains_guide and guide is None:
-        raise UserError(f"{method.title} trains a guide beside its target, and none was given")
