@@ -1,8 +1,7 @@
 """What is composed with the step of lib/train/loop.py: a guide, a strategy, AWP, an average, and extended methods.
 
-The order of a step: crop and flip; the strategy learns and picks settings; the attack, guide and student in the
-method's modes, until its criterion stops it; the weights perturbed; the method's terms, backward, the optimiser; the
-perturbation taken back; the average of the weights.
+A step: crop and flip; the strategy learns and picks settings; the attack, guide and student in the method's modes,
+until its criterion stops it; the weights perturbed; terms, backward, optimiser; the weights back; their average.
 """
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from lib.errors import UserError
 from lib.methods import Method, Net, Nets, weight_at
-from lib.methods.core import Terms
 from lib.methods.strategy import ATTACK_SETTINGS, Settings, Strategy
 from lib.models.modes import mode
 from lib.train.loop import Training
@@ -33,55 +31,36 @@ class TrainingExtras:
     average: float = 0.0  # the decay of an average of the weights, which is then what is scored and kept
 
 
-NO_EXTRAS = TrainingExtras()
+NONE = TrainingExtras()
 
 
 def build_training(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    method: Method,
-    *parts: Any,
-    extras: TrainingExtras = NO_EXTRAS,
-    **settings: Any,
+    student: Any, teacher: Any, method: Method, *rest: Any, extras: TrainingExtras = NONE, **more: Any
 ) -> Training:
     """A Training, or an ExtendedTraining where there are extras or the method's step is more than attack and loss."""
-    if method.extended or extras != NO_EXTRAS:
-        return ExtendedTraining(student, teacher, method, *parts, extras=extras, **settings)
-    return Training(student, teacher, method, *parts, **settings)
+    if method.extended or extras != NONE:
+        return ExtendedTraining(student, teacher, method, *rest, extras=extras, **more)
+    return Training(student, teacher, method, *rest, **more)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ExtendedTraining(Training):
-    """A Training with extras, or of a method whose attack is more than PGD on its objective: a strategy's `Target`.
+    """A Training with extras, or of a method that is more than attack and loss; the `Target` of strategies."""
 
-    Raises:
-        UserError: the method trains a guide, and none was given.
-    """
+    extras: TrainingExtras = NONE
 
-    plain = False
-
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module | None,
-        method: Method,
-        *parts: Any,
-        extras: TrainingExtras = NO_EXTRAS,
-        **settings: Any,
-    ) -> None:
-        super().__init__(student, teacher, method, *parts, **settings)
-        self.extras, self.guide = extras, extras.guide
-        if method.trains_guide and self.guide is None:
-            raise UserError(f"{method.title} trains a guide beside its target, and none was given")
+    def __post_init__(self) -> None:
+        self.guide = self.extras.guide
         if self.guide is not None:
-            self.nets = replace(self.nets, guide=self.at_precision(self.engine.lay_out(self.guide.train())))
-            both = nn.ModuleList([student, self.guide])
-            self.optimizer, self.scheduler = self.schedule.build(both, len(self.data.labels))
-        self.average = EMA(student, extras.average) if extras.average else None
+            self.guide.train()
+        elif self.method.trains_guide:
+            raise UserError(f"{self.method.title} trains a guide beside its target, and none was given")
+        super().__post_init__()
+        if self.extras.strategy is not None:
+            self.parts["strategy"] = self.extras.strategy
+        self.average = EMA(self.student, self.extras.average) if self.extras.average else None
         if self.average is not None:
-            self.kept = self.average.net
-        more = {"guide": self.guide, "strategy": extras.strategy, "average": self.average}
-        self.parts |= {"optimizer": self.optimizer, "scheduler": self.scheduler}
-        self.parts |= {name: part for name, part in more.items() if part is not None}
+            self.parts["average"], self.kept = self.average, self.average.net
 
     @property
     def lr_share(self) -> float:
@@ -120,9 +99,9 @@ class ExtendedTraining(Training):
                 during.enter_context(as_if_forwarded(self.guide, times))
             if method.attack_noise:
                 during.enter_context(jittered(self.student, method.attack_noise, self.generator))
-            nets = self.attack_views()
-            if self.guide is not None and not self.guide.training:  # else it is only forwarded for labels, as it is
-                nets = replace(nets, guide=self.engine.attack_view(self.guide))
+            nets = self.views(self.engine.attack_view)
+            if self.guide is not None and self.guide.training:  # it is only forwarded for labels, as it is
+                nets = replace(nets, guide=self.nets.guide)
             label = y if method.attack_label is None else method.attack_label(nets, x, y)
             if method.criterion is not None:
                 radius, weights = chosen.get("epsilon", self.epsilon), self.current_weights(method.criterion_weights)
@@ -131,7 +110,7 @@ class ExtendedTraining(Training):
             x_adv = self.maximise(method.objective(nets, x, label), x, start, **chosen)
         return x_adv, settings | (criterion.observed() if method.criterion is not None else {})
 
-    def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: Settings) -> Terms:
+    def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: Settings) -> dict[str, Tensor]:
         """One step of the optimiser on the perturbed weights; the average takes in what comes of it."""
         with self._perturbed(self.student, x, x_adv, y, observed), ExitStack() as during:
             if self.guide is not None:  # its one forward counts as many as the recipe has, and its hits are noted
@@ -157,20 +136,15 @@ class ExtendedTraining(Training):
     def after_step(
         self, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, weight_decay: bool, loss: Loss | None = None
     ) -> nn.Module:
-        """w - lr (grad + wd w) as a copy, lr as it is now, without momentum; no network of the training changes.
-
-        The gradient is that of the mean of `loss`, a function of the copy, or else of the method's own.
-        """
+        """w - lr (grad + wd w) as a copy, lr as it is now, grad that of the mean of `loss` or of the method's own."""
         copy = deepcopy(self.student).train()
         parameters, group = list(copy.parameters()), self.optimizer.param_groups[0]
         decay = group["weight_decay"] if weight_decay else 0.0
-        with self._perturbed(copy, x, x_adv, y, settings):
-            with torch.enable_grad():
-                each = loss(self.at_precision(copy)) if loss else self.losses(copy, x, x_adv, y, settings)
-                slopes = torch.autograd.grad(each.mean(), parameters, allow_unused=True, materialize_grads=True)
-            with torch.no_grad():
-                for parameter, slope in zip(parameters, slopes, strict=True):
-                    parameter.sub_(group["lr"] * (slope + decay * parameter))
+        with self._perturbed(copy, x, x_adv, y, settings), torch.enable_grad():
+            each = loss(self.at_precision(copy)) if loss else self.losses(copy, x, x_adv, y, settings)
+            slopes = torch.autograd.grad(each.mean(), parameters, allow_unused=True, materialize_grads=True)
+            for parameter, slope in zip(parameters, slopes, strict=True):
+                parameter.data.sub_(group["lr"] * (slope + decay * parameter.data))
         return copy
 
     def _perturbed(
@@ -184,8 +158,7 @@ class ExtendedTraining(Training):
         def loss(net: Net) -> Tensor:
             if other is None:
                 return self.losses(net, x, x_adv, y, settings).mean()
-            size = self.schedule.batch_size
-            weights = {name: weight_at(weight, self.progress, size) for name, weight in awp.weights}
+            weights = {name: weight_at(weight, self.progress, self.schedule.batch_size) for name, weight in awp.weights}
             terms = other.loss(Nets(self.at_precision(net)), x, x_adv, y, **weights)
             return torch.stack([term.mean() for term in terms.values()]).sum()
 

@@ -1,13 +1,13 @@
 """The training loop: it is handed networks, a method, an attack and data, and touches neither disk nor screen.
 
-`train_step` is: crop and flip; x' by the attack; the method's terms at x'; their mean, backward; the optimiser. After
-every epoch the student is scored on images it did not see. A guide, a strategy, AWP, an average, or a criterion that
-stops the attack are composed with this step in lib/train/extended.py.
+`train_step` is: crop and flip; x' by the attack; the method's terms at x'; their mean, backward; the optimiser. What
+else a method or a row may need (a guide, a strategy, AWP, an average) is composed with it in lib/train/extended.py.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,61 +25,53 @@ from lib.train.schedule import Schedule
 STATE = ("step", "history", "costs", "best")  # plain values that a continuation needs
 
 
+@dataclass(eq=False, repr=False)
 class Training:
     """One run's state: student, optimiser, scheduler, generator, history and the best weights so far.
 
     `run` goes from wherever the state is to the end; `state_dict` after an epoch, loaded into an equal Training,
-    continues to the same final weights on the same machine. `score` says how good the student is, `follow` gives
-    further numbers of an epoch, for the history only. Runs are started with `build_training`.
-
-    Raises:
-        UserError: the method needs a teacher, and there is none, or its step is more than this class's.
+    continues to the same final weights on the same machine. Runs are started with `build_training`; UserError where
+    the method needs a teacher, and there is none, or is more than an attack and a loss.
     """
 
-    guide: nn.Module | None = None  # ExtendedTraining may have one
-    plain = True
+    student: nn.Module
+    teacher: nn.Module | None
+    method: Method
+    attack: Attack
+    data: Split
+    schedule: Schedule
+    score: Callable[[nn.Module], float]  # how good the student is now; higher is better
+    _: KW_ONLY
+    weights: Mapping[str, Weight] = field(default_factory=dict)  # those that are not the method's own
+    padding: int = 0
+    flip: bool = False
+    seed: int = 0
+    precision: str = "fp32"
+    execution: str = "fast"
+    max_steps: int = 0
+    follow: Callable[["Training"], dict[str, Any]] | None = None  # further numbers of an epoch, for the history only
+    guide: nn.Module | None = field(default=None, init=False)  # see lib/train/extended.py
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module | None,
-        method: Method,
-        attack: Attack,
-        data: Split,
-        schedule: Schedule,
-        score: Callable[[nn.Module], float],
-        *,
-        weights: Mapping[str, Weight] | None = None,
-        padding: int = 0,
-        flip: bool = False,
-        seed: int = 0,
-        precision: str = "fp32",
-        execution: str = "fast",
-        max_steps: int = 0,
-        follow: Callable[["Training"], dict[str, Any]] | None = None,
-    ) -> None:
-        if method.needs_teacher and teacher is None:
-            raise UserError(f"{method.title} needs a teacher")
-        if method.extended and self.plain:
-            raise UserError(f"{method.title} is more than an attack and a loss: build_training makes its training")
-        self.engine = Engine(execution, precision)
-        self.precision = "bf16" if precision == "bf16" else "fp32"  # of the training; the engine has the attack's
-        self.student, self.teacher, self.method = self.engine.lay_out(student), teacher, method
-        self.nets = Nets(self.at_precision(student))
-        if teacher is not None:
-            teacher = self.engine.lay_out(teacher.eval().requires_grad_(False))
-            self.nets = replace(self.nets, teacher=self.at_precision(teacher))
-        self.data, self.schedule, self.score, self.follow = data, schedule, score, follow
-        self.attack, self.epsilon = attack, float(attack.keywords["epsilon"])
-        self.weights = {**method.all_weights, **(weights or {})}
-        self.padding, self.flip = padding, flip
-        self.generator = Generator(data.images.device).manual_seed(seed)
-        self.optimizer, self.scheduler = schedule.build(student, len(data.labels))
-        self.parts = {"student": student, "optimizer": self.optimizer, "scheduler": self.scheduler}  # with a state
-        self.kept = student  # what is scored and published
-        self.total = schedule.steps(len(data.labels))
-        self.stop = min(self.total, max_steps) if max_steps else self.total
-        self.step = 0
+    def __post_init__(self) -> None:
+        if self.method.needs_teacher and self.teacher is None:
+            raise UserError(f"{self.method.title} needs a teacher")
+        if self.method.extended and type(self) is Training:
+            raise UserError(f"{self.method.title} is more than an attack and a loss: start it with build_training")
+        self.engine = Engine(self.execution, self.precision)
+        nets = {"student": self.student, "teacher": self.teacher, "guide": self.guide}
+        self.networks = {name: self.engine.lay_out(net) for name, net in nets.items() if net is not None}
+        if self.teacher is not None:
+            self.teacher.eval().requires_grad_(False)
+        self.nets = self.views(self.at_precision)
+        self.weights = {**self.method.all_weights, **self.weights}
+        self.epsilon = float(self.attack.keywords["epsilon"])
+        self.generator = Generator(self.data.images.device).manual_seed(self.seed)
+        trained, images = {name: net for name, net in self.networks.items() if name != "teacher"}, len(self.data.labels)
+        self.optimizer, self.scheduler = self.schedule.build(nn.ModuleList(trained.values()), images)
+        self.parts: dict[str, Any] = {**trained, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        self.kept = self.student  # what is scored and published
+        self.step, self.total = 0, self.schedule.steps(images)
+        self.stop = min(self.total, self.max_steps or self.total)
         self.history: list[dict[str, Any]] = []
         self.costs: list[dict[str, float]] = []  # of every epoch, its scoring included; no part of the result
         self.labels_right: list[Tensor] = []  # per batch of the epoch: the share of images that a guide has right
@@ -100,7 +92,7 @@ class Training:
             self.history.append(row | self.notes(score))
             self.costs.append(meter.read())
             if score > self.best["score"]:
-                weights = {name: tensor.clone() for name, tensor in self.kept.state_dict().items()}
+                weights = deepcopy(dict(self.kept.state_dict()))
                 self.best = {"score": score, "epoch": len(self.history), "weights": weights}
             after_epoch(self)
 
@@ -109,11 +101,7 @@ class Training:
         return {} if self.follow is None else {"followed": self.follow(self)}
 
     def epoch(self) -> dict[str, float]:
-        """One pass over the data in a fresh order; returns each term's mean over the epoch's batches.
-
-        Raises:
-            UserError: a term is not finite any more.
-        """
+        """One pass over the data in a fresh order -> each term's mean over the batches; UserError where not finite."""
         sums: dict[str, float | Tensor] = {}
         self.labels_right = []
         order = torch.randperm(len(self.data.labels), generator=self.generator, device=self.data.images.device)
@@ -143,7 +131,7 @@ class Training:
         if self.method.objective is None:
             return x, {}
         self.student.train(self.method.attack_mode == "train")
-        return self.maximise(self.method.objective(self.attack_views(), x, y), x, self.method.start), {}
+        return self.maximise(self.method.objective(self.views(self.engine.attack_view), x, y), x, self.method.start), {}
 
     def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the optimiser on the mean over images of the sum of the method's terms."""
@@ -151,19 +139,16 @@ class Training:
         terms = self.method.loss(self.nets, x, x_adv, y, **weights)
         for name, term in terms.items():
             if term.shape != y.shape:
-                raise UserError(
-                    f"{self.method.title}: the term {name!r} of its loss has shape {tuple(term.shape)}; "
-                    f"a loss gives one value per image, here ({len(y)},), and the loop takes the mean"
-                )
+                wrong = f"the term {name!r} of its loss has shape {tuple(term.shape)}"
+                raise UserError(f"{self.method.title}: {wrong}; a loss gives one value per image, here ({len(y)},)")
         means = {name: term.mean() for name, term in terms.items()}
         torch.stack(list(means.values())).sum().backward()
         self.optimizer.step()
         return {name: mean.detach() for name, mean in means.items()}
 
-    def attack_views(self) -> Nets:
-        """The networks as the attack sees them."""
-        nets = replace(self.nets, student=self.engine.attack_view(self.student))
-        return nets if self.teacher is None else replace(nets, teacher=self.engine.attack_view(self.teacher))
+    def views(self, view: Callable[[nn.Module], Net]) -> Nets:
+        """The networks of a step, each as `view` has it."""
+        return Nets(**{name: view(net) for name, net in self.networks.items()})
 
     def maximise(self, objective: Objective, x: Tensor, start: Start, **chosen: Any) -> Tensor:
         """x' of the training's attack on the objective, by the engine; `chosen` replaces settings of the attack."""
@@ -173,12 +158,11 @@ class Training:
 
     def at_precision(self, net: Net) -> Net:
         """`net` in the training's precision."""
-        return in_precision(net, self.precision)
+        return in_precision(net, "bf16" if self.precision == "bf16" else "fp32")
 
     def current_weights(self, names: Iterable[str]) -> dict[str, float]:
         """The run's weights of these names as they are at this step."""
-        size = self.schedule.batch_size
-        return {name: weight_at(self.weights[name], self.progress, size) for name in names}
+        return {name: weight_at(self.weights[name], self.progress, self.schedule.batch_size) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continuation needs, as tensors and plain values."""

@@ -12,11 +12,7 @@ from lib.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0.
-
-    Raises:
-        UserError: a number that makes no sense, or Nesterov's momentum without momentum.
-    """
+    """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0."""
 
     epochs: int
     batch_size: int = 128
@@ -32,11 +28,11 @@ class Schedule:
             "epochs and batch_size >= 1": min(self.epochs, self.batch_size) >= 1,
             "a positive lr": 0 < self.lr < math.inf,
             "a momentum in [0, 1)": 0 <= self.momentum < 1,
+            "a momentum > 0 for Nesterov's": self.momentum > 0 or not self.nesterov,
             "a weight_decay >= 0": 0 <= self.weight_decay < math.inf,
             "milestones >= 0": min(self.milestones, default=0) >= 0,
             "a first_lr >= 0": 0 <= self.first_lr < math.inf,
             "milestones where there is a first_lr": bool(self.milestones) or not self.first_lr,
-            "a momentum > 0 for Nesterov's": self.momentum > 0 or not self.nesterov,
         }
         for what, met in wanted.items():
             if not met:

@@ -21,9 +21,6 @@ class AWP:
     """Adversarial weight perturbation of relative size gamma, from `warmup` (a share of the training) on.
 
     `method` names the method whose loss the perturbation maximises, with its `weights`; "" is the method's own.
-
-    Raises:
-        UserError: gamma is not positive, or warmup not in [0, 1].
     """
 
     gamma: float = 0.01
@@ -46,23 +43,22 @@ def freeze_bn(net: nn.Module) -> Net:
 def perturbed(net: nn.Module, loss: Loss, gamma: float) -> Iterator[None]:
     """w + gamma ||w|| g / ||g|| inside the block, g = d loss / d w, per weight tensor; the same amount off afterwards.
 
-    Tensors with more than one dimension are perturbed, so neither batch-norm nor biases. `loss` gets the network in its
-    present mode, without effect on batch-norm statistics, and returns a scalar. An optimiser's step inside the block
-    acts on the perturbed weights, weight decay included, as in the authors' code.
-    Source: Wu et al. 2020; their proxy's step size cancels in the normalisation.
+    Neither batch-norm nor biases are perturbed. `loss` gets the network in its present mode, without effect on
+    batch-norm statistics. An optimiser's step inside acts on the perturbed weights, weight decay included, as in the
+    authors' code (Wu et al. 2020), whose proxy's step size cancels in the normalisation.
     """
     weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
     with torch.enable_grad():
         slopes = torch.autograd.grad(loss(freeze_bn(net)), weights, allow_unused=True, materialize_grads=True)
     with torch.no_grad():
-        steps = [gamma * w.norm() / (g.norm() + 1e-20) * g for w, g in zip(weights, slopes, strict=True)]
-        for w, step in zip(weights, steps, strict=True):
+        steps = {w: gamma * w.norm() / (g.norm() + 1e-20) * g for w, g in zip(weights, slopes, strict=True)}
+        for w, step in steps.items():
             w.add_(step)
     try:
         yield
     finally:
         with torch.no_grad():
-            for w, step in zip(weights, steps, strict=True):
+            for w, step in steps.items():
                 w.sub_(step)
 
 
@@ -83,21 +79,20 @@ def jittered(net: nn.Module, std: float, generator: Generator) -> Iterator[None]
 @contextmanager
 def as_if_forwarded(net: nn.Module, times: int) -> Iterator[None]:
     """Inside, one train-mode forward moves batch-norm's statistics as `times` equal ones would: 1 - (1 - m)^times."""
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d) and module.momentum is not None]
-    before = [module.momentum or 0.0 for module in norms]
-    for module, momentum in zip(norms, before, strict=True):
-        module.momentum = 1 - (1 - momentum) ** times
+    norms = {module: module.momentum for module in net.modules() if isinstance(module, nn.BatchNorm2d)}
+    for module, momentum in norms.items():
+        module.momentum = None if momentum is None else 1 - (1 - momentum) ** times
     try:
         yield
     finally:
-        for module, momentum in zip(norms, before, strict=True):
+        for module, momentum in norms.items():
             module.momentum = momentum
 
 
 class EMA(nn.Module):
-    """a <- d a + (1 - d) w after every step, d = min(decay, (1 + t) / (10 + t)); buffers are the network's own.
+    """a <- d a + (1 - d) w (Gowal et al. 2020), d = min(decay, (1 + t) / (10 + t)) as in its public re-implementation.
 
-    Source: the weight averaging of Gowal et al. 2020, with the ramp of its public re-implementation.
+    Buffers are the network's own.
     """
 
     steps: Tensor
