@@ -9,8 +9,7 @@ import torch
 if sys.platform != "win32":
     import resource
 
-KEYS = ("seconds", "peak_mb")
-"""Of `Meter.read`, and of every epoch in a run's history."""
+KEYS = ("seconds", "peak_mb")  # of `Meter.read`, and of every epoch in a run's history
 
 
 class Meter:

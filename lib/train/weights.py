@@ -13,7 +13,7 @@ from torch.func import functional_call
 from lib.attacks.pgd import Net
 from lib.errors import UserError
 
-Loss = Callable[[Net], Tensor]  # of a network with other weights
+Loss = Callable[[Net], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,15 @@ def perturbed(net: nn.Module, loss: Loss, gamma: float) -> Iterator[None]:
     weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
     with torch.enable_grad():
         slopes = torch.autograd.grad(loss(freeze_bn(net)), weights, allow_unused=True, materialize_grads=True)
-    with torch.no_grad():
-        steps = {w: gamma * w.norm() / (g.norm() + 1e-20) * g for w, g in zip(weights, slopes, strict=True)}
-        for w, step in steps.items():
-            w.add_(step)
+    values = [w.detach() for w in weights]
+    steps = {w: gamma * w.norm() / (g.norm() + 1e-20) * g for w, g in zip(values, slopes, strict=True)}
+    for w, step in steps.items():
+        w.add_(step)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for w, step in steps.items():
-                w.sub_(step)
+        for w, step in steps.items():
+            w.sub_(step)
 
 
 @contextmanager
@@ -90,24 +89,19 @@ def as_if_forwarded(net: nn.Module, times: int) -> Iterator[None]:
 
 
 class EMA(nn.Module):
-    """a <- d a + (1 - d) w (Gowal et al. 2020), d = min(decay, (1 + t) / (10 + t)) as in its public re-implementation.
-
-    Buffers are the network's own.
-    """
-
-    steps: Tensor
+    """a <- d a + (1 - d) w (Gowal et al. 2020), d = min(decay, (1 + t) / (10 + t)) as in its re-implementation."""
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         super().__init__()
         self.net, self.decay = deepcopy(net).eval().requires_grad_(False), decay
-        self.register_buffer("steps", torch.tensor(0))  # stays on the CPU, where it costs no synchronisation
+        self.steps = nn.Buffer(torch.tensor(0))  # stays on the CPU, where it costs no synchronisation
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Take in the network's weights after a step."""
+        """Take in the network's weights after a step; the buffers are its own."""
         decay = min(self.decay, (1 + int(self.steps)) / (10 + int(self.steps)))
         for own, new in zip(self.net.parameters(), net.parameters(), strict=True):
             own.lerp_(new, 1 - decay)
         for buffer, current in zip(self.net.buffers(), net.buffers(), strict=True):
             buffer.copy_(current)
-        self.steps += 1
+        self.steps.add_(1)
