@@ -10,7 +10,7 @@ from lib.attacks.pgd import pgd
 from lib.data import Split
 from lib.methods import METHODS, Nets, weight_at
 from lib.methods.reweighting import CountIterates
-from lib.train import Schedule, Training, TrainingExtras
+from lib.train import Schedule, TrainingExtras, build_training
 
 N, C = 6, 5
 STEPS = 3  # of the attack, in the tests of a whole training step
@@ -111,7 +111,7 @@ def make_training(name, student, teacher, x, y, guide=None, steps=STEPS, **extra
     attack = partial(pgd, epsilon=0.05, step_size=0.02, steps=steps)
     method, schedule = METHODS[name], Schedule(5, len(y), milestones=(4,))
     extras = TrainingExtras(guide, **extras)
-    return Training(student, teacher, method, attack, Split(x, y), schedule, lambda net: 0.0, extras=extras)
+    return build_training(student, teacher, method, attack, Split(x, y), schedule, lambda net: 0.0, extras=extras)
 
 
 def pgd_by_hand(value, x, x_adv, steps=STEPS):

@@ -19,7 +19,7 @@ from lib.errors import UserError
 from lib.losses import cross_entropy
 from lib.methods import METHODS
 from lib.models import build
-from lib.train import Schedule, Training
+from lib.train import Schedule, build_training
 
 ATTACK = partial(pgd, epsilon=0.1, step_size=0.03, steps=3)
 OWN_STEPS = torch.tensor([1, 4, 2, 3, 1, 2])
@@ -215,7 +215,7 @@ def test_an_unknown_precision_is_refused():
 def trained(net, **settings):
     images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     data, schedule = Split(images, torch.arange(10)), Schedule(1, batch_size=4)
-    training = Training(net, None, METHODS["pgd_at"], ATTACK, data, schedule, lambda net: 0.0, **settings)
+    training = build_training(net, None, METHODS["pgd_at"], ATTACK, data, schedule, lambda net: 0.0, **settings)
     training.epoch()
     return training
 

@@ -10,7 +10,7 @@ from recorder import Recorder
 from lib.attacks.pgd import pgd
 from lib.data import Split
 from lib.methods import METHODS
-from lib.train import Schedule, Training, TrainingExtras
+from lib.train import Schedule, TrainingExtras, build_training
 
 ATTACKING = [name for name, method in METHODS.items() if method.objective is not None]
 BATCHES = 3  # the last of them is smaller
@@ -20,7 +20,7 @@ def trained(name, nets, execution, record=None):
     """One epoch of batches of four and of two images, on copies of the networks."""
     method, (student, other) = METHODS[name], map(deepcopy, nets)
     images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    training = Training(
+    training = build_training(
         student,
         other if method.needs_teacher else None,
         method,

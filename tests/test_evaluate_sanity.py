@@ -19,7 +19,7 @@ from lib.evaluate.landscape import Scaled
 from lib.evaluate.sanity import CHECKS, FIRED, Evidence, Finding, sanity_checks, strip, summary
 from lib.methods import METHODS
 from lib.models import build
-from lib.train import Schedule, Training
+from lib.train import Schedule, build_training
 
 EPSILON, N, SIDE, CLASSES = 0.02, 120, 16, 10
 LEVELS = torch.arange(1, 10) / 10  # more than two radii apart
@@ -276,5 +276,5 @@ def trained(digits, method, epochs, seed):
     torch.manual_seed(seed)
     net = build("ResNet8-w8", classes=10, channels=1)
     attack = partial(pgd, epsilon=0.12, step_size=0.03, steps=5)
-    Training(net, None, METHODS[method], attack, digits.train, Schedule(epochs, 64), lambda net: 0.0).run()
+    build_training(net, None, METHODS[method], attack, digits.train, Schedule(epochs, 64), lambda net: 0.0).run()
     return net.eval().requires_grad_(False)

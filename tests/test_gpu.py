@@ -17,7 +17,7 @@ from lib.evaluate import AttackSpec, accuracy
 from lib.losses import cross_entropy
 from lib.methods import METHODS
 from lib.models import build
-from lib.train import Schedule, Training, TrainingExtras
+from lib.train import Schedule, TrainingExtras, build_training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,7 +43,7 @@ def start(name, nets, execution="fast", precision="fp32", images=None, batch_siz
     if images is None:
         images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     labels = torch.arange(len(images)) % 10
-    return Training(
+    return build_training(
         student,
         other if method.needs_teacher else None,
         method,
@@ -127,7 +127,7 @@ def test_images_crafted_in_bf16_leave_the_flags_of_fp32_but_for_one_percent():
     net = build("ResNet8-w8", classes=10, channels=1).cuda()
     attack = partial(pgd, epsilon=0.15, step_size=0.04, steps=5)
     data, schedule = digits.train, Schedule(4, batch_size=64, lr=0.1)
-    Training(net, None, METHODS["pgd_at"], attack, data, schedule, lambda net: 0.0).run()
+    build_training(net, None, METHODS["pgd_at"], attack, data, schedule, lambda net: 0.0).run()
     columns = (AttackSpec("PGD", "pgd", 0.15, 0.04, 20, crafting=crafting) for crafting in ("fp32", "bf16"))
     one, other = (accuracy(net.eval(), digits.test, column).flags for column in columns)
     assert 0.2 < one.count("1") / len(one) < 0.98

@@ -21,7 +21,7 @@ from lib.attacks.pgd import pgd
 from lib.data import Split
 from lib.methods import METHODS, ce_label, guides_answer
 from lib.methods.reweighting import margin_weight
-from lib.train import Schedule, Training, TrainingExtras
+from lib.train import Schedule, TrainingExtras, build_training
 from lib.train.weights import AWP
 
 INNER = [name for name, method in METHODS.items() if method.attack_label is guides_answer]
@@ -124,7 +124,7 @@ def test_attack_and_loss_of_a_step_use_the_same_labels(make_net, batch):
 def train_with(method, student, guide, batch, steps=3, **extras):
     attack, (x, y) = partial(pgd, epsilon=0.05, step_size=0.02, steps=steps), batch
     schedule, extras = Schedule(100, len(y), milestones=(75, 90)), TrainingExtras(guide, **extras)
-    return Training(student, None, method, attack, Split(x, y), schedule, lambda net: 0.0, extras=extras)
+    return build_training(student, None, method, attack, Split(x, y), schedule, lambda net: 0.0, extras=extras)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("dynat")])

@@ -24,7 +24,7 @@ from lib.attacks.pgd import pgd
 from lib.data import Split
 from lib.methods import METHODS, Nets, ce_label, gair, kl_clean, kl_teacher, kl_teacher_student, mail, weight_at
 from lib.methods.reweighting import CountIterates, geometry_weight, margin_weight
-from lib.train import Schedule, Training
+from lib.train import Schedule, build_training
 
 DGAD = [name for name in METHODS if name.startswith("dgad")]
 
@@ -463,7 +463,7 @@ def test_a_training_step_gives_gairats_loss_how_often_each_image_was_right_in_it
         y[3:] = student(x).argmin(1)[3:]
     attack = partial(pgd, epsilon=1e-6, step_size=1e-6, steps=STEPS)
     method = replace(METHODS["gairat"], loss=spy)
-    Training(student, None, method, attack, Split(x, y), Schedule(5, len(y)), lambda net: 0.0).train_step(x, y)
+    build_training(student, None, method, attack, Split(x, y), Schedule(5, len(y)), lambda net: 0.0).train_step(x, y)
     assert given_to_loss["kappa"].tolist() == [STEPS] * 3 + [0] * 3
     assert given_to_loss["steps_seen"].tolist() == [STEPS] * 6
 

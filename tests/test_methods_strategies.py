@@ -17,7 +17,7 @@ from lib.methods import METHODS, las_at, searches, strategies
 from lib.methods.las_at import judged_as_released
 from lib.methods.strategies import STRATEGIES, scaled
 from lib.methods.strategy import ATTACK_SETTINGS, StrategySpec, draw, log_prob
-from lib.train import Schedule, Training, TrainingExtras
+from lib.train import Schedule, TrainingExtras, build_training
 from lib.train.weights import AWP
 
 EPSILON = 0.05
@@ -46,7 +46,7 @@ def make_training(student, strategy, method="pgd_at", *, epochs=1, attack=None, 
     """Ten 3x4x4 images in batches of five; the strategy is a spec or ready."""
     strategy = built(strategy) if isinstance(strategy, StrategySpec) else strategy
     data = Split(torch.arange(10 * 48).mul(37).remainder(256).byte().view(10, 3, 4, 4), torch.arange(10))
-    return Training(
+    return build_training(
         student,
         settings.pop("teacher", None),
         METHODS[method] if isinstance(method, str) else method,

@@ -17,7 +17,7 @@ from lib.methods import METHODS
 from lib.methods.strategy import Settings, Strategy, StrategySpec, Target
 from lib.models import MODELS
 from lib.models.modes import mode
-from lib.train import PRECISIONS, Schedule, Training, TrainingExtras
+from lib.train import PRECISIONS, Schedule, Training, TrainingExtras, build_training
 
 RATE = 0.01  # the learning rate, in both forms
 
@@ -125,7 +125,7 @@ def training(case: Case, precision: str = "fp32", execution: str = "fast") -> Tr
     nets, method = deepcopy(case.nets), case.method
     ball = Ball(case.radius, case.radius / 4, 10) if case.per_image else case.ball
     guide, strategy = nets.other if method.trains_guide else None, Drawn(case.ball) if case.per_image else None
-    return Training(
+    return build_training(
         nets.student,
         nets.other if method.needs_teacher else None,
         method,

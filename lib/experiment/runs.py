@@ -21,7 +21,7 @@ from lib.experiment.spec import RunSpec, method_of
 from lib.methods import strategies
 from lib.models.checkpoints import save_weights
 from lib.models.modes import mode
-from lib.train import Training, TrainingExtras
+from lib.train import Training, TrainingExtras, build_training
 
 CLEAN = AttackSpec("Clean", "clean")
 FOLLOWED = 1000  # images that an epoch's PGD-20 is measured on, at most
@@ -64,7 +64,7 @@ def start(spec: RunSpec, workspace: Workspace, fresh_teacher: bool = False) -> T
     selector = AttackSpec("PGD-10", "pgd", spec.epsilon, spec.epsilon / 4, 10, seed=spec.seed)
     judge = CLEAN if method.objective is None else selector  # under PGD an undefended network's epochs differ by chance
     followed = partial(follow, selection=selection, column=replace(selector, name="PGD-20", steps=20))
-    return Training(
+    return build_training(
         student,
         teacher,
         method,

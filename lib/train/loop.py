@@ -1,92 +1,77 @@
 """The training loop: it is handed networks, a method, an attack and data, and touches neither disk nor screen.
 
-`train_step` is: crop and flip; x' by the attack; the method's terms at x'; their mean, backward; the optimiser. After
-every epoch the student is scored on images it did not see. A guide, a strategy, AWP, an average, or a criterion that
-stops the attack are composed with this step in lib/train/extended.py.
+`train_step` is: crop and flip; x' by the attack; the method's terms at x'; their mean, backward; the optimiser. What
+else a method or a row may need (a guide, a strategy, AWP, an average) is composed with it in lib/train/extended.py.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from lib.attacks.fast import Engine, in_precision
+from lib.attacks.fast import Attack, Engine, in_precision
 from lib.attacks.pgd import Objective, Start
 from lib.data import Split, crop_and_flip, to_float
 from lib.errors import UserError
 from lib.methods import Method, Net, Nets, Weight, weight_at
-from lib.train.extras import TrainingExtras
 from lib.train.meter import Meter
 from lib.train.schedule import Schedule
 
-Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound: (objective, x, *, start, generator, ...) -> x'
-Score = Callable[[nn.Module], float]  # how good the student is now; higher is better
-Follow = Callable[["Training"], dict[str, Any]]  # further numbers of an epoch, for the history only
+STATE = ("step", "history", "costs", "best")  # plain values that a continuation needs
 
 
+@dataclass(eq=False, repr=False)
 class Training:
     """One run's state: student, optimiser, scheduler, generator, history and the best weights so far.
 
     `run` goes from wherever the state is to the end; `state_dict` after an epoch, loaded into an equal Training,
-    continues to the same final weights on the same machine. Called with extras, or with a method that is `extended`,
-    it makes an ExtendedTraining.
-
-    Raises:
-        UserError: the method needs a teacher or trains a guide, and there is none.
+    continues to the same final weights on the same machine. Runs are started with `build_training`; UserError where
+    the method needs a teacher, and there is none, or is more than an attack and a loss.
     """
 
-    extended: ClassVar[type["Training"]]  # set by lib/train/extended.py
+    student: nn.Module
+    teacher: nn.Module | None
+    method: Method
+    attack: Attack
+    data: Split
+    schedule: Schedule
+    score: Callable[[nn.Module], float]  # how good the student is now; higher is better
+    _: KW_ONLY
+    weights: Mapping[str, Weight] = field(default_factory=dict)  # those that are not the method's own
+    padding: int = 0
+    flip: bool = False
+    seed: int = 0
+    precision: str = "fp32"
+    execution: str = "fast"
+    max_steps: int = 0
+    follow: Callable[["Training"], dict[str, Any]] | None = None  # further numbers of an epoch, for the history only
+    guide: nn.Module | None = field(default=None, init=False)  # see lib/train/extended.py
 
-    def __new__(
-        cls, student: nn.Module, teacher: nn.Module | None, method: Method, *_: Any, **settings: Any
-    ) -> "Training":
-        """The loop of this file for attack and loss alone, else the one of lib/train/extended.py."""
-        return super().__new__(cls.extended if settings.get("extras") or method.extended else cls)
-
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module | None,
-        method: Method,
-        attack: Attack,
-        data: Split,
-        schedule: Schedule,
-        score: Score,
-        *,
-        extras: TrainingExtras | None = None,
-        weights: Mapping[str, Weight] | None = None,
-        padding: int = 0,
-        flip: bool = False,
-        seed: int = 0,
-        precision: str = "fp32",
-        execution: str = "fast",
-        max_steps: int = 0,
-        follow: Follow | None = None,
-    ) -> None:
-        self.extras = extras or TrainingExtras()
-        self.student, self.teacher, self.guide, self.method = student, teacher, self.extras.guide, method
-        _validate(method, teacher, self.guide)
-        self.engine = Engine(execution, precision)
-        self.precision = "bf16" if precision == "bf16" else "fp32"  # of the training; the engine has the attack's
-        for net in filter(None, (student, teacher, self.guide)):
-            self.engine.lay_out(net)
-        self.nets = Nets(self.at_precision(student))
-        if teacher is not None:
-            self.nets = replace(self.nets, teacher=self.at_precision(teacher.eval().requires_grad_(False)))
-        self.data, self.schedule, self.score, self.follow = data, schedule, score, follow
-        self.attack, self.epsilon = attack, float(attack.keywords["epsilon"])
-        self.weights = {**method.all_weights, **(weights or {})}
-        self.padding, self.flip = padding, flip
-        self.generator = Generator(data.images.device).manual_seed(seed)
-        trained = nn.ModuleList(filter(None, (student, self.guide)))
-        self.optimizer, self.scheduler = schedule.build(trained, len(data.labels))
-        self.total = schedule.steps(len(data.labels))
-        self.stop = min(self.total, max_steps) if max_steps else self.total
-        self.step = 0
+    def __post_init__(self) -> None:
+        if self.method.needs_teacher and self.teacher is None:
+            raise UserError(f"{self.method.title} needs a teacher")
+        if self.method.extended and type(self) is Training:
+            raise UserError(f"{self.method.title} is more than an attack and a loss: start it with build_training")
+        self.engine = Engine(self.execution, self.precision)
+        nets = {"student": self.student, "teacher": self.teacher, "guide": self.guide}
+        self.networks = {name: self.engine.lay_out(net) for name, net in nets.items() if net is not None}
+        if self.teacher is not None:
+            self.teacher.eval().requires_grad_(False)
+        self.nets = self.views(self.at_precision)
+        self.weights = {**self.method.all_weights, **self.weights}
+        self.epsilon = float(self.attack.keywords["epsilon"])
+        self.generator = Generator(self.data.images.device).manual_seed(self.seed)
+        trained, images = {name: net for name, net in self.networks.items() if name != "teacher"}, len(self.data.labels)
+        self.optimizer, self.scheduler = self.schedule.build(nn.ModuleList(trained.values()), images)
+        self.parts: dict[str, Any] = {**trained, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        self.kept = self.student  # what is scored and published
+        self.step, self.total = 0, self.schedule.steps(images)
+        self.stop = min(self.total, self.max_steps or self.total)
         self.history: list[dict[str, Any]] = []
         self.costs: list[dict[str, float]] = []  # of every epoch, its scoring included; no part of the result
         self.labels_right: list[Tensor] = []  # per batch of the epoch: the share of images that a guide has right
@@ -96,11 +81,6 @@ class Training:
     def progress(self) -> float:
         """The share of the training that is done."""
         return self.step / self.total
-
-    @property
-    def kept(self) -> nn.Module:
-        """What is scored and published."""
-        return self.student
 
     def run(self, after_epoch: Callable[["Training"], None] = lambda training: None) -> None:
         """Train to the end, calling `after_epoch` after each epoch, when the state can be saved."""
@@ -112,7 +92,7 @@ class Training:
             self.history.append(row | self.notes(score))
             self.costs.append(meter.read())
             if score > self.best["score"]:
-                weights = {name: tensor.clone() for name, tensor in self.kept.state_dict().items()}
+                weights = deepcopy(dict(self.kept.state_dict()))
                 self.best = {"score": score, "epoch": len(self.history), "weights": weights}
             after_epoch(self)
 
@@ -121,20 +101,15 @@ class Training:
         return {} if self.follow is None else {"followed": self.follow(self)}
 
     def epoch(self) -> dict[str, float]:
-        """One pass over the data in a fresh order; returns each term's mean over the epoch's batches.
-
-        Raises:
-            UserError: a term is not finite any more.
-        """
-        batches, sums = 0, dict[str, float | Tensor]()
+        """One pass over the data in a fresh order -> each term's mean over the batches; UserError where not finite."""
+        sums: dict[str, float | Tensor] = {}
+        self.labels_right = []
         order = torch.randperm(len(self.data.labels), generator=self.generator, device=self.data.images.device)
-        for index in order.split(self.schedule.batch_size):
-            if self.step >= self.stop:
-                break
+        batches = order.split(self.schedule.batch_size)[: self.stop - self.step]
+        for index in batches:
             terms = self.train_step(to_float(self.data.images[index]), self.data.labels[index])
             sums |= {name: sums.get(name, 0.0) + term for name, term in terms.items()}
-            batches += 1
-        means = {name: float(total) / batches for name, total in sums.items()}
+        means = {name: float(total) / len(batches) for name, total in sums.items()}
         if not all(map(math.isfinite, means.values())):
             raise UserError(f"training diverged in epoch {len(self.history) + 1}: {means}; a smaller lr may help")
         return means
@@ -156,34 +131,24 @@ class Training:
         if self.method.objective is None:
             return x, {}
         self.student.train(self.method.attack_mode == "train")
-        return self.maximise(self.method.objective(self.attack_views(), x, y), x, self.method.start), {}
+        return self.maximise(self.method.objective(self.views(self.engine.attack_view), x, y), x, self.method.start), {}
 
     def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the optimiser on the mean over images of the sum of the method's terms."""
         weights = {**self.current_weights(self.method.weights), **observed}
-        per_image = self.method.loss(self.nets, x, x_adv, y, **weights)
-        terms = {name: self.mean(name, term, y) for name, term in per_image.items()}
-        torch.stack(list(terms.values())).sum().backward()
+        terms = self.method.loss(self.nets, x, x_adv, y, **weights)
+        for name, term in terms.items():
+            if term.shape != y.shape:
+                wrong = f"the term {name!r} of its loss has shape {tuple(term.shape)}"
+                raise UserError(f"{self.method.title}: {wrong}; a loss gives one value per image, here ({len(y)},)")
+        means = {name: term.mean() for name, term in terms.items()}
+        torch.stack(list(means.values())).sum().backward()
         self.optimizer.step()
-        return {name: term.detach() for name, term in terms.items()}
+        return {name: mean.detach() for name, mean in means.items()}
 
-    def mean(self, name: str, term: Tensor, y: Tensor) -> Tensor:
-        """The mean of a term over images.
-
-        Raises:
-            UserError: the term is not one value per image.
-        """
-        if term.shape != y.shape:
-            raise UserError(
-                f"{self.method.title}: the term {name!r} of its loss has shape {tuple(term.shape)}; "
-                f"a loss gives one value per image, here ({len(y)},), and the loop takes the mean"
-            )
-        return term.mean()
-
-    def attack_views(self) -> Nets:
-        """The networks as the attack sees them."""
-        nets = replace(self.nets, student=self.engine.attack_view(self.student))
-        return nets if self.teacher is None else replace(nets, teacher=self.engine.attack_view(self.teacher))
+    def views(self, view: Callable[[nn.Module], Net]) -> Nets:
+        """The networks of a step, each as `view` has it."""
+        return Nets(**{name: view(net) for name, net in self.networks.items()})
 
     def maximise(self, objective: Objective, x: Tensor, start: Start, **chosen: Any) -> Tensor:
         """x' of the training's attack on the objective, by the engine; `chosen` replaces settings of the attack."""
@@ -193,34 +158,21 @@ class Training:
 
     def at_precision(self, net: Net) -> Net:
         """`net` in the training's precision."""
-        return in_precision(net, self.precision)
+        return in_precision(net, "bf16" if self.precision == "bf16" else "fp32")
 
     def current_weights(self, names: Iterable[str]) -> dict[str, float]:
         """The run's weights of these names as they are at this step."""
-        size = self.schedule.batch_size
-        return {name: weight_at(self.weights[name], self.progress, size) for name in names}
+        return {name: weight_at(self.weights[name], self.progress, self.schedule.batch_size) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a continuation needs, as tensors and plain values."""
-        parts = {name: part.state_dict() for name, part in self.parts().items()}
-        rest = {"step": self.step, "history": self.history, "costs": self.costs, "best": self.best}
-        return {**parts, **rest, "generator": self.generator.get_state()}
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        return state | {name: getattr(self, name) for name in STATE} | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        for name, part in self.parts().items():
+        for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        for name in STATE:
+            setattr(self, name, state[name])
         self.generator.set_state(state["generator"].cpu())
-        self.step, self.history, self.best = state["step"], state["history"], state["best"]
-        self.costs = state.get("costs") or [{} for _ in self.history]  # a checkpoint from before they were kept
-
-    def parts(self) -> dict[str, Any]:
-        """What has a state of its own, by the name that a checkpoint gives it."""
-        return {"student": self.student, "optimizer": self.optimizer, "scheduler": self.scheduler}
-
-
-def _validate(method: Method, teacher: nn.Module | None, guide: nn.Module | None) -> None:
-    if method.needs_teacher and teacher is None:
-        raise UserError(f"{method.title} needs a teacher")
-    if method.trains_guide and guide is None:
-        raise UserError(f"{method.title} trains a guide beside its target, and none was given")

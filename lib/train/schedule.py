@@ -3,19 +3,16 @@
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from lib.errors import UserError
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0.
-
-    Raises:
-        UserError: a number that makes no sense, or Nesterov's momentum without momentum.
-    """
+    """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0."""
 
     epochs: int
     batch_size: int = 128
@@ -28,14 +25,14 @@ class Schedule:
 
     def __post_init__(self) -> None:
         wanted = {
-            "epochs and batch_size >= 1": self.epochs >= 1 and self.batch_size >= 1,
+            "epochs and batch_size >= 1": min(self.epochs, self.batch_size) >= 1,
             "a positive lr": 0 < self.lr < math.inf,
-            "a momentum in [0, 1) and a weight_decay >= 0": 0 <= self.momentum < 1
-            and 0 <= self.weight_decay < math.inf,
-            "milestones >= 0": min(self.milestones, default=0) >= 0,
-            "a first_lr >= 0, which goes with milestones": 0 <= self.first_lr < math.inf
-            and bool(not self.first_lr or self.milestones),
+            "a momentum in [0, 1)": 0 <= self.momentum < 1,
             "a momentum > 0 for Nesterov's": self.momentum > 0 or not self.nesterov,
+            "a weight_decay >= 0": 0 <= self.weight_decay < math.inf,
+            "milestones >= 0": min(self.milestones, default=0) >= 0,
+            "a first_lr >= 0": 0 <= self.first_lr < math.inf,
+            "milestones where there is a first_lr": bool(self.milestones) or not self.first_lr,
         }
         for what, met in wanted.items():
             if not met:
@@ -45,21 +42,16 @@ class Schedule:
         """Optimisation steps over `images` images; the last batch of an epoch may be partial."""
         return self.epochs * -(-images // self.batch_size)
 
-    def factor(self, epoch: int) -> float:
-        """What lr is multiplied by in an epoch, counted from 0, where there are milestones."""
-        if epoch == 0 and self.first_lr:
-            return self.first_lr / self.lr
-        return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
-
-    def build(self, net: nn.Module, images: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    def build(self, net: nn.Module, images: int) -> tuple[Optimizer, LRScheduler]:
         """SGD over all parameters, and the scheduler that is stepped once per batch."""
-        optimizer = torch.optim.SGD(
-            net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
-        )
-        if self.milestones:
-            per_epoch = self.steps(images) // self.epochs
-            return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step // per_epoch))
-        one_cycle = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.lr, total_steps=max(2, self.steps(images)), cycle_momentum=False
-        )
-        return optimizer, one_cycle
+        sgd = SGD(net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
+        if not self.milestones:
+            return sgd, OneCycleLR(sgd, self.lr, total_steps=max(2, self.steps(images)), cycle_momentum=False)
+        per_epoch = self.steps(images) // self.epochs
+
+        def factor(step: int) -> float:
+            if step < per_epoch and self.first_lr:
+                return self.first_lr / self.lr
+            return 0.1 ** sum(step // per_epoch >= milestone for milestone in self.milestones)
+
+        return sgd, LambdaLR(sgd, factor)

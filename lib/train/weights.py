@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
+from lib.attacks.pgd import Net
 from lib.errors import UserError
 
-Net = Callable[[Tensor], Tensor]
+Loss = Callable[[Net], Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,6 @@ class AWP:
     """Adversarial weight perturbation of relative size gamma, from `warmup` (a share of the training) on.
 
     `method` names the method whose loss the perturbation maximises, with its `weights`; "" is the method's own.
-
-    Raises:
-        UserError: gamma is not positive, or warmup not in [0, 1].
     """
 
     gamma: float = 0.01
@@ -42,88 +40,68 @@ def freeze_bn(net: nn.Module) -> Net:
 
 
 @contextmanager
-def perturbed(net: nn.Module, loss: Callable[[Net], Tensor], gamma: float) -> Iterator[None]:
+def perturbed(net: nn.Module, loss: Loss, gamma: float) -> Iterator[None]:
     """w + gamma ||w|| g / ||g|| inside the block, g = d loss / d w, per weight tensor; the same amount off afterwards.
 
-    Tensors with more than one dimension are perturbed, so neither batch-norm nor biases. `loss` is called with the
-    network in its present mode, as a function of images, and returns a scalar; batch-norm statistics do not move. An
-    optimiser step inside the block acts on the perturbed weights, weight decay included, as in the authors' code.
-    Source: Wu et al. 2020; their proxy's step size cancels in the normalisation.
+    Neither batch-norm nor biases are perturbed. `loss` gets the network in its present mode, without effect on
+    batch-norm statistics. An optimiser's step inside acts on the perturbed weights, weight decay included, as in the
+    authors' code (Wu et al. 2020), whose proxy's step size cancels in the normalisation.
     """
-    named = {name: parameter for name, parameter in net.named_parameters() if parameter.dim() > 1}
+    weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
     with torch.enable_grad():
-        gradients = torch.autograd.grad(
-            loss(freeze_bn(net)), list(named.values()), allow_unused=True, materialize_grads=True
-        )
-    with torch.no_grad():
-        steps = [gamma * w.norm() / (g.norm() + 1e-20) * g for w, g in zip(named.values(), gradients, strict=True)]
-        for w, step in zip(named.values(), steps, strict=True):
-            w.add_(step)
+        slopes = torch.autograd.grad(loss(freeze_bn(net)), weights, allow_unused=True, materialize_grads=True)
+    values = [w.detach() for w in weights]
+    steps = {w: gamma * w.norm() / (g.norm() + 1e-20) * g for w, g in zip(values, slopes, strict=True)}
+    for w, step in steps.items():
+        w.add_(step)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for w, step in zip(named.values(), steps, strict=True):
-                w.sub_(step)
+        for w, step in steps.items():
+            w.sub_(step)
 
 
 @contextmanager
-def jittered(net: nn.Module, std: float, generator: torch.Generator) -> Iterator[None]:
-    """w + n inside the block, n ~ N(0, std^2), for the weights of all convolutions; exactly as they were afterwards.
-
-    Source: the noise under RAT's attack.
-    """
-    weights = [module.weight for module in net.modules() if isinstance(module, nn.Conv2d)]
-    before = [w.detach().clone() for w in weights]
-    with torch.no_grad():
-        for w in weights:
-            w.add_(std * torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype))
+def jittered(net: nn.Module, std: float, generator: Generator) -> Iterator[None]:
+    """w + n inside the block, n ~ N(0, std^2), for the weights of all convolutions (RAT); afterwards as they were."""
+    weights = [module.weight.detach() for module in net.modules() if isinstance(module, nn.Conv2d)]
+    before = [w.clone() for w in weights]
+    for w in weights:
+        w.add_(std * torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype))
     try:
         yield
     finally:
-        with torch.no_grad():
-            for w, own in zip(weights, before, strict=True):
-                w.copy_(own)
-
-
-class EMA:
-    """a <- d a + (1 - d) w after every step, d = min(decay, (1 + t) / (10 + t)); buffers are the network's own.
-
-    Source: the weight averaging of Gowal et al. 2020, with the ramp of its public re-implementation.
-    """
-
-    def __init__(self, net: nn.Module, decay: float) -> None:
-        self.net, self.decay, self.steps = deepcopy(net).eval().requires_grad_(False), decay, 0
-
-    @torch.no_grad()
-    def update(self, net: nn.Module) -> None:
-        """Take in the network's weights after a step."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for own, new in zip(self.net.parameters(), net.parameters(), strict=True):
-            own.lerp_(new, 1 - decay)
-        for buffer, current in zip(self.net.buffers(), net.buffers(), strict=True):
-            buffer.copy_(current)
-        self.steps += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """The averaged weights, and the steps that the ramp refers to."""
-        return {"net": self.net.state_dict(), "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        self.net.load_state_dict(state["net"])
-        self.steps = state["steps"]
+        for w, own in zip(weights, before, strict=True):
+            w.copy_(own)
 
 
 @contextmanager
 def as_if_forwarded(net: nn.Module, times: int) -> Iterator[None]:
     """Inside, one train-mode forward moves batch-norm's statistics as `times` equal ones would: 1 - (1 - m)^times."""
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d) and module.momentum is not None]
-    before = [module.momentum for module in norms]
-    for module in norms:
-        module.momentum = 1 - (1 - float(module.momentum or 0)) ** times
+    norms = {module: module.momentum for module in net.modules() if isinstance(module, nn.BatchNorm2d)}
+    for module, momentum in norms.items():
+        module.momentum = None if momentum is None else 1 - (1 - momentum) ** times
     try:
         yield
     finally:
-        for module, momentum in zip(norms, before, strict=True):
+        for module, momentum in norms.items():
             module.momentum = momentum
+
+
+class EMA(nn.Module):
+    """a <- d a + (1 - d) w (Gowal et al. 2020), d = min(decay, (1 + t) / (10 + t)) as in its re-implementation."""
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.net, self.decay = deepcopy(net).eval().requires_grad_(False), decay
+        self.steps = nn.Buffer(torch.tensor(0))  # stays on the CPU, where it costs no synchronisation
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Take in the network's weights after a step; the buffers are its own."""
+        decay = min(self.decay, (1 + int(self.steps)) / (10 + int(self.steps)))
+        for own, new in zip(self.net.parameters(), net.parameters(), strict=True):
+            own.lerp_(new, 1 - decay)
+        for buffer, current in zip(self.net.buffers(), net.buffers(), strict=True):
+            buffer.copy_(current)
+        self.steps.add_(1)
