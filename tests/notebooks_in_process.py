@@ -53,6 +53,7 @@ class InProcess(Engine):
             warnings._showwarnmsg_impl = lambda message: print(
                 message, file=sys.stderr
             )  # pytest records them elsewhere
+            shell.display_trap.hook = sys.displayhook  # a cell's last value is displayed, not printed
             done = shell.run_cell(cell.source, store_history=True)
         cell.execution_count = shell.execution_count - 1
         for name in ("stdout", "stderr"):

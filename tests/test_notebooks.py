@@ -192,8 +192,8 @@ def test_a_walkthrough_runs_in_bf16(paper, outputs):
     [
         ({"sclae": "gpu"}, "unknown parameter 'sclae'; choose from: scale, rows"),
         ({"download": "false"}, "parameter download wants bool, got 'false'"),
-        ({"settings": {"epsilon": "1e-3"}}, "settings: epsilon wants float, got '1e-3'"),
-        ({"settings": {"epsilon": -8.0}}, "epsilon must be >= 0"),
+        ({"settings": {"epsilon_255": "1e-3"}}, "settings: epsilon_255 wants float, got '1e-3'"),
+        ({"settings": {"epsilon_255": -8.0}}, "epsilon_255 is in 1/255 and must lie in (0, 255]"),
         ({"settings": {"datasets": {"CIFAR10": "cifar10"}}}, "CIFAR-10 is not (whole) in"),
         ({"rows": ["DGADD"]}, "unknown row 'DGADD'; choose one of: PGD-AT"),
         ({"scale": "huge"}, "unknown scale 'huge'; choose one of: gpu, paper, quick"),
@@ -224,7 +224,7 @@ def test_a_bad_teacher_file_ends_a_table_with_one_sentence(tmp_path, harm):
         ({"weights": "nowhere.pt"}, "there is no weights file"),
         ({"model": "ResNet19"}, "unknown model 'ResNet19'"),
         ({"changes": {"AA": {"image": 3}}}, "AA has no 'image'"),
-        ({"radius": 800.0}, "the radius lies in"),
+        ({"epsilon_255": 800.0}, "the radius lies in"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
