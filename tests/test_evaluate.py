@@ -7,9 +7,9 @@ import torch
 from torch import Generator, nn
 
 from lib.attacks import autoattack
+from lib.attacks.autoattack import Saved
 from lib.attacks.cw2 import cw2
 from lib.attacks.pgd import at_image, pgd
-from lib.attacks.saved import Saved
 from lib.data import Split
 from lib.errors import UserError
 from lib.evaluate import (

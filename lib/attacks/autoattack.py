@@ -4,6 +4,8 @@ Ours are: the images still right are packed into full batches before every stage
 that a killed run goes on from, and the share that is done.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,19 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lib.attacks.pgd import Net
-from lib.attacks.saved import Saved, digest
-from lib.errors import choose
+from lib.errors import UserError, choose
+from lib.files import disk_errors, write_atomically
 from lib.models.modes import frozen
 
-STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 PASSES = {"apgd-ce": 200, "apgd-t": 1800, "fab-t": 2700, "square": 5000}  # of a robust image, forwards and backwards
+STAGES = tuple(PASSES)
 STEPS, QUERIES, TARGETS = 100, 5000, 9
 VERSION = 2  # raised when the code changes what a saved batch holds
 LOGGER = logging.getLogger("auto-attack")  # the authors' own; silent unless a user gives it a handler
 LOGGER.addHandler(logging.NullHandler())
+
+Answer = tuple[Tensor, Tensor]  # which images of a batch are broken (n,) bool, and their x' (k, C, H, W)
 
 
 @dataclass(frozen=True)
@@ -61,19 +67,20 @@ def standard(
         UserError: an unknown stage; a folder that holds something else or cannot be written.
     """
     for stage in stages:
-        choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
+        choose("AutoAttack stage", stage, PASSES)
     judge, done = judge or net, 0
     settings = {"epsilon": epsilon, "seed": seed, "width": batch_size, "steps": STEPS, "queries": QUERIES}
-    saved = Saved(folder, {"version": VERSION, **_identity(judge, x, y), **settings} if folder else {})
+    saved = Saved(folder, {"version": VERSION, **_identity(judge, x, y), **settings}) if folder else None
     robust = right(judge, x, y, batch_size) if clean is None else clean.clone()
     x_adv, after = x.clone(), {"clean": robust.clone()}
     for n, stage in enumerate(stages):
         waiting, later = robust.nonzero().flatten(), sum(PASSES[name] for name in stages[n + 1 :])
         for number, index in enumerate(waiting.split(batch_size) if len(waiting) else ()):
-            answer = saved.read(stage, number, index)
+            answer = saved.read(stage, number, index) if saved else None
             if answer is None:
                 answer = broken(stage, net, judge, x[index], y[index], epsilon, seed)
-                saved.write(stage, number, index, answer)
+                if saved:
+                    saved.write(stage, number, index, answer)
             wrong, images = answer
             robust[index[wrong]], x_adv[index[wrong]] = False, images
             done += PASSES[stage] * len(index)
@@ -82,7 +89,7 @@ def standard(
     return Result(x_adv, after)
 
 
-def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> tuple[Tensor, Tensor]:
+def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> Answer:
     """Which images of a batch a stage breaks, (n,) bool, and their x' (k, C, H, W); what counts is the judge's answer.
 
     An x' that fools the folded network and not the network itself is a result of rounding; that is so rare that the
@@ -123,10 +130,46 @@ def right(net: Net, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     return torch.cat([net(images).argmax(1) for images in x.split(batch_size)]) == y
 
 
+class Saved:
+    """The answers for an attack's finished batches, one file each, in a folder of its own."""
+
+    def __init__(self, folder: Path, about: dict[str, object]) -> None:
+        self.folder, note, content = folder, folder / "about.json", json.dumps(about, indent=1)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not note.exists():
+                write_atomically(note, content)
+        if note.read_text() != content:
+            raise UserError(f"{folder} holds the state of another AutoAttack: give this one a folder of its own")
+
+    def read(self, stage: str, number: int, index: Tensor) -> Answer | None:
+        """The answer for the batch of the images at `index` (n,), or None where it is to be attacked (again)."""
+        try:
+            batch = load(self._path(stage, number).read_bytes())
+        except (SafetensorError, OSError):  # not there, or damaged
+            return None
+        if not batch["index"].equal(index.cpu()):
+            return None
+        return batch["broken"].to(index.device), batch["x_adv"].to(index.device)
+
+    def write(self, stage: str, number: int, index: Tensor, answer: Answer) -> None:
+        """Keep the answer for a batch, whole or not at all."""
+        with disk_errors(self.folder):
+            write_atomically(self._path(stage, number), _bytes(index=index, broken=answer[0], x_adv=answer[1]))
+
+    def _path(self, stage: str, number: int) -> Path:
+        return self.folder / f"{stage}-{number:05}.safetensors"
+
+
+def _bytes(**tensors: Tensor) -> bytes:
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+
+
 def _identity(judge: Net, x: Tensor, y: Tensor) -> dict[str, object]:
     """The network and the images as plain values: a saved batch is theirs alone."""
-    weights = digest(*judge.state_dict().values()) if isinstance(judge, nn.Module) else ""
+    weights = judge.state_dict() if isinstance(judge, nn.Module) else {}
     with torch.no_grad():
         size = float(judge(x[:8]).abs().mean())  # equal weights may belong to another forward
-    network = {"weights": weights, "network": repr(judge), "mean logit": f"{size:.2e}"}
-    return {"images": digest(x, y), "dtype": str(x.dtype), **network}
+    digests = {"images": _bytes(x=x, y=y), "weights": _bytes(**weights)}
+    network = {"network": repr(judge), "mean logit": f"{size:.2e}"}
+    return {**{name: hashlib.sha256(content).hexdigest() for name, content in digests.items()}, **network}

@@ -11,14 +11,7 @@ SHRINK = 0.999999  # keeps arctanh finite at pixels of 0 and 1, so that these ca
 
 
 def cw2(
-    net: Net,
-    x: Tensor,
-    y: Tensor,
-    *,
-    c: float = 0.1,
-    confidence: float = 0.01,
-    steps: int = 1000,
-    lr: float = 0.01,
+    net: Net, x: Tensor, y: Tensor, *, c: float = 0.1, confidence: float = 0.01, steps: int = 1000, lr: float = 0.01
 ) -> Tensor:
     """min_w ||x'(w) - x||_2^2 + c max(0, z_y - max_{j != y} z_j + confidence), x'(w) = (1 + tanh w) / 2, by Adam.
 

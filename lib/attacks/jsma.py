@@ -9,14 +9,7 @@ from lib.errors import UserError
 PAIRS = 2**22  # of pixels that are scored at once: 16 MiB for each of a few float32 tensors
 
 
-def jsma(
-    net: Net,
-    x: Tensor,
-    target: Tensor,
-    *,
-    theta: float = 0.1,
-    gamma: float = 0.05,
-) -> Tensor:
+def jsma(net: Net, x: Tensor, target: Tensor, *, theta: float = 0.1, gamma: float = 0.05) -> Tensor:
     """x'_p, x'_q <- min(x' + theta, 1) for (p, q) = argmax -alpha beta over the pairs with alpha > 0 and beta < 0.
 
     alpha_pq = sum_{i in {p, q}} dz_t/dx_i and beta_pq = sum_{i in {p, q}} sum_{j != t} dz_j/dx_i, z the logits (not the

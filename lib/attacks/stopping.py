@@ -5,23 +5,27 @@ net = criterion.listen(net)
 x_adv = pgd(PerImage(lambda z, y: cross_entropy(net(z), y), (y,)), x, ..., criterion=criterion)
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lib.attacks.pgd import Net
+from lib.losses import margin
 
 
+@dataclass(eq=False)
 class StoppingCriterion:
     """Lets every image go on; the subclasses stop some of them.
 
     `listen` keeps the logits of the forward that the gradient is taken of, so that a criterion costs no forward.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
-        self.x, self.y, self.epsilon = x, y, epsilon
-        self.logits = torch.empty(0)
+    x: Tensor
+    y: Tensor
+    epsilon: float | Tensor
+    logits: Tensor = field(init=False)
 
     def listen(self, net: Net) -> Net:
         """`net`, whose last logits are kept."""
@@ -47,15 +51,14 @@ class StoppingCriterion:
         return {}
 
 
+@dataclass(eq=False)
 class UntilWrong(StoppingCriterion):
-    """An image stops `patience` steps after it is first misclassified: FAT's tau, and evaluation's frozen images (0).
+    """An image stops `patience` steps after it is first misclassified: FAT's tau (Zhang et al. 2020)."""
 
-    Source: Zhang et al. 2020.
-    """
+    patience: float = 0
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, patience: float = 0) -> None:
-        super().__init__(x, y, epsilon)
-        self.left = torch.full_like(y, int(patience))
+    def __post_init__(self) -> None:
+        self.left = torch.full_like(self.y, int(self.patience))
 
     def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """Right, or wrong with patience left, which this uses up."""
@@ -65,29 +68,25 @@ class UntilWrong(StoppingCriterion):
         return going
 
 
+@dataclass(eq=False)
 class UntilGap(StoppingCriterion):
     """An image moves while max_{j != y} p_j - p_y <= gap: SAT's curriculum (Sitawarin et al. 2020)."""
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, gap: float) -> None:
-        super().__init__(x, y, epsilon)
-        self.gap = gap
+    gap: float
 
     def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """The probability gap is not yet above `gap`."""
-        p, own = logits.softmax(1), self.y[index][:, None]
-        others = p.scatter(1, own, float("-inf")).amax(1)
-        return others - p.gather(1, own).squeeze(1) <= self.gap
+        return margin(logits.softmax(1), self.y[index]) <= self.gap
 
 
+@dataclass(eq=False)
 class UntilConverged(StoppingCriterion):
     """An image moves while FOSC = epsilon ||g||_1 - <x' - x, g> > bound: DART's convergence (Wang et al. 2019).
 
     The inner product is taken with the image at the ball's centre, where x' - x lies in the ball, so FOSC >= 0.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, bound: float) -> None:
-        super().__init__(x, y, epsilon)
-        self.bound = bound
+    bound: float
 
     def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """The first-order stationary condition is still above the bound."""
@@ -96,12 +95,12 @@ class UntilConverged(StoppingCriterion):
         return radius * gradient.abs().flatten(1).sum(1) - moved > self.bound
 
 
+@dataclass(eq=False)
 class CountRight(StoppingCriterion):
     """kappa: at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
-        super().__init__(x, y, epsilon)
-        self.kappa = torch.zeros_like(y)
+    def __post_init__(self) -> None:
+        self.kappa = torch.zeros_like(self.y)
 
     def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """All go on; those that are right are counted."""
@@ -113,6 +112,7 @@ class CountRight(StoppingCriterion):
         return {"kappa": self.kappa}
 
 
+@dataclass(eq=False)
 class Trajectory(StoppingCriterion):
     """Records one PGD on its way: `right[t]` (N,), which images are right at iterate t, and the iterates at `at`.
 
@@ -121,13 +121,12 @@ class Trajectory(StoppingCriterion):
     by one.
     """
 
-    def __init__(
-        self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, at: Iterable[int] = (), freeze: bool = False
-    ) -> None:
-        super().__init__(x, y, epsilon)
-        self.at, self.freeze = frozenset(at), freeze
+    at: Collection[int] = ()
+    freeze: bool = False
+
+    def __post_init__(self) -> None:
         self.right: list[Tensor] = []
-        self._now, self._kept = x.clone(), dict[int, Tensor]()
+        self._now, self._kept = self.x.clone(), dict[int, Tensor]()
 
     def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """All go on, or with `freeze` those that are right."""
@@ -140,4 +139,4 @@ class Trajectory(StoppingCriterion):
 
     def iterates(self, x_adv: Tensor) -> dict[int, Tensor]:
         """{n: x' (N, C, H, W) after n steps} for n in `at`, where x_adv is what the attack returned."""
-        return {n: self._kept.get(n, x_adv) for n in sorted(self.at)}
+        return {n: self._kept.get(n, x_adv) for n in self.at}
