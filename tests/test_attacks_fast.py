@@ -11,6 +11,7 @@ from recorder import Recorder
 from torch import nn
 
 from lib.attacks.fast import EXECUTIONS, PRECISIONS, Captured, Engine, in_precision
+from lib.attacks.folding import folded
 from lib.attacks.pgd import PerImage, at_image, pgd
 from lib.data import Split
 from lib.errors import UserError
@@ -102,16 +103,15 @@ def test_a_recording_is_made_once_replayed_padded_and_follows_the_weights(make_n
 
 
 def test_what_a_recording_reads_lives_as_long_as_the_recording(make_net, batch):
-    engine = Engine(record=lambda work: (lambda: None, work()))
-    view = engine.attack_view(make_net().eval())
-    read = weakref.ref(view)
-    engine.attack(ATTACK, PerImage(lambda z: view(z).logsumexp(1)), batch[0], start=at_image)
-    del view
-    gc.collect()
+    net, engine = make_net().eval(), Engine(record=lambda work: (lambda: None, work()))
+    read = weakref.ref(folded(net))
+    attacked(engine, net, *batch)
+    del net
+    gc.collect(), gc.collect()  # the network, then its trace
     assert read() is not None
 
     del engine
-    gc.collect()
+    gc.collect(), gc.collect()
     assert read() is None
 
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,31 +58,25 @@ def standard(
 ) -> Result:
     """AutoAttack standard, L-inf: APGD-CE, APGD-T and FAB-T with 9 targets, Square with 5,000 queries, no restarts.
 
-    x (N, C, H, W) and `epsilon` in [0, 1], y (N,); `net`, in eval mode, treats images one by one. Where there are fewer
-    than 9 wrong classes, all are targets. Attacks are made on `net`, say a folded network, and `judge` (by default net)
-    decides what is right; `clean` (N,) bool are its answers on x, where they are known. The result is that of the
-    authors' `run_standard_evaluation` with the same seed. With a `folder` every finished batch is saved in it, and an
-    equal call goes on from there. `notify` is called with the finished share after every batch.
-
-    Raises:
-        UserError: an unknown stage; a folder that holds something else or cannot be written.
+    The result is that of the authors' `run_standard_evaluation` with the same seed. x (N, C, H, W) and `epsilon` in
+    [0, 1], y (N,). Attacks are made on `net`, say a folded network in eval mode, and `judge` (by default net) decides
+    what is right; `clean` (N,) bool are its answers on x, where they are known. With a `folder` every finished batch is
+    saved in it, and an equal call goes on from there. `notify` gets the finished share after every batch.
     """
     for stage in stages:
         choose("AutoAttack stage", stage, PASSES)
     judge, done = judge or net, 0
     settings = {"epsilon": epsilon, "seed": seed, "width": batch_size, "steps": STEPS, "queries": QUERIES}
-    saved = Saved(folder, {"version": VERSION, **_identity(judge, x, y), **settings}) if folder else None
+    if folder is not None:
+        _claim(folder, judge, x, y, {"version": VERSION, **settings})
     robust = right(judge, x, y, batch_size) if clean is None else clean.clone()
     x_adv, after = x.clone(), {"clean": robust.clone()}
     for n, stage in enumerate(stages):
         waiting, later = robust.nonzero().flatten(), sum(PASSES[name] for name in stages[n + 1 :])
         for number, index in enumerate(waiting.split(batch_size) if len(waiting) else ()):
-            answer = saved.read(stage, number, index) if saved else None
-            if answer is None:
-                answer = broken(stage, net, judge, x[index], y[index], epsilon, seed)
-                if saved:
-                    saved.write(stage, number, index, answer)
-            wrong, images = answer
+            attack = partial(broken, stage, net, judge, x[index], y[index], epsilon, seed)
+            file = folder and folder / f"{stage}-{number:05}.safetensors"
+            wrong, images = attack() if file is None else _kept(file, index, attack)
             robust[index[wrong]], x_adv[index[wrong]] = False, images
             done += PASSES[stage] * len(index)
             notify(done / (done + PASSES[stage] * int((waiting > index[-1]).sum()) + later * int(robust.sum())))
@@ -130,46 +125,35 @@ def right(net: Net, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     return torch.cat([net(images).argmax(1) for images in x.split(batch_size)]) == y
 
 
-class Saved:
-    """The answers for an attack's finished batches, one file each, in a folder of its own."""
-
-    def __init__(self, folder: Path, about: dict[str, object]) -> None:
-        self.folder, note, content = folder, folder / "about.json", json.dumps(about, indent=1)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            if not note.exists():
-                write_atomically(note, content)
-        if note.read_text() != content:
-            raise UserError(f"{folder} holds the state of another AutoAttack: give this one a folder of its own")
-
-    def read(self, stage: str, number: int, index: Tensor) -> Answer | None:
-        """The answer for the batch of the images at `index` (n,), or None where it is to be attacked (again)."""
-        try:
-            batch = load(self._path(stage, number).read_bytes())
-        except (SafetensorError, OSError):  # not there, or damaged
-            return None
-        if not batch["index"].equal(index.cpu()):
-            return None
-        return batch["broken"].to(index.device), batch["x_adv"].to(index.device)
-
-    def write(self, stage: str, number: int, index: Tensor, answer: Answer) -> None:
-        """Keep the answer for a batch, whole or not at all."""
-        with disk_errors(self.folder):
-            write_atomically(self._path(stage, number), _bytes(index=index, broken=answer[0], x_adv=answer[1]))
-
-    def _path(self, stage: str, number: int) -> Path:
-        return self.folder / f"{stage}-{number:05}.safetensors"
-
-
-def _bytes(**tensors: Tensor) -> bytes:
-    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-
-
-def _identity(judge: Net, x: Tensor, y: Tensor) -> dict[str, object]:
-    """The network and the images as plain values: a saved batch is theirs alone."""
+def _claim(folder: Path, judge: Net, x: Tensor, y: Tensor, settings: dict[str, object]) -> None:
+    """Note in the folder whose state it holds; raises UserError if that is another attack's, or it cannot be written."""
     weights = judge.state_dict() if isinstance(judge, nn.Module) else {}
     with torch.no_grad():
         size = float(judge(x[:8]).abs().mean())  # equal weights may belong to another forward
-    digests = {"images": _bytes(x=x, y=y), "weights": _bytes(**weights)}
-    network = {"network": repr(judge), "mean logit": f"{size:.2e}"}
-    return {**{name: hashlib.sha256(content).hexdigest() for name, content in digests.items()}, **network}
+    digest = hashlib.sha256(_bytes({"x": x, "y": y}) + _bytes(weights)).hexdigest()
+    about = {**settings, "images and weights": digest, "network": repr(judge), "mean logit": f"{size:.2e}"}
+    file, content = folder / "about.json", json.dumps(about, indent=1)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            write_atomically(file, content)
+    if file.read_text() != content:
+        raise UserError(f"{folder} holds the state of another AutoAttack: give this one a folder of its own")
+
+
+def _kept(file: Path, index: Tensor, attack: Callable[[], Answer]) -> Answer:
+    """attack() on the images at `index` (n,), from its file where that is there and whole."""
+    try:
+        batch = load(file.read_bytes())
+    except (SafetensorError, OSError):
+        batch = {}
+    if not batch or not batch["index"].equal(index.cpu()):
+        wrong, x_adv = attack()
+        batch = {"index": index, "broken": wrong, "x_adv": x_adv}
+        with disk_errors(file.parent):
+            write_atomically(file, _bytes(batch))
+    return batch["broken"].to(index.device), batch["x_adv"].to(index.device)
+
+
+def _bytes(tensors: dict[str, Tensor]) -> bytes:
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})

@@ -89,23 +89,17 @@ def pgd(
     radius, size = (_per_image(v, x) if isinstance(v, Tensor) else v for v in (epsilon, step_size))
     x_adv = start(x, radius, generator)
     if criterion is not None or isinstance(steps, Tensor):
-        settings = (_per_image(value, x) for value in (radius, size, steps))
-        return project(_moving_images(objective, x, x_adv, *settings, criterion), x, radius)
+        return project(_moving_images(objective, x, x_adv, (radius, size, steps), criterion), x, radius)
     for _ in range(int(steps)):  # without a synchronisation with the device
         x_adv = project(x_adv + size * input_gradient(objective, x_adv).sign(), x, radius)
     return project(x_adv, x, radius)
 
 
 def _moving_images(
-    objective: Objective,
-    x: Tensor,
-    x_adv: Tensor,
-    radius: Tensor,
-    size: Tensor,
-    steps: Tensor,
-    criterion: Criterion | None,
+    objective: Objective, x: Tensor, x_adv: Tensor, settings: tuple[float | Tensor, ...], criterion: Criterion | None
 ) -> Tensor:
     """PGD on the images that still move; the others wait outside of the batch, or inside if the objective wants all."""
+    radius, size, steps = (_per_image(value, x) for value in settings)
     x_adv, index = x_adv.clone(), torch.arange(len(x), device=x.device)
     for t in range(int(steps.max())):
         index = index[steps[index].flatten() > t]

@@ -40,9 +40,9 @@ class StoppingCriterion:
     def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """(n,) bool: which of the images at `index` (n,) go on from x_adv along `gradient` (n, C, H, W)."""
         logits = self.logits if len(self.logits) == len(index) else self.logits[index]
-        return self.goes_on(logits, x_adv, gradient, index)
+        return self._goes_on(logits, x_adv, gradient, index)
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """The decision, with the logits (n, C) at x_adv."""
         return torch.ones_like(index, dtype=torch.bool)
 
@@ -60,8 +60,7 @@ class UntilWrong(StoppingCriterion):
     def __post_init__(self) -> None:
         self.left = torch.full_like(self.y, int(self.patience))
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """Right, or wrong with patience left, which this uses up."""
+    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         wrong = logits.argmax(1) != self.y[index]
         going = ~wrong | (self.left[index] > 0)
         self.left[index] -= wrong.long()
@@ -74,8 +73,7 @@ class UntilGap(StoppingCriterion):
 
     gap: float
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """The probability gap is not yet above `gap`."""
+    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         return margin(logits.softmax(1), self.y[index]) <= self.gap
 
 
@@ -88,37 +86,18 @@ class UntilConverged(StoppingCriterion):
 
     bound: float
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """The first-order stationary condition is still above the bound."""
+    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         moved = ((x_adv - self.x[index]) * gradient).flatten(1).sum(1)
         radius = self.epsilon[index] if isinstance(self.epsilon, Tensor) else self.epsilon
         return radius * gradient.abs().flatten(1).sum(1) - moved > self.bound
 
 
 @dataclass(eq=False)
-class CountRight(StoppingCriterion):
-    """kappa: at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
-
-    def __post_init__(self) -> None:
-        self.kappa = torch.zeros_like(self.y)
-
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """All go on; those that are right are counted."""
-        self.kappa[index] += (logits.argmax(1) == self.y[index]).long()
-        return super().goes_on(logits, x_adv, gradient, index)
-
-    def observed(self) -> dict[str, Tensor]:
-        """kappa (N,), whole numbers from 0 to the attack's steps."""
-        return {"kappa": self.kappa}
-
-
-@dataclass(eq=False)
 class Trajectory(StoppingCriterion):
     """Records one PGD on its way: `right[t]` (N,), which images are right at iterate t, and the iterates at `at`.
 
-    The attack with n steps is a prefix of any longer one, so one run gives x' for every n in `at`. With `freeze` an
-    image stays where it is first misclassified, and counts as wrong from there on. The network has to treat images one
-    by one.
+    The attack with n steps is a prefix of any longer one, so one run gives x' for every n in `at`, if the network treats
+    images one by one. With `freeze` an image stays where it is first misclassified, and counts as wrong from there on.
     """
 
     at: Collection[int] = ()
@@ -128,15 +107,22 @@ class Trajectory(StoppingCriterion):
         self.right: list[Tensor] = []
         self._now, self._kept = self.x.clone(), dict[int, Tensor]()
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """All go on, or with `freeze` those that are right."""
+    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         right = logits.argmax(1) == self.y[index]
         self._now[index] = x_adv
         if len(self.right) in self.at:
             self._kept[len(self.right)] = self._now.clone()
         self.right.append(torch.zeros_like(self.y, dtype=torch.bool).index_copy(0, index, right))
-        return right if self.freeze else super().goes_on(logits, x_adv, gradient, index)
+        return right if self.freeze else torch.ones_like(right)
 
     def iterates(self, x_adv: Tensor) -> dict[int, Tensor]:
         """{n: x' (N, C, H, W) after n steps} for n in `at`, where x_adv is what the attack returned."""
         return {n: self._kept.get(n, x_adv) for n in self.at}
+
+
+class CountRight(Trajectory):
+    """kappa: at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
+
+    def observed(self) -> dict[str, Tensor]:
+        """kappa (N,), whole numbers from 0 to the attack's steps."""
+        return {"kappa": sum(self.right, torch.zeros_like(self.y))}
