@@ -31,8 +31,6 @@ VERSION = 2  # raised when the code changes what a saved batch holds
 LOGGER = logging.getLogger("auto-attack")  # the authors' own; silent unless a user gives it a handler
 LOGGER.addHandler(logging.NullHandler())
 
-Answer = tuple[Tensor, Tensor]  # which images of a batch are broken (n,) bool, and their x' (k, C, H, W)
-
 
 @dataclass(frozen=True)
 class Result:
@@ -84,7 +82,7 @@ def standard(
     return Result(x_adv, after)
 
 
-def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> Answer:
+def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> tuple[Tensor, Tensor]:
     """Which images of a batch a stage breaks, (n,) bool, and their x' (k, C, H, W); what counts is the judge's answer.
 
     An x' that fools the folded network and not the network itself is a result of rounding; that is so rare that the
@@ -101,17 +99,15 @@ def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: floa
 @torch.no_grad()
 def perturb(stage: str, net: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> Tensor:
     """x' (n, C, H, W) of one of the authors' stages on a batch, x itself where it found nothing."""
-    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-    from pyautoattack.fab_pt import FABAttack_PT
-    from pyautoattack.square import SquareAttack
+    from pyautoattack import autopgd_base, fab_pt, square
 
     shared = {"eps": epsilon, "seed": seed, "device": x.device}
     targets = {"n_target_classes": min(TARGETS, net(x[:1]).shape[1] - 1)}
     makers: dict[str, Callable[[], Any]] = {
-        "apgd-ce": lambda: APGDAttack(net, n_iter=STEPS, logger=LOGGER, **shared),
-        "apgd-t": lambda: APGDAttack_targeted(net, n_iter=STEPS, logger=LOGGER, **targets, **shared),
-        "fab-t": lambda: FABAttack_PT(net, n_iter=STEPS, targeted=True, **targets, **shared),
-        "square": lambda: SquareAttack(net, n_queries=QUERIES, resc_schedule=False, **shared),
+        "apgd-ce": lambda: autopgd_base.APGDAttack(net, n_iter=STEPS, logger=LOGGER, **shared),
+        "apgd-t": lambda: autopgd_base.APGDAttack_targeted(net, n_iter=STEPS, logger=LOGGER, **targets, **shared),
+        "fab-t": lambda: fab_pt.FABAttack_PT(net, n_iter=STEPS, targeted=True, **targets, **shared),
+        "square": lambda: square.SquareAttack(net, n_queries=QUERIES, resc_schedule=False, **shared),
     }
     devices = [x.device] if x.device.type == "cuda" else []
     no_weights = frozen(net) if isinstance(net, nn.Module) else nullcontext()  # whose gradients FAB would compute
@@ -126,7 +122,7 @@ def right(net: Net, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
 
 
 def _claim(folder: Path, judge: Net, x: Tensor, y: Tensor, settings: dict[str, object]) -> None:
-    """Note in the folder whose state it holds; raises UserError if that is another attack's, or it cannot be written."""
+    """Note in the folder whose state it holds; raises UserError if it is another attack's, or cannot be written."""
     weights = judge.state_dict() if isinstance(judge, nn.Module) else {}
     with torch.no_grad():
         size = float(judge(x[:8]).abs().mean())  # equal weights may belong to another forward
@@ -141,7 +137,7 @@ def _claim(folder: Path, judge: Net, x: Tensor, y: Tensor, settings: dict[str, o
         raise UserError(f"{folder} holds the state of another AutoAttack: give this one a folder of its own")
 
 
-def _kept(file: Path, index: Tensor, attack: Callable[[], Answer]) -> Answer:
+def _kept(file: Path, index: Tensor, attack: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """attack() on the images at `index` (n,), from its file where that is there and whole."""
     try:
         batch = load(file.read_bytes())

@@ -15,12 +15,10 @@ def cw2(
 ) -> Tensor:
     """min_w ||x'(w) - x||_2^2 + c max(0, z_y - max_{j != y} z_j + confidence), x'(w) = (1 + tanh w) / 2, by Adam.
 
-    Unlike every other attack here it has no radius: with c fixed (no binary search) it measures c as much as the model.
-    An image counts as broken when another logit exceeds z_y + confidence; its nearest broken iterate is returned, and
-    the image itself where there is none. Every steps/10 iterations the attack stops if the loss of the whole batch did
-    not fall, so the result depends slightly on the batch.
-    Shapes: x (N, C, H, W) in [0, 1], y (N,); returns x' in [0, 1], detached. Source: Carlini & Wagner 2017, as
-    configured by DGAD's evaluation.
+    Without a radius, and with c fixed (no binary search), it measures c as much as the model. An image is broken when
+    another logit exceeds z_y + confidence; its nearest broken iterate is returned, and the image itself where there is
+    none. Every steps/10 iterations the attack stops if the loss of the whole batch did not fall, so the result depends
+    slightly on the batch. Shapes: x (N, C, H, W) in [0, 1], y (N,). Source: Carlini & Wagner 2017.
     """
     centre = torch.atanh(SHRINK * (2 * x - 1))
     anchor = _to_image(centre)  # distances are measured to the image as tanh space can show it

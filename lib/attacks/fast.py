@@ -40,10 +40,7 @@ class Engine:
     """Runs attacks in one execution and precision; `reasons` holds what could not be had, and why.
 
     One engine serves one set of networks: recordings are kept by objective, shapes and settings alone. `record` is for
-    tests; without it attacks are recorded on CUDA.
-
-    Raises:
-        UserError: an unknown execution or precision.
+    tests; without it attacks are recorded on CUDA. An unknown execution or precision raises UserError.
     """
 
     def __init__(self, execution: str = "fast", precision: str = "fp32", record: Recorder | None = None) -> None:
@@ -65,11 +62,10 @@ class Engine:
 
     def attack_view(self, net: nn.Module) -> Net:
         """`net` in its present mode, with its present weights, as the next attack sees it: x (N, C, H, W) -> logits."""
-        view = net
-        if self.execution == "fast" and not net.training:
-            view = folded(net)
+        folds = self.execution == "fast" and not net.training
+        if folds:
             self._viewed.append(net)
-        return in_precision(view, "fp32" if self.precision == "fp32" else "bf16")
+        return in_precision(folded(net) if folds else net, "fp32" if self.precision == "fp32" else "bf16")
 
     def attack(
         self,

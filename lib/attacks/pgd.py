@@ -80,9 +80,6 @@ def pgd(
     Shapes: x (N, C, H, W) in [0, 1]; epsilon, step_size and steps are numbers or per-image tensors (N,).
     An image stops after its own number of steps, or for good where the `criterion` is False (see `PerImage`).
     Only the gradient of the input is taken: no parameter's `.grad` is touched. Networks' modes are the caller's.
-
-    Raises:
-        UserError: a radius, step size or number of steps is negative.
     """
     if any((value.min() if isinstance(value, Tensor) else value) < 0 for value in (epsilon, step_size, steps)):
         raise UserError(f"an attack's radius, step size and steps must be >= 0, got {epsilon}, {step_size}, {steps}")

@@ -17,7 +17,7 @@ from lib.losses import margin
 
 @dataclass(eq=False)
 class StoppingCriterion:
-    """Lets every image go on; the subclasses stop some of them.
+    """criterion(x_adv, gradient, index): which images go on (see pgd); all of them, which the subclasses change.
 
     `listen` keeps the logits of the forward that the gradient is taken of, so that a criterion costs no forward.
     """
@@ -37,13 +37,15 @@ class StoppingCriterion:
 
         return forward
 
-    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """(n,) bool: which of the images at `index` (n,) go on from x_adv along `gradient` (n, C, H, W)."""
-        logits = self.logits if len(self.logits) == len(index) else self.logits[index]
-        return self._goes_on(logits, x_adv, gradient, index)
+    def logits_at(self, index: Tensor) -> Tensor:
+        """The logits (n, C) of the images at `index` (n,), whether the others have left the batch or not."""
+        return self.logits if len(self.logits) == len(index) else self.logits[index]
 
-    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """The decision, with the logits (n, C) at x_adv."""
+    def right_at(self, index: Tensor) -> Tensor:
+        """(n,) bool: which of them are classified as y."""
+        return self.logits_at(index).argmax(1) == self.y[index]
+
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         return torch.ones_like(index, dtype=torch.bool)
 
     def observed(self) -> dict[str, Tensor]:
@@ -60,10 +62,10 @@ class UntilWrong(StoppingCriterion):
     def __post_init__(self) -> None:
         self.left = torch.full_like(self.y, int(self.patience))
 
-    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        wrong = logits.argmax(1) != self.y[index]
-        going = ~wrong | (self.left[index] > 0)
-        self.left[index] -= wrong.long()
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        right = self.right_at(index)
+        going = right | (self.left[index] > 0)
+        self.left[index] -= (~right).long()
         return going
 
 
@@ -73,8 +75,8 @@ class UntilGap(StoppingCriterion):
 
     gap: float
 
-    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        return margin(logits.softmax(1), self.y[index]) <= self.gap
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        return margin(self.logits_at(index).softmax(1), self.y[index]) <= self.gap
 
 
 @dataclass(eq=False)
@@ -86,7 +88,7 @@ class UntilConverged(StoppingCriterion):
 
     bound: float
 
-    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         moved = ((x_adv - self.x[index]) * gradient).flatten(1).sum(1)
         radius = self.epsilon[index] if isinstance(self.epsilon, Tensor) else self.epsilon
         return radius * gradient.abs().flatten(1).sum(1) - moved > self.bound
@@ -96,8 +98,8 @@ class UntilConverged(StoppingCriterion):
 class Trajectory(StoppingCriterion):
     """Records one PGD on its way: `right[t]` (N,), which images are right at iterate t, and the iterates at `at`.
 
-    The attack with n steps is a prefix of any longer one, so one run gives x' for every n in `at`, if the network treats
-    images one by one. With `freeze` an image stays where it is first misclassified, and counts as wrong from there on.
+    The attack with n steps is a prefix of any longer one, so one run gives x' for every n in `at`, if images do not
+    depend on one another. With `freeze` an image stays where it is first misclassified, and is wrong from there on.
     """
 
     at: Collection[int] = ()
@@ -107,8 +109,8 @@ class Trajectory(StoppingCriterion):
         self.right: list[Tensor] = []
         self._now, self._kept = self.x.clone(), dict[int, Tensor]()
 
-    def _goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        right = logits.argmax(1) == self.y[index]
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        right = self.right_at(index)
         self._now[index] = x_adv
         if len(self.right) in self.at:
             self._kept[len(self.right)] = self._now.clone()
@@ -121,8 +123,7 @@ class Trajectory(StoppingCriterion):
 
 
 class CountRight(Trajectory):
-    """kappa: at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
+    """kappa (N,): at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
 
     def observed(self) -> dict[str, Tensor]:
-        """kappa (N,), whole numbers from 0 to the attack's steps."""
         return {"kappa": sum(self.right, torch.zeros_like(self.y))}
