@@ -1,7 +1,6 @@
 """AutoAttack (Croce & Hein 2020) over a whole set: the authors' stages, as pyautoattack has them.
 
-Ours are: the images still right are packed into full batches before every stage, the flags after every stage, a folder
-that a killed run goes on from, and the share that is done.
+Ours are full batches of images still right, the flags after every stage, a folder to go on from, the share done.
 """
 
 import hashlib
@@ -64,9 +63,8 @@ def standard(
     for stage in stages:
         choose("AutoAttack stage", stage, PASSES)
     judge, done = judge or net, 0
-    settings = {"epsilon": epsilon, "seed": seed, "width": batch_size, "steps": STEPS, "queries": QUERIES}
     if folder is not None:
-        _claim(folder, judge, x, y, {"version": VERSION, **settings})
+        _claim(folder, judge, x, y, epsilon=epsilon, seed=seed, width=batch_size)
     robust = right(judge, x, y, batch_size) if clean is None else clean.clone()
     x_adv, after = x.clone(), {"clean": robust.clone()}
     for n, stage in enumerate(stages):
@@ -85,8 +83,8 @@ def standard(
 def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> tuple[Tensor, Tensor]:
     """Which images of a batch a stage breaks, (n,) bool, and their x' (k, C, H, W); what counts is the judge's answer.
 
-    An x' that fools the folded network and not the network itself is a result of rounding; that is so rare that the
-    batch is simply attacked again, on the network itself.
+    An x' that fools the folded network and not the network itself is a result of rounding, and so rare that the batch
+    is simply attacked again, on the network itself.
     """
     x_adv = perturb(stage, net, x, y, epsilon, seed)
     moved = (x_adv != x).flatten(1).any(1)
@@ -109,9 +107,8 @@ def perturb(stage: str, net: Net, x: Tensor, y: Tensor, epsilon: float, seed: in
         "fab-t": lambda: fab_pt.FABAttack_PT(net, n_iter=STEPS, targeted=True, **targets, **shared),
         "square": lambda: square.SquareAttack(net, n_queries=QUERIES, resc_schedule=False, **shared),
     }
-    devices = [x.device] if x.device.type == "cuda" else []
     no_weights = frozen(net) if isinstance(net, nn.Module) else nullcontext()  # whose gradients FAB would compute
-    with torch.random.fork_rng(devices=devices), no_weights:  # the authors' code seeds the global generators
+    with no_weights, torch.random.fork_rng([x.device] if x.is_cuda else []):  # the authors seed the global generators
         return makers[stage]().perturb(x.clone(), y.clone()).detach()
 
 
@@ -121,13 +118,14 @@ def right(net: Net, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     return torch.cat([net(images).argmax(1) for images in x.split(batch_size)]) == y
 
 
-def _claim(folder: Path, judge: Net, x: Tensor, y: Tensor, settings: dict[str, object]) -> None:
+def _claim(folder: Path, judge: Net, x: Tensor, y: Tensor, **settings: float) -> None:
     """Note in the folder whose state it holds; raises UserError if it is another attack's, or cannot be written."""
     weights = judge.state_dict() if isinstance(judge, nn.Module) else {}
     with torch.no_grad():
         size = float(judge(x[:8]).abs().mean())  # equal weights may belong to another forward
     digest = hashlib.sha256(_bytes({"x": x, "y": y}) + _bytes(weights)).hexdigest()
-    about = {**settings, "images and weights": digest, "network": repr(judge), "mean logit": f"{size:.2e}"}
+    network = {"images and weights": digest, "network": repr(judge), "mean logit": f"{size:.2e}"}
+    about = {"version": VERSION, "steps": STEPS, "queries": QUERIES, **settings, **network}
     file, content = folder / "about.json", json.dumps(about, indent=1)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -62,10 +62,11 @@ class Engine:
 
     def attack_view(self, net: nn.Module) -> Net:
         """`net` in its present mode, with its present weights, as the next attack sees it: x (N, C, H, W) -> logits."""
-        folds = self.execution == "fast" and not net.training
-        if folds:
+        view = net
+        if self.execution == "fast" and not net.training:
+            view = folded(net)
             self._viewed.append(net)
-        return in_precision(folded(net) if folds else net, "fp32" if self.precision == "fp32" else "bf16")
+        return in_precision(view, "fp32" if self.precision == "fp32" else "bf16")
 
     def attack(
         self,
@@ -106,23 +107,19 @@ class Engine:
 
         shapes = ((tensor.shape[1:], tensor.dtype) for tensor in inputs)
         key = (getattr(value, "__code__", value), *shapes, *map(str, attack.keywords.items()))
-        captured = self._captured.get(key)
-        if captured is None or len(captured.buffers[0]) < len(inputs[0]):
-            if "cuda_graph" in self.reasons:
-                return whole(*inputs)
+        fits = key in self._captured and len(self._captured[key].buffers[0]) >= len(inputs[0])
+        if not fits and "cuda_graph" not in self.reasons:
             try:
-                captured = self._captured[key] = Captured(whole, inputs, record)
+                self._captured[key], fits = Captured(whole, inputs, record), True
             except (RuntimeError, AssertionError) as error:
                 self.reasons["cuda_graph"] = str(error).partition("\n")[0]
-                return whole(*inputs)
-        return captured(*inputs)
+        return self._captured[key](*inputs) if fits else whole(*inputs)
 
 
 class Captured:
-    """function(*tensors) -> (N, ...), image by image, as a recording for one batch size.
+    """function(*tensors) -> (N, ...), image by image, as a recording for one batch size; a smaller batch is padded.
 
-    A smaller batch is padded with copies of its last image, whose results are cut off; shapes beyond the first
-    dimension are fixed. `function` may neither read a value on the host nor draw random numbers.
+    `function` may neither read a value on the host nor draw random numbers.
     """
 
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], record: Recorder) -> None:

@@ -14,19 +14,19 @@ _FOLDED: "WeakKeyDictionary[nn.Module, Folded | None]" = WeakKeyDictionary()
 def folded(net: nn.Module) -> nn.Module:
     """`net`, which is in eval mode, with convolution and batch-norm folded as its weights are now.
 
-    A network that cannot be traced, has hooks (which a trace leaves out) or has nothing to fold is returned as it is.
-    The trace lives as long as the network, and is made again where its modules were replaced. What a trace cannot see,
-    such as an attribute that steers the forward, `same_answers` finds.
+    A network that cannot be traced, has hooks (which a trace leaves out) or has nothing to fold is returned as it is. A
+    replaced module is noticed; what a trace cannot see, as an attribute that steers the forward, `same_answers` finds.
     """
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return net
-    if net not in _FOLDED or not ((trace := _FOLDED[net]) is None or trace.made_of == _made_of(net)):
+    trace = _FOLDED.get(net)
+    if net not in _FOLDED or (trace and trace.made_of != _made_of(net)):
         try:
-            _FOLDED[net] = Folded(net)
+            trace = Folded(net)
         except Exception:  # a user's network may fail in any way when traced, and the plain path is always right
-            _FOLDED[net] = None
-    trace = _FOLDED[net]
-    return trace.refresh() if trace is not None and trace.pairs else net
+            trace = None
+        _FOLDED[net] = trace
+    return trace.refresh() if trace and trace.pairs else net
 
 
 def free(net: nn.Module, recorded: bool = False) -> None:
@@ -42,8 +42,6 @@ def free(net: nn.Module, recorded: bool = False) -> None:
 
 def same_answers(net: nn.Module, other: nn.Module, x: Tensor) -> bool:
     """Whether the logits of x (N, C, H, W) are the same to float rounding: 0.1 % of the largest, or of 1."""
-    if other is net:
-        return True
     with torch.no_grad():
         logits, others = net(x), other(x)
     return bool((logits - others).abs().max() <= 1e-3 * logits.abs().max().clamp_min(1))
@@ -60,15 +58,14 @@ class Folded:
         self.made_of, self.recorded = _made_of(net), False
         self.graph = fx.GraphModule(net, _Tracer().trace(net))
         self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
-        modules: dict[Any, nn.Module] = dict(net.named_modules())
-        calls = [node for node in self.graph.graph.nodes if node.op == "call_module"]
+        calls: list[Any] = [node for node in self.graph.graph.nodes if node.op == "call_module"]
         count = Counter(node.target for node in calls)
         for node in calls:
-            norm = modules[node.target]
+            norm = net.get_submodule(node.target)
             if not isinstance(norm, nn.BatchNorm2d) or not (norm.track_running_stats and norm.affine):
                 continue
-            before: Any = node.args[0]
-            conv = modules[before.target] if before.op == "call_module" else None
+            before = node.args[0]
+            conv = net.get_submodule(before.target) if before.op == "call_module" else None
             if isinstance(conv, nn.Conv2d) and len(before.users) == count[before.target] == 1:
                 both = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
                 self.graph.set_submodule(before.target, both)  # what lies on the way there is the graph's own

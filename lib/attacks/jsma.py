@@ -40,9 +40,8 @@ def jsma(net: Net, x: Tensor, target: Tensor, *, theta: float = 0.1, gamma: floa
 def published_target(y: Tensor) -> Tensor:
     """The true label, t = y, as DGAD's evaluation passes it: the numbers of its Table 7 come from no attack.
 
-    Images that the network classifies correctly have reached this target and stay as they are, bit for bit; the others
-    are pushed towards the right class. On the network itself accuracy can only rise, and all JSMA entries of DGAD's
-    Table 7 lie above the clean accuracy.
+    Images that the network has right stay as they are, bit for bit; others are pushed towards the right class. On the
+    network itself accuracy can only rise, and all JSMA entries of DGAD's Table 7 lie above the clean accuracy.
     """
     return y
 
@@ -54,9 +53,8 @@ def wrong_target(y: Tensor, classes: int, generator: Generator) -> Tensor:
 
 def _derivatives(net: Net, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(z, dz_t/dx, d sum_{j != t} z_j/dx), shaped (N, classes), (N, D) and (N, D): beta wants no other gradient."""
-    x = x.requires_grad_()
     with torch.enable_grad():
-        logits = net(x)
+        logits = net(x.requires_grad_())
         own = logits.gather(1, target[:, None]).sum()
         (toward,) = torch.autograd.grad(own, x, retain_graph=True)
         (away,) = torch.autograd.grad(logits.sum() - own, x)

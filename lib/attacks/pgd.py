@@ -24,8 +24,8 @@ Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 class PerImage:
     """value(x', *constants), the constants per image (N, ...), so that it can be evaluated on a part of the batch.
 
-    Where images finish at different times, pgd takes those that have finished out of the batch; a plain function
-    still gets the whole batch at every step. The network has to treat images one by one: eval mode.
+    pgd takes images that have finished out of the batch, so the network has to treat images one by one: eval mode. A
+    plain function still gets the whole batch at every step.
     """
 
     value: Callable[..., Tensor]
@@ -103,8 +103,7 @@ def _moving_images(
         if not len(index):
             break
         if isinstance(objective, PerImage):
-            part = objective if len(index) == len(x) else objective.take(index)
-            gradient = input_gradient(part, x_adv[index])
+            gradient = input_gradient(objective.take(index), x_adv[index])
         else:
             gradient = input_gradient(objective, x_adv)[index]
         if criterion is not None:

@@ -1,9 +1,4 @@
-"""Stopping criteria of an attack: which images go on, and what is recorded on the way.
-
-criterion = UntilWrong(x, y, epsilon)
-net = criterion.listen(net)
-x_adv = pgd(PerImage(lambda z, y: cross_entropy(net(z), y), (y,)), x, ..., criterion=criterion)
-"""
+"""Stopping criteria of an attack: which images go on, and what is recorded on the way."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -19,7 +14,7 @@ from lib.losses import margin
 class StoppingCriterion:
     """criterion(x_adv, gradient, index): which images go on (see pgd); all of them, which the subclasses change.
 
-    `listen` keeps the logits of the forward that the gradient is taken of, so that a criterion costs no forward.
+    It costs no forward: the attack's network is `listen(net)`, which keeps the logits that the gradient is taken of.
     """
 
     x: Tensor
@@ -81,15 +76,12 @@ class UntilGap(StoppingCriterion):
 
 @dataclass(eq=False)
 class UntilConverged(StoppingCriterion):
-    """An image moves while FOSC = epsilon ||g||_1 - <x' - x, g> > bound: DART's convergence (Wang et al. 2019).
-
-    The inner product is taken with the image at the ball's centre, where x' - x lies in the ball, so FOSC >= 0.
-    """
+    """An image moves while FOSC = epsilon ||g||_1 - <x' - x, g> > bound: DART's convergence (Wang et al. 2019)."""
 
     bound: float
 
     def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        moved = ((x_adv - self.x[index]) * gradient).flatten(1).sum(1)
+        moved = ((x_adv - self.x[index]) * gradient).flatten(1).sum(1)  # from the ball's centre: FOSC >= 0
         radius = self.epsilon[index] if isinstance(self.epsilon, Tensor) else self.epsilon
         return radius * gradient.abs().flatten(1).sum(1) - moved > self.bound
 
