@@ -221,11 +221,6 @@ def test_the_generator_alone_decides_the_wrong_target():
     assert not wrong_target(y, CLASSES, Generator().manual_seed(1)).equal(first)
 
 
-def test_one_class_has_no_wrong_target():
-    with pytest.raises(UserError, match="at least 2 classes"):
-        wrong_target(torch.zeros(3, dtype=torch.long), 1, Generator())
-
-
 @pytest.mark.parametrize("setting", [{"theta": 0.0}, {"theta": -0.1}, {"gamma": -0.1}, {"theta": float("nan")}])
 def test_settings_that_make_no_sense_are_refused(setting):
     with pytest.raises(UserError, match="JSMA wants"):

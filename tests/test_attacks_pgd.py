@@ -3,8 +3,7 @@ import torch
 import torchattacks
 from torch import Generator
 
-from lib import attacks
-from lib.attacks.pgd import PerImage, at_image, gaussian, gaussian_in_image, pgd, uniform, uniform_in_image
+from lib.attacks.pgd import PerImage, at_image, gaussian, gaussian_in_image, pgd, project, uniform, uniform_in_image
 from lib.errors import UserError
 from lib.losses import cross_entropy
 
@@ -172,7 +171,7 @@ def test_pgd_equals_torchattacks_from_the_same_start(make_net, batch):
     net, (x, y) = make_net().eval(), batch
 
     def their_start(x, epsilon, generator):
-        return (x + torch.empty_like(x).uniform_(-epsilon.item(), epsilon.item())).clamp(0, 1)
+        return (x + torch.empty_like(x).uniform_(-epsilon, epsilon)).clamp(0, 1)
 
     torch.manual_seed(1)
     theirs = torchattacks.PGD(net, eps=0.1, alpha=0.03, steps=7)(x, y)
@@ -191,7 +190,7 @@ def test_fgsm_equals_torchattacks(make_net, batch):
 
 def test_projection_is_the_nearest_point_of_the_ball_in_the_image_range():
     x, x_adv = torch.tensor([0.0, 0.5, 0.5, 0.5, 1.0]), torch.tensor([-0.3, 0.1, 0.55, 0.9, 0.95])
-    torch.testing.assert_close(attacks.project(x_adv, x, 0.1), torch.tensor([0.0, 0.4, 0.55, 0.6, 0.95]))
+    torch.testing.assert_close(project(x_adv, x, 0.1), torch.tensor([0.0, 0.4, 0.55, 0.6, 0.95]))
 
 
 # --- budgets per image, and images that finish ---------------------------------------------------------------------

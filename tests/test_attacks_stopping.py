@@ -183,9 +183,9 @@ def test_the_first_order_condition_is_never_negative_on_an_attacks_way(make_net,
     (x, y), net, values = batch, make_net().eval(), []
 
     class Spy(UntilConverged):
-        def goes_on(self, logits, x_adv, gradient, index):
+        def __call__(self, x_adv, gradient, index):
             values.extend(fosc(self.x[index], x_adv, gradient, self.epsilon))
-            return super().goes_on(logits, x_adv, gradient, index)
+            return super().__call__(x_adv, gradient, index)
 
     attacked(Spy(x, y, 0.1, bound=-1.0), x, y, net, epsilon=0.1, step_size=0.03, start=uniform)
     assert len(values) == 6 * STEPS

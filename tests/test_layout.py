@@ -75,7 +75,7 @@ def test_lib_is_thin():
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) in TORCH_ONLY], ids=lambda path: path.stem)
 def test_the_methods_own_code_needs_torch_and_nothing_else(path):
     allowed = {"lib", "torch", *sys.stdlib_module_names}
-    allowed |= {"safetensors"} if path.stem in ("checkpoints", "saved") else set()
+    allowed |= {"safetensors"} if path.stem in ("checkpoints", "autoattack") else set()
     allowed |= {"pyautoattack"} if path.stem == "autoattack" else set()
     assert not {name.split(".")[0] for name in imports(path)} - allowed
 

@@ -1,26 +1,30 @@
 """AutoAttack (Croce & Hein 2020) over a whole set: the authors' stages, as pyautoattack has them.
 
-Ours are: the images still right are packed into full batches before every stage, the flags after every stage, a folder
-that a killed run goes on from, and the share that is done.
+Ours are full batches of images still right, the flags after every stage, a folder to go on from, the share done.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lib.attacks.pgd import Net
-from lib.attacks.saved import Saved, digest
-from lib.errors import choose
+from lib.errors import UserError, choose
+from lib.files import disk_errors, write_atomically
 from lib.models.modes import frozen
 
-STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 PASSES = {"apgd-ce": 200, "apgd-t": 1800, "fab-t": 2700, "square": 5000}  # of a robust image, forwards and backwards
+STAGES = tuple(PASSES)
 STEPS, QUERIES, TARGETS = 100, 5000, 9
 VERSION = 2  # raised when the code changes what a saved batch holds
 LOGGER = logging.getLogger("auto-attack")  # the authors' own; silent unless a user gives it a handler
@@ -51,30 +55,24 @@ def standard(
 ) -> Result:
     """AutoAttack standard, L-inf: APGD-CE, APGD-T and FAB-T with 9 targets, Square with 5,000 queries, no restarts.
 
-    x (N, C, H, W) and `epsilon` in [0, 1], y (N,); `net`, in eval mode, treats images one by one. Where there are fewer
-    than 9 wrong classes, all are targets. Attacks are made on `net`, say a folded network, and `judge` (by default net)
-    decides what is right; `clean` (N,) bool are its answers on x, where they are known. The result is that of the
-    authors' `run_standard_evaluation` with the same seed. With a `folder` every finished batch is saved in it, and an
-    equal call goes on from there. `notify` is called with the finished share after every batch.
-
-    Raises:
-        UserError: an unknown stage; a folder that holds something else or cannot be written.
+    The result is that of the authors' `run_standard_evaluation` with the same seed. x (N, C, H, W) and `epsilon` in
+    [0, 1], y (N,). Attacks are made on `net`, say a folded network in eval mode, and `judge` (by default net) decides
+    what is right; `clean` (N,) bool are its answers on x, where they are known. With a `folder` every finished batch is
+    saved in it, and an equal call goes on from there. `notify` gets the finished share after every batch.
     """
     for stage in stages:
-        choose("AutoAttack stage", stage, dict.fromkeys(STAGES))
+        choose("AutoAttack stage", stage, PASSES)
     judge, done = judge or net, 0
-    settings = {"epsilon": epsilon, "seed": seed, "width": batch_size, "steps": STEPS, "queries": QUERIES}
-    saved = Saved(folder, {"version": VERSION, **_identity(judge, x, y), **settings} if folder else {})
+    if folder is not None:
+        _claim(folder, judge, x, y, epsilon=epsilon, seed=seed, width=batch_size)
     robust = right(judge, x, y, batch_size) if clean is None else clean.clone()
     x_adv, after = x.clone(), {"clean": robust.clone()}
     for n, stage in enumerate(stages):
         waiting, later = robust.nonzero().flatten(), sum(PASSES[name] for name in stages[n + 1 :])
         for number, index in enumerate(waiting.split(batch_size) if len(waiting) else ()):
-            answer = saved.read(stage, number, index)
-            if answer is None:
-                answer = broken(stage, net, judge, x[index], y[index], epsilon, seed)
-                saved.write(stage, number, index, answer)
-            wrong, images = answer
+            attack = partial(broken, stage, net, judge, x[index], y[index], epsilon, seed)
+            file = folder and folder / f"{stage}-{number:05}.safetensors"
+            wrong, images = attack() if file is None else _kept(file, index, attack)
             robust[index[wrong]], x_adv[index[wrong]] = False, images
             done += PASSES[stage] * len(index)
             notify(done / (done + PASSES[stage] * int((waiting > index[-1]).sum()) + later * int(robust.sum())))
@@ -85,8 +83,8 @@ def standard(
 def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> tuple[Tensor, Tensor]:
     """Which images of a batch a stage breaks, (n,) bool, and their x' (k, C, H, W); what counts is the judge's answer.
 
-    An x' that fools the folded network and not the network itself is a result of rounding; that is so rare that the
-    batch is simply attacked again, on the network itself.
+    An x' that fools the folded network and not the network itself is a result of rounding, and so rare that the batch
+    is simply attacked again, on the network itself.
     """
     x_adv = perturb(stage, net, x, y, epsilon, seed)
     moved = (x_adv != x).flatten(1).any(1)
@@ -99,21 +97,18 @@ def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: floa
 @torch.no_grad()
 def perturb(stage: str, net: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> Tensor:
     """x' (n, C, H, W) of one of the authors' stages on a batch, x itself where it found nothing."""
-    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-    from pyautoattack.fab_pt import FABAttack_PT
-    from pyautoattack.square import SquareAttack
+    from pyautoattack import autopgd_base, fab_pt, square
 
     shared = {"eps": epsilon, "seed": seed, "device": x.device}
     targets = {"n_target_classes": min(TARGETS, net(x[:1]).shape[1] - 1)}
     makers: dict[str, Callable[[], Any]] = {
-        "apgd-ce": lambda: APGDAttack(net, n_iter=STEPS, logger=LOGGER, **shared),
-        "apgd-t": lambda: APGDAttack_targeted(net, n_iter=STEPS, logger=LOGGER, **targets, **shared),
-        "fab-t": lambda: FABAttack_PT(net, n_iter=STEPS, targeted=True, **targets, **shared),
-        "square": lambda: SquareAttack(net, n_queries=QUERIES, resc_schedule=False, **shared),
+        "apgd-ce": lambda: autopgd_base.APGDAttack(net, n_iter=STEPS, logger=LOGGER, **shared),
+        "apgd-t": lambda: autopgd_base.APGDAttack_targeted(net, n_iter=STEPS, logger=LOGGER, **targets, **shared),
+        "fab-t": lambda: fab_pt.FABAttack_PT(net, n_iter=STEPS, targeted=True, **targets, **shared),
+        "square": lambda: square.SquareAttack(net, n_queries=QUERIES, resc_schedule=False, **shared),
     }
-    devices = [x.device] if x.device.type == "cuda" else []
     no_weights = frozen(net) if isinstance(net, nn.Module) else nullcontext()  # whose gradients FAB would compute
-    with torch.random.fork_rng(devices=devices), no_weights:  # the authors' code seeds the global generators
+    with no_weights, torch.random.fork_rng([x.device] if x.is_cuda else []):  # the authors seed the global generators
         return makers[stage]().perturb(x.clone(), y.clone()).detach()
 
 
@@ -123,10 +118,36 @@ def right(net: Net, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     return torch.cat([net(images).argmax(1) for images in x.split(batch_size)]) == y
 
 
-def _identity(judge: Net, x: Tensor, y: Tensor) -> dict[str, object]:
-    """The network and the images as plain values: a saved batch is theirs alone."""
-    weights = digest(*judge.state_dict().values()) if isinstance(judge, nn.Module) else ""
+def _claim(folder: Path, judge: Net, x: Tensor, y: Tensor, **settings: float) -> None:
+    """Note in the folder whose state it holds; raises UserError if it is another attack's, or cannot be written."""
+    weights = judge.state_dict() if isinstance(judge, nn.Module) else {}
     with torch.no_grad():
         size = float(judge(x[:8]).abs().mean())  # equal weights may belong to another forward
-    network = {"weights": weights, "network": repr(judge), "mean logit": f"{size:.2e}"}
-    return {"images": digest(x, y), "dtype": str(x.dtype), **network}
+    digest = hashlib.sha256(_bytes({"x": x, "y": y}) + _bytes(weights)).hexdigest()
+    network = {"images and weights": digest, "network": repr(judge), "mean logit": f"{size:.2e}"}
+    about = {"version": VERSION, "steps": STEPS, "queries": QUERIES, **settings, **network}
+    file, content = folder / "about.json", json.dumps(about, indent=1)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            write_atomically(file, content)
+    if file.read_text() != content:
+        raise UserError(f"{folder} holds the state of another AutoAttack: give this one a folder of its own")
+
+
+def _kept(file: Path, index: Tensor, attack: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """attack() on the images at `index` (n,), from its file where that is there and whole."""
+    try:
+        batch = load(file.read_bytes())
+    except (SafetensorError, OSError):
+        batch = {}
+    if not batch or not batch["index"].equal(index.cpu()):
+        wrong, x_adv = attack()
+        batch = {"index": index, "broken": wrong, "x_adv": x_adv}
+        with disk_errors(file.parent):
+            write_atomically(file, _bytes(batch))
+    return batch["broken"].to(index.device), batch["x_adv"].to(index.device)
+
+
+def _bytes(tensors: dict[str, Tensor]) -> bytes:
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})

@@ -4,6 +4,7 @@ Fast: networks in channels-last, batch-norm folded where an attack sees the netw
 the batch, and on CUDA an attack with equal steps for all images is recorded once as a CUDA graph and replayed.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,38 +12,35 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lib.attacks.folding import folded, free
-from lib.attacks.pgd import Net, Objective, PerImage, Start, ascend, per_image, project
-from lib.attacks.recorded import Captured, Recorder, on_cuda
+from lib.attacks.pgd import Net, Objective, PerImage, Start
 from lib.errors import choose
-
-Attack = partial[Tensor]  # pgd with epsilon, step_size and steps bound
 
 EXECUTIONS = ("fast", "plain")
 PRECISIONS = ("fp32", "bf16", "bf16_crafting")
 """Of a run: all of it in fp32, all of it under bf16 autocast, or x' made in bf16 and the training in fp32."""
 
+Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
+"""Records one call of its argument: (what repeats the call, the tensor that every repetition writes)."""
+
 
 def in_precision(net: Net, precision: str) -> Net:
     """`net` as a training at this precision runs it: under bf16 autocast or in fp32, with fp32 logits either way."""
-    if precision == "bf16":
+    if precision != "bf16":
+        return net
 
-        def forward(x: Tensor) -> Tensor:
-            # a forward uses each weight once, so autocast's cache of the casts would save nothing, and holds them all
-            with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-                return net(x).float()
+    def forward(x: Tensor) -> Tensor:
+        # a forward uses each weight once, so autocast's cache of the casts would save nothing, and holds them all
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            return net(x).float()
 
-        return forward
-    return net
+    return forward
 
 
 class Engine:
     """Runs attacks in one execution and precision; `reasons` holds what could not be had, and why.
 
     One engine serves one set of networks: recordings are kept by objective, shapes and settings alone. `record` is for
-    tests; without it attacks are recorded on CUDA.
-
-    Raises:
-        UserError: an unknown execution or precision.
+    tests; without it attacks are recorded on CUDA. An unknown execution or precision raises UserError.
     """
 
     def __init__(self, execution: str = "fast", precision: str = "fp32", record: Recorder | None = None) -> None:
@@ -72,7 +70,7 @@ class Engine:
 
     def attack(
         self,
-        attack: Attack,
+        attack: partial[Tensor],
         objective: Objective,
         x: Tensor,
         *,
@@ -82,49 +80,71 @@ class Engine:
     ) -> Tensor:
         """attack(objective, x, ...) -> x', recorded and replayed under `fast` on CUDA where all images step alike.
 
-        Afterwards the views of the networks are of no use any more: their folded weights are freed, unless recorded.
+        `attack` is pgd with epsilon, step_size and steps bound, for which `chosen` may have others. Afterwards the
+        views of the networks are of no use any more: their folded weights are freed, unless recorded.
         """
+        attack = partial(attack, **chosen)
+        record = self.record or (on_cuda if x.is_cuda else None)
+        varies = any(isinstance(setting, Tensor) or callable(setting) for setting in attack.keywords.values())
         try:
             if self.execution == "plain":
                 objective = partial(objective)  # no image can be taken out of the batch
-            elif isinstance(objective, PerImage) and (record := self.record or (on_cuda if x.is_cuda else None)):
-                settings = {**attack.keywords, **chosen}
-                if _static(settings):
-                    x_start = start(x, per_image(settings["epsilon"], x), generator)
-                    if replay := self._recording(record, objective, x, x_start, settings):
-                        return replay(x, x_start, *objective.constants)
-                    start = lambda *_: x_start  # noqa: E731
-            return attack(objective, x, start=start, generator=generator, **chosen)
+            elif record is not None and isinstance(objective, PerImage) and not varies:
+                x_start = start(x, attack.keywords["epsilon"], generator)
+                return self._recorded(record, attack, objective.value, (x, x_start, *objective.constants))
+            return attack(objective, x, start=start, generator=generator)
         finally:
             while self._viewed:
                 free(self._viewed.pop(), recorded=bool(self._captured))
 
-    def _recording(
-        self, record: Recorder, objective: PerImage, x: Tensor, x_start: Tensor, settings: dict[str, Any]
-    ) -> Captured | None:
-        """The recording that fits, made where there is none yet; None, with a reason, where that fails."""
-        inputs = (x, x_start, *objective.constants)
-        source = getattr(objective.value, "__code__", objective.value)
-        key = (source, *((tensor.shape[1:], tensor.dtype) for tensor in inputs), *map(str, settings.items()))
-        if key in self._captured and len(self._captured[key].buffers[0]) >= len(x):
-            return self._captured[key]
-        if "cuda_graph" in self.reasons:
-            return None
-        radius, size = per_image(settings["epsilon"], x), per_image(settings["step_size"], x)
+    def _recorded(
+        self, record: Recorder, attack: partial[Tensor], value: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+    ) -> Tensor:
+        """The attack on `inputs`, x, where it starts and the objective's constants, by a recording where that works."""
 
-        def whole(x: Tensor, x_adv: Tensor, *constants: Tensor) -> Tensor:
-            recorded = PerImage(objective.value, constants)
-            return project(ascend(recorded, x, x_adv, radius, size, int(settings["steps"])), x, radius)
+        def whole(x: Tensor, x_start: Tensor, *constants: Tensor) -> Tensor:
+            return attack(PerImage(value, constants), x, start=lambda *_: x_start)
 
-        try:
-            self._captured[key] = Captured(whole, inputs, record)
-        except (RuntimeError, AssertionError) as error:
-            self.reasons["cuda_graph"] = str(error).partition("\n")[0]
-            return None
-        return self._captured[key]
+        shapes = ((tensor.shape[1:], tensor.dtype) for tensor in inputs)
+        key = (getattr(value, "__code__", value), *shapes, *map(str, attack.keywords.items()))
+        fits = key in self._captured and len(self._captured[key].buffers[0]) >= len(inputs[0])
+        if not fits and "cuda_graph" not in self.reasons:
+            try:
+                self._captured[key], fits = Captured(whole, inputs, record), True
+            except (RuntimeError, AssertionError) as error:
+                self.reasons["cuda_graph"] = str(error).partition("\n")[0]
+        return self._captured[key](*inputs) if fits else whole(*inputs)
 
 
-def _static(settings: dict[str, Any]) -> bool:
-    """The same work for every image and batch: radius, step size and steps are numbers, and there is no criterion."""
-    per_image = any(isinstance(settings[name], Tensor) for name in ("epsilon", "step_size", "steps"))
-    return not per_image and settings.get("criterion") is None
+class Captured:
+    """function(*tensors) -> (N, ...), image by image, as a recording for one batch size; a smaller batch is padded.
+
+    `function` may neither read a value on the host nor draw random numbers.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], record: Recorder) -> None:
+        self.function = function  # keeps alive what the recording reads by address
+        self.buffers = tuple(tensor.clone() for tensor in inputs)
+        with torch.cuda.device_of(self.buffers[0]):  # streams and graphs are made on the current device
+            self.replay, self.result = record(lambda: function(*self.buffers))
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        count = len(inputs[0])
+        for buffer, tensor in zip(self.buffers, inputs, strict=True):
+            buffer[:count].copy_(tensor)
+            buffer[count:] = tensor[-1:]
+        self.replay()
+        return self.result[:count].clone()
+
+
+def on_cuda(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """The recorder of CUDA graphs; raises RuntimeError where the work does something that a graph cannot hold."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # twice before the recording, for libraries to choose their kernels
+        work(), work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work()
+    return graph.replay, result

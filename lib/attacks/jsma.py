@@ -9,27 +9,15 @@ from lib.errors import UserError
 PAIRS = 2**22  # of pixels that are scored at once: 16 MiB for each of a few float32 tensors
 
 
-def jsma(
-    net: Net,
-    x: Tensor,
-    target: Tensor,
-    *,
-    theta: float = 0.1,
-    gamma: float = 0.05,
-) -> Tensor:
+def jsma(net: Net, x: Tensor, target: Tensor, *, theta: float = 0.1, gamma: float = 0.05) -> Tensor:
     """x'_p, x'_q <- min(x' + theta, 1) for (p, q) = argmax -alpha beta over the pairs with alpha > 0 and beta < 0.
 
     alpha_pq = sum_{i in {p, q}} dz_t/dx_i and beta_pq = sum_{i in {p, q}} sum_{j != t} dz_j/dx_i, z the logits (not the
     softmax), t the target. A pixel is one value of one channel, raised once at most: it leaves the search. An image
-    stops where argmax z = t, where no pair is left, or after int(gamma C H W / 2) pairs. Only the sum over the other
-    classes enters beta, so two gradients per pair do, whatever the number of classes.
-    Shapes: x (N, C, H, W) in [0, 1], target (N,); theta in the unit of x, gamma a share of the C H W pixel values;
-    returns x' in [0, 1], detached. No parameter's `.grad` is touched. Networks' modes are the caller's. Source:
-    Papernot et al. 2016, Algorithms 1 and 3, with the settings and the search domain of DGAD's evaluation library
-    (advertorch; a pixel already at 1 is searched there too, and stays as it is when chosen).
-
-    Raises:
-        UserError: theta is not positive, or gamma is negative.
+    stops where argmax z = t, where no pair is left, or after int(gamma C H W / 2) pairs.
+    Shapes: x (N, C, H, W) in [0, 1], target (N,); returns x' in [0, 1], detached. Source: Papernot et al. 2016,
+    Algorithms 1 and 3, with the settings and the search domain of DGAD's evaluation library (advertorch; a pixel
+    already at 1 is searched there too, and stays as it is when chosen).
     """
     if not (theta > 0 and gamma >= 0):
         raise UserError(f"JSMA wants theta > 0 and gamma >= 0, got {theta}, {gamma}")
@@ -52,31 +40,21 @@ def jsma(
 def published_target(y: Tensor) -> Tensor:
     """The true label, t = y, as DGAD's evaluation passes it: the numbers of its Table 7 come from no attack.
 
-    Images that the network classifies correctly have reached this target and stay as they are, bit for bit; the others
-    are pushed towards the right class. On the network itself accuracy can only rise, and all JSMA entries of DGAD's
-    Table 7 lie above the clean accuracy. Shapes: y (N,); returns (N,).
+    Images that the network has right stay as they are, bit for bit; others are pushed towards the right class. On the
+    network itself accuracy can only rise, and all JSMA entries of DGAD's Table 7 lie above the clean accuracy.
     """
     return y
 
 
 def wrong_target(y: Tensor, classes: int, generator: Generator) -> Tensor:
-    """A wrong class, t ~ U({0, ..., classes - 1} without y), drawn anew for every image: JSMA as an attack.
-
-    Shapes: y (N,); returns (N,). The generator is on y's device.
-
-    Raises:
-        UserError: there is no wrong class.
-    """
-    if classes < 2:
-        raise UserError(f"a wrong target wants at least 2 classes, got {classes}")
+    """A wrong class, t ~ U({0, ..., classes - 1} without y), drawn anew for every image (N,): JSMA as an attack."""
     return (y + torch.randint(1, classes, y.shape, generator=generator, device=y.device)) % classes
 
 
 def _derivatives(net: Net, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(z, dz_t/dx, d sum_{j != t} z_j/dx), shaped (N, classes), (N, D) and (N, D); by two backward passes."""
-    x = x.requires_grad_()
+    """(z, dz_t/dx, d sum_{j != t} z_j/dx), shaped (N, classes), (N, D) and (N, D): beta wants no other gradient."""
     with torch.enable_grad():
-        logits = net(x)
+        logits = net(x.requires_grad_())
         own = logits.gather(1, target[:, None]).sum()
         (toward,) = torch.autograd.grad(own, x, retain_graph=True)
         (away,) = torch.autograd.grad(logits.sum() - own, x)
@@ -84,20 +62,14 @@ def _derivatives(net: Net, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _best_pair(a: Tensor, b: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
-    """argmax (a_p + a_q)(b_p + b_q) over p != q of the domain with both sums positive, and whether there is one.
-
-    All pairs are scored, PAIRS at a time over the batch. Shapes: a, b, domain (N, D); returns (N, 2) and (N,), the pair
-    being meaningless where there is none.
-    """
+    """argmax (a_p + a_q)(b_p + b_q) over p != q of the domain (N, D) with both sums positive; (N, 2), (N,) found."""
     a, b = (values.masked_fill(~domain, float("-inf")) for values in (a, b))
-    pixels, rows = a.shape[1], max(PAIRS // a.numel(), 1)
-    best, where = torch.full_like(a[:, 0], float("-inf")), torch.zeros_like(domain[:, 0], dtype=torch.long)
-    for start in range(0, pixels, rows):
-        alpha = a[:, start : start + rows, None] + a[:, None]
-        minus_beta = b[:, start : start + rows, None] + b[:, None]
+    rows, parts = max(PAIRS // a.numel(), 1), []
+    for start in range(0, a.shape[1], rows):
+        alpha, minus_beta = (values[:, start : start + rows, None] + values[:, None] for values in (a, b))
         score = (alpha * minus_beta).masked_fill_((alpha <= 0) | (minus_beta <= 0), float("-inf"))
         score.diagonal(start, 1, 2).fill_(float("-inf"))  # a pixel with itself
-        value, place = score.flatten(1).max(1)
-        where = torch.where(value > best, place + start * pixels, where)
-        best = torch.maximum(value, best)
-    return torch.stack([where // pixels, where % pixels], 1), best > float("-inf")
+        parts.append(score.max(2))
+    best, partner = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
+    score, first = best.max(1, keepdim=True)
+    return torch.cat([first, partner.gather(1, first)], 1), score.squeeze(1) > float("-inf")

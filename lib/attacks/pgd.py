@@ -15,7 +15,7 @@ from lib.errors import UserError
 
 Net = Callable[[Tensor], Tensor]  # x (N, C, H, W) -> logits (N, K)
 Objective = Callable[[Tensor], Tensor]  # x' (N, C, H, W) -> (N,), to be maximised
-Start = Callable[[Tensor, Tensor, Generator | None], Tensor]  # (x, epsilon, generator) -> x'
+Start = Callable[[Tensor, float | Tensor, Generator | None], Tensor]  # (x, epsilon, generator) -> x'
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_adv (n, C, H, W), the gradient there, index (n,)) -> (n,) bool: which images go on; False is for good."""
 
@@ -24,8 +24,8 @@ Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 class PerImage:
     """value(x', *constants), the constants per image (N, ...), so that it can be evaluated on a part of the batch.
 
-    Where images finish at different times, pgd takes those that have finished out of the batch; a plain function
-    still gets the whole batch at every step. The network has to treat images one by one: eval mode.
+    pgd takes images that have finished out of the batch, so the network has to treat images one by one: eval mode. A
+    plain function still gets the whole batch at every step.
     """
 
     value: Callable[..., Tensor]
@@ -39,19 +39,19 @@ class PerImage:
         return replace(self, constants=tuple(constant[index] for constant in self.constants))
 
 
-def at_image(x: Tensor, epsilon: Tensor, generator: Generator | None = None) -> Tensor:
+def at_image(x: Tensor, epsilon: float | Tensor, generator: Generator | None = None) -> Tensor:
     """x itself."""
     return x
 
 
-def uniform(x: Tensor, epsilon: Tensor, generator: Generator | None = None) -> Tensor:
+def uniform(x: Tensor, epsilon: float | Tensor, generator: Generator | None = None) -> Tensor:
     """x + u with u ~ U(-epsilon, epsilon) per pixel; may leave [0, 1] until the first projection."""
-    return x + epsilon * (2 * _like(torch.rand, x, generator) - 1)
+    return x + epsilon * (2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1)
 
 
-def gaussian(x: Tensor, epsilon: Tensor, generator: Generator | None = None) -> Tensor:
+def gaussian(x: Tensor, epsilon: float | Tensor, generator: Generator | None = None) -> Tensor:
     """x + 0.001 n with n ~ N(0, 1) per pixel (TRADES); may leave [0, 1] until the first projection."""
-    return x + 0.001 * _like(torch.randn, x, generator)
+    return x + 0.001 * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
 def clipped(start: Start) -> Start:
@@ -80,59 +80,37 @@ def pgd(
     Shapes: x (N, C, H, W) in [0, 1]; epsilon, step_size and steps are numbers or per-image tensors (N,).
     An image stops after its own number of steps, or for good where the `criterion` is False (see `PerImage`).
     Only the gradient of the input is taken: no parameter's `.grad` is touched. Networks' modes are the caller's.
-
-    Raises:
-        UserError: a radius, step size or number of steps is negative.
     """
-    radius, size, count = (per_image(value, x) for value in (epsilon, step_size, steps))
-    if min(radius.min(), size.min(), count.min()) < 0:
+    if any((value.min() if isinstance(value, Tensor) else value) < 0 for value in (epsilon, step_size, steps)):
         raise UserError(f"an attack's radius, step size and steps must be >= 0, got {epsilon}, {step_size}, {steps}")
+    radius, size = (_per_image(v, x) if isinstance(v, Tensor) else v for v in (epsilon, step_size))
     x_adv = start(x, radius, generator)
-    if criterion is None and count.numel() == 1:
-        return project(ascend(objective, x, x_adv, radius, size, int(count)), x, radius)
-    return _pgd_while(objective, x, x_adv, radius, size, count, criterion)
-
-
-def ascend(objective: Objective, x: Tensor, x_adv: Tensor, radius: Tensor, size: Tensor, steps: int) -> Tensor:
-    """`steps` signed steps of the whole batch from x_adv, without a synchronisation with the device.
-
-    Shapes: x and x_adv (N, C, H, W); radius and size broadcast against them.
-    """
-    for _ in range(steps):
+    if criterion is not None or isinstance(steps, Tensor):
+        return project(_moving_images(objective, x, x_adv, (radius, size, steps), criterion), x, radius)
+    for _ in range(int(steps)):  # without a synchronisation with the device
         x_adv = project(x_adv + size * input_gradient(objective, x_adv).sign(), x, radius)
-    return x_adv
-
-
-def _pgd_while(
-    objective: Objective,
-    x: Tensor,
-    x_adv: Tensor,
-    radius: Tensor,
-    size: Tensor,
-    count: Tensor,
-    criterion: Criterion | None,
-) -> Tensor:
-    """PGD on the images that still move; the others wait outside of the batch, or inside if the objective wants all."""
-    radius, size, count = (value.expand(len(x), *value.shape[1:]) for value in (radius, size, count))
-    index = torch.arange(len(x), device=x.device)
-    for t in range(int(count.max())):
-        index = index[count[index].flatten() > t]
-        if not len(index):
-            break
-        gradient = _gradient_at(objective, x_adv, index)
-        if criterion is not None:
-            going = criterion(x_adv[index], gradient, index)
-            index, gradient = index[going], gradient[going]
-        x_adv = x_adv.index_copy(
-            0, index, project(x_adv[index] + size[index] * gradient.sign(), x[index], radius[index])
-        )
     return project(x_adv, x, radius)
 
 
-def _gradient_at(objective: Objective, x_adv: Tensor, index: Tensor) -> Tensor:
-    if isinstance(objective, PerImage):
-        return input_gradient(objective if len(index) == len(x_adv) else objective.take(index), x_adv[index])
-    return input_gradient(objective, x_adv)[index]
+def _moving_images(
+    objective: Objective, x: Tensor, x_adv: Tensor, settings: tuple[float | Tensor, ...], criterion: Criterion | None
+) -> Tensor:
+    """PGD on the images that still move; the others wait outside of the batch, or inside if the objective wants all."""
+    radius, size, steps = (_per_image(value, x) for value in settings)
+    x_adv, index = x_adv.clone(), torch.arange(len(x), device=x.device)
+    for t in range(int(steps.max())):
+        index = index[steps[index].flatten() > t]
+        if not len(index):
+            break
+        if isinstance(objective, PerImage):
+            gradient = input_gradient(objective.take(index), x_adv[index])
+        else:
+            gradient = input_gradient(objective, x_adv)[index]
+        if criterion is not None:
+            going = criterion(x_adv[index], gradient, index)
+            index, gradient = index[going], gradient[going]
+        x_adv[index] = project(x_adv[index] + size[index] * gradient.sign(), x[index], radius[index])
+    return x_adv
 
 
 def input_gradient(objective: Objective, x: Tensor) -> Tensor:
@@ -147,10 +125,7 @@ def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
     return torch.minimum(torch.maximum(x_adv, x - epsilon), x + epsilon).clamp(0, 1).detach()
 
 
-def _like(draw: Callable[..., Tensor], x: Tensor, generator: Generator | None) -> Tensor:
-    return draw(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-
-
-def per_image(value: float | Tensor, x: Tensor) -> Tensor:
-    """A number or one per image (N,) as a tensor that broadcasts against x (N, C, H, W)."""
-    return torch.as_tensor(value, device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+def _per_image(value: float | Tensor, x: Tensor) -> Tensor:
+    """A number or one per image (N,) as a tensor (N, 1, 1, 1) of x's type."""
+    ones = [1] * (x.dim() - 1)
+    return torch.as_tensor(value, device=x.device, dtype=x.dtype).reshape(-1, *ones).expand(len(x), *ones)

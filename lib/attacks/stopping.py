@@ -1,27 +1,26 @@
-"""Stopping criteria of an attack: which images go on, and what is recorded on the way.
+"""Stopping criteria of an attack: which images go on, and what is recorded on the way."""
 
-criterion = UntilWrong(x, y, epsilon)
-net = criterion.listen(net)
-x_adv = pgd(PerImage(lambda z, y: cross_entropy(net(z), y), (y,)), x, ..., criterion=criterion)
-"""
-
-from collections.abc import Iterable
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lib.attacks.pgd import Net
+from lib.losses import margin
 
 
+@dataclass(eq=False)
 class StoppingCriterion:
-    """Lets every image go on; the subclasses stop some of them.
+    """criterion(x_adv, gradient, index): which images go on (see pgd); all of them, which the subclasses change.
 
-    `listen` keeps the logits of the forward that the gradient is taken of, so that a criterion costs no forward.
+    It costs no forward: the attack's network is `listen(net)`, which keeps the logits that the gradient is taken of.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
-        self.x, self.y, self.epsilon = x, y, epsilon
-        self.logits = torch.empty(0)
+    x: Tensor
+    y: Tensor
+    epsilon: float | Tensor
+    logits: Tensor = field(init=False)
 
     def listen(self, net: Net) -> Net:
         """`net`, whose last logits are kept."""
@@ -33,13 +32,15 @@ class StoppingCriterion:
 
         return forward
 
-    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """(n,) bool: which of the images at `index` (n,) go on from x_adv along `gradient` (n, C, H, W)."""
-        logits = self.logits if len(self.logits) == len(index) else self.logits[index]
-        return self.goes_on(logits, x_adv, gradient, index)
+    def logits_at(self, index: Tensor) -> Tensor:
+        """The logits (n, C) of the images at `index` (n,), whether the others have left the batch or not."""
+        return self.logits if len(self.logits) == len(index) else self.logits[index]
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """The decision, with the logits (n, C) at x_adv."""
+    def right_at(self, index: Tensor) -> Tensor:
+        """(n,) bool: which of them are classified as y."""
+        return self.logits_at(index).argmax(1) == self.y[index]
+
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         return torch.ones_like(index, dtype=torch.bool)
 
     def observed(self) -> dict[str, Tensor]:
@@ -47,97 +48,74 @@ class StoppingCriterion:
         return {}
 
 
+@dataclass(eq=False)
 class UntilWrong(StoppingCriterion):
-    """An image stops `patience` steps after it is first misclassified: FAT's tau, and evaluation's frozen images (0).
+    """An image stops `patience` steps after it is first misclassified: FAT's tau (Zhang et al. 2020)."""
 
-    Source: Zhang et al. 2020.
-    """
+    patience: float = 0
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, patience: float = 0) -> None:
-        super().__init__(x, y, epsilon)
-        self.left = torch.full_like(y, int(patience))
+    def __post_init__(self) -> None:
+        self.left = torch.full_like(self.y, int(self.patience))
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """Right, or wrong with patience left, which this uses up."""
-        wrong = logits.argmax(1) != self.y[index]
-        going = ~wrong | (self.left[index] > 0)
-        self.left[index] -= wrong.long()
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        right = self.right_at(index)
+        going = right | (self.left[index] > 0)
+        self.left[index] -= (~right).long()
         return going
 
 
+@dataclass(eq=False)
 class UntilGap(StoppingCriterion):
     """An image moves while max_{j != y} p_j - p_y <= gap: SAT's curriculum (Sitawarin et al. 2020)."""
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, gap: float) -> None:
-        super().__init__(x, y, epsilon)
-        self.gap = gap
+    gap: float
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """The probability gap is not yet above `gap`."""
-        p, own = logits.softmax(1), self.y[index][:, None]
-        others = p.scatter(1, own, float("-inf")).amax(1)
-        return others - p.gather(1, own).squeeze(1) <= self.gap
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        return margin(self.logits_at(index).softmax(1), self.y[index]) <= self.gap
 
 
+@dataclass(eq=False)
 class UntilConverged(StoppingCriterion):
-    """An image moves while FOSC = epsilon ||g||_1 - <x' - x, g> > bound: DART's convergence (Wang et al. 2019).
+    """An image moves while FOSC = epsilon ||g||_1 - <x' - x, g> > bound: DART's convergence (Wang et al. 2019)."""
 
-    The inner product is taken with the image at the ball's centre, where x' - x lies in the ball, so FOSC >= 0.
-    """
+    bound: float
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, bound: float) -> None:
-        super().__init__(x, y, epsilon)
-        self.bound = bound
-
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """The first-order stationary condition is still above the bound."""
-        moved = ((x_adv - self.x[index]) * gradient).flatten(1).sum(1)
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        moved = ((x_adv - self.x[index]) * gradient).flatten(1).sum(1)  # from the ball's centre: FOSC >= 0
         radius = self.epsilon[index] if isinstance(self.epsilon, Tensor) else self.epsilon
         return radius * gradient.abs().flatten(1).sum(1) - moved > self.bound
 
 
-class CountRight(StoppingCriterion):
-    """kappa: at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
-
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
-        super().__init__(x, y, epsilon)
-        self.kappa = torch.zeros_like(y)
-
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """All go on; those that are right are counted."""
-        self.kappa[index] += (logits.argmax(1) == self.y[index]).long()
-        return super().goes_on(logits, x_adv, gradient, index)
-
-    def observed(self) -> dict[str, Tensor]:
-        """kappa (N,), whole numbers from 0 to the attack's steps."""
-        return {"kappa": self.kappa}
-
-
+@dataclass(eq=False)
 class Trajectory(StoppingCriterion):
     """Records one PGD on its way: `right[t]` (N,), which images are right at iterate t, and the iterates at `at`.
 
-    The attack with n steps is a prefix of any longer one, so one run gives x' for every n in `at`. With `freeze` an
-    image stays where it is first misclassified, and counts as wrong from there on. The network has to treat images one
-    by one.
+    The attack with n steps is a prefix of any longer one, so one run gives x' for every n in `at`, if images do not
+    depend on one another. With `freeze` an image stays where it is first misclassified, and is wrong from there on.
     """
 
-    def __init__(
-        self, x: Tensor, y: Tensor, epsilon: float | Tensor, *, at: Iterable[int] = (), freeze: bool = False
-    ) -> None:
-        super().__init__(x, y, epsilon)
-        self.at, self.freeze = frozenset(at), freeze
-        self.right: list[Tensor] = []
-        self._now, self._kept = x.clone(), dict[int, Tensor]()
+    at: Collection[int] = ()
+    freeze: bool = False
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """All go on, or with `freeze` those that are right."""
-        right = logits.argmax(1) == self.y[index]
+    def __post_init__(self) -> None:
+        self.right: list[Tensor] = []
+        self._now, self._kept = self.x.clone(), dict[int, Tensor]()
+
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        right = self.right_at(index)
         self._now[index] = x_adv
         if len(self.right) in self.at:
             self._kept[len(self.right)] = self._now.clone()
         self.right.append(torch.zeros_like(self.y, dtype=torch.bool).index_copy(0, index, right))
-        return right if self.freeze else super().goes_on(logits, x_adv, gradient, index)
+        return right if self.freeze else torch.ones_like(right)
 
     def iterates(self, x_adv: Tensor) -> dict[int, Tensor]:
         """{n: x' (N, C, H, W) after n steps} for n in `at`, where x_adv is what the attack returned."""
-        return {n: self._kept.get(n, x_adv) for n in sorted(self.at)}
+        return {n: self._kept.get(n, x_adv) for n in self.at}
+
+
+class CountRight(Trajectory):
+    """kappa (N,): at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
+
+    def observed(self) -> dict[str, Tensor]:
+        return {"kappa": sum(self.right, torch.zeros_like(self.y))}
