@@ -9,10 +9,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lib import attacks
+from lib.attacks.pgd import Net
 from lib.attacks.stopping import StoppingCriterion
 from lib.errors import UserError
 
-Net = Callable[[Tensor], Tensor]
 Terms = dict[str, Tensor]
 
 
