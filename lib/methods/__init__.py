@@ -28,9 +28,5 @@ for _module in iter_modules(__path__):
 
 
 def method_of(name: str) -> Method:
-    """The method called `name`.
-
-    Raises:
-        UserError: there is none; the sentence lists them all.
-    """
+    """The method called `name`; raises a UserError that lists them all if there is none."""
     return choose("method", name, METHODS)

@@ -5,14 +5,13 @@ FAT, SAT and DART are PGD-AT's loss under a criterion that stops the attack, so 
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lib import attacks
 from lib.attacks.pgd import Objective, PerImage
 from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
 from lib.losses import boosted_cross_entropy, cross_entropy, kl, kl_floored, smoothed_cross_entropy
-from lib.methods.core import Method, Nets, Piecewise, Ramp, Terms, Weight
+from lib.methods.core import Method, Nets, Piecewise, Ramp, Terms, Weight, constant
 
 
 def ce_label(nets: Nets, x: Tensor, y: Tensor) -> Objective:
@@ -22,9 +21,7 @@ def ce_label(nets: Nets, x: Tensor, y: Tensor) -> Objective:
 
 def kl_clean(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(S(x) || S(x')), S(x) computed once: TRADES."""
-    with torch.no_grad():
-        clean = nets.student(x)
-    return PerImage(lambda x_adv, clean: kl(clean, nets.student(x_adv)), (clean,))
+    return PerImage(lambda x_adv, clean: kl(clean, nets.student(x_adv)), (constant(nets.student, x),))
 
 
 def natural(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
@@ -39,9 +36,7 @@ def pgd_at(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
 
 def pgd_at_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
     """CE(S(x'), y), then a forward of x that has no loss: it pulls the batch-norm statistics to the clean images."""
-    student_adv = nets.student(x_adv)
-    with torch.no_grad():
-        nets.student(x)
+    student_adv, _ = nets.student(x_adv), constant(nets.student, x)
     return {"adv": cross_entropy(student_adv, y)}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lib import attacks
@@ -59,9 +60,10 @@ class NominalBatch:
 Weight = float | Piecewise | Ramp | NominalBatch
 
 
-def counts(weight: float | Tensor) -> bool:
-    """Whether a term's forward needs a gradient: its weight, or any image's, may be other than 0."""
-    return isinstance(weight, Tensor) or weight != 0
+def constant(net: Net, x: Tensor, unless: float | Tensor = 0.0) -> Tensor:
+    """net(x) without a gradient, unless a term of this weight needs one; batch-norm statistics move all the same."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and (isinstance(unless, Tensor) or unless != 0)):
+        return net(x)
 
 
 def weight_at(weight: Weight, progress: float, batch_size: int) -> float:
@@ -109,8 +111,8 @@ class Method:
     @property
     def code(self) -> str:
         """Twelve hexadecimal digits of the source of objective, loss, label and criterion, not of what they call."""
-        parts = (getattr(part, "func", part) for part in (self.objective, self.loss, self.attack_label, self.criterion))
-        return hashlib.sha256("".join(map(_source, filter(None, parts))).encode()).hexdigest()[:12]
+        parts = filter(None, (self.objective, self.loss, self.attack_label, self.criterion))
+        return hashlib.sha256("".join(map(_source, parts)).encode()).hexdigest()[:12]
 
     @property
     def all_weights(self) -> dict[str, Weight]:
@@ -118,8 +120,15 @@ class Method:
         return {**self.weights, **self.criterion_weights}
 
 
+def _source(part: Any) -> str:
+    try:
+        return inspect.getsource(getattr(part, "func", part))
+    except (OSError, TypeError):  # typed into a console, say
+        return repr(part)
+
+
 class Recorder:
-    """A network that keeps the logits it returned, detached, and the images they belong to."""
+    """A network that keeps the images it was given and the logits it returned, detached."""
 
     def __init__(self, net: Net) -> None:
         self.net, self.outputs = net, list[tuple[Tensor, Tensor]]()
@@ -132,10 +141,3 @@ class Recorder:
     def output_of(self, x: Tensor) -> Tensor:
         """The logits (N, C) of the first forward of this very tensor."""
         return next(logits for images, logits in self.outputs if images is x)
-
-
-def _source(part: Any) -> str:
-    try:
-        return inspect.getsource(part)
-    except (OSError, TypeError):  # typed into a console, say
-        return repr(part)

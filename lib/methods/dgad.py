@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lib.losses import kl, mix_labels, smooth_labels, softmax_distance, softmax_mse, swap_labels
-from lib.methods.core import Method, Nets, NominalBatch, Terms, Weight
+from lib.methods.core import Method, Nets, NominalBatch, Terms, Weight, constant
 from lib.methods.distillation import kl_teacher_student
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # (teacher's logits (N, C), y (N,)) -> the logits (N, C) to learn from
@@ -35,8 +34,7 @@ def dgad_parts(
 
     `st` and `at` are what is done to the teacher's answers: `swap_labels` is DGAD's ELS, the ablation has other rules.
     """
-    with torch.no_grad():
-        teacher, teacher_adv = nets.teacher(x), nets.teacher(x_adv)
+    teacher, teacher_adv = constant(nets.teacher, x), constant(nets.teacher, x_adv)
     student, student_adv = nets.student(x), nets.student(x_adv)
     wrong = teacher.argmax(1) != y
     return kl(st(teacher, y), student), kl(at(teacher_adv, y), student_adv), consistency(student, student_adv), wrong

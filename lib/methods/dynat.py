@@ -5,13 +5,12 @@ DYNAT-AWP and DYNAT-Inner-AWP are these with a `trade_off` and a weight perturba
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lib import attacks
 from lib.losses import cross_entropy, kl, logit_mse, smoothed_cross_entropy
 from lib.methods.at import ce_label, kl_clean
-from lib.methods.core import Method, Nets, Piecewise, Terms, Weight, counts
+from lib.methods.core import Method, Nets, Piecewise, Terms, Weight, constant
 from lib.methods.reweighting import MAIL_AT, CountIterates, gair, mail
 
 
@@ -21,9 +20,7 @@ def lbgat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) 
     The square is of logits, and nothing is detached: the guide is pulled to the student too. x is forwarded by the
     student also where lambda is 0, which moves its batch-norm statistics as in the authors' code.
     """
-    student_adv = nets.student(x_adv)
-    with torch.set_grad_enabled(counts(trade_off)):
-        student = nets.student(x)
+    student_adv, student = nets.student(x_adv), constant(nets.student, x, unless=trade_off)
     guide = nets.guide(x)
     return {
         "guide": cross_entropy(guide, y),
@@ -37,18 +34,13 @@ def lbgat_frozen(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
 
     x is forwarded by the student as in LBGAT, for batch-norm only.
     """
-    with torch.no_grad():
-        teacher = nets.teacher(x)
-    student_adv = nets.student(x_adv)
-    with torch.no_grad():
-        nets.student(x)
+    teacher, student_adv, _ = constant(nets.teacher, x), nets.student(x_adv), constant(nets.student, x)
     return {"mse": logit_mse(student_adv, teacher)}
 
 
 def guides_answer(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
     """l = argmax G(x): the dynamic label (N,) (DYNAT eq. 7)."""
-    with torch.no_grad():
-        return nets.guide(x).argmax(1)
+    return constant(nets.guide, x).argmax(1)
 
 
 def dynat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, target_weight: float, trade_off: float) -> Terms:
@@ -57,9 +49,7 @@ def dynat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, target_weight: flo
     beta is `target_weight`, alpha `trade_off`. No gradient crosses between the networks: the label is an argmax. x is
     forwarded by the student also where alpha is 0, which moves its batch-norm statistics as in the authors' code.
     """
-    student_adv = nets.student(x_adv)
-    with torch.set_grad_enabled(counts(trade_off)):
-        student = nets.student(x)
+    student_adv, student = nets.student(x_adv), constant(nets.student, x, unless=trade_off)
     guide = nets.guide(x)
     return {
         "guide": cross_entropy(guide, y),
@@ -73,14 +63,9 @@ def dynat_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, true_shar
 
     Our reading of "label smoothing" in DYNAT's hybrid with GAIRAT, whose code is not public; x as in `dynat`.
     """
-    student_adv = nets.student(x_adv)
-    with torch.no_grad():
-        nets.student(x)
-    guide = nets.guide(x)
-    return {
-        "guide": cross_entropy(guide, y),
-        "adv": smoothed_cross_entropy(student_adv, guide.argmax(1), true_share),
-    }
+    student_adv, _, guide = nets.student(x_adv), constant(nets.student, x), nets.guide(x)
+    adv = smoothed_cross_entropy(student_adv, guide.argmax(1), true_share)
+    return {"guide": cross_entropy(guide, y), "adv": adv}
 
 
 _beside = partial(Method, trains_guide=True)

@@ -30,10 +30,8 @@ class StrategySpec:
     """A strategy as a value. `options` are what it picks from: radii and step sizes in [0, 1], whole steps, weights.
 
     `every` is k, the number of the target's steps per step of the strategy. `adv` and `clean` are the coefficients of
-    L2 and L3 in the reward; 0 leaves a loss out. `model` is the strategy network. 4 and 4.0 are the same strategy.
-
-    Raises:
-        UserError: an option set is empty or names a value twice, or a number is out of range.
+    L2 and L3 in the reward; 0 leaves a loss out. `model` is the strategy network. 4 and 4.0 are the same strategy. An
+    option set that is empty or names a value twice, or a number out of range, raises a UserError.
     """
 
     kind: str
@@ -150,8 +148,8 @@ class Strategy:
 
     def state_dict(self) -> dict[str, Any]:
         """The attributes of `state`, networks and optimisers as their own state."""
-        values = {name: getattr(self, name) for name in self.state}
-        return {name: v.state_dict() if hasattr(v, "state_dict") else v for name, v in values.items()}
+        values = ((name, getattr(self, name)) for name in self.state)
+        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
@@ -164,11 +162,7 @@ class Strategy:
 
 
 def draw(logits: list[Tensor], generator: Generator) -> list[Tensor]:
-    """One index (N,) per head and image from the categorical of its logits (N, options).
-
-    Raises:
-        UserError: a logit is not finite.
-    """
+    """One index (N,) per head, from the categorical of its logits (N, options); UserError if one is not finite."""
     if not all(bool(torch.isfinite(head).all()) for head in logits):
         raise UserError("the strategy network diverged: its logits are not finite; a smaller lr or clip may help")
     return [torch.multinomial(head.softmax(1), 1, generator=generator).squeeze(1) for head in logits]
