@@ -1,7 +1,4 @@
-"""Adversarial training without a teacher: PGD-AT, TRADES, smoothed labels, MART, and attacks that stop image by image.
-
-FAT, SAT and DART are PGD-AT's loss under a criterion that stops the attack, so they need no loss here.
-"""
+"""Adversarial training without a teacher: PGD-AT, TRADES, MART, and FAT, SAT and DART: PGD-AT whose attack may stop."""
 
 from functools import partial
 
@@ -64,10 +61,7 @@ def trades_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_of
 
 
 def mart(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float) -> Terms:
-    """BCE(S(x'), y) + beta (1 - S(x)_y) KL(S(x) || S(x')), the factor not detached (Wang et al. 2020).
-
-    The authors' constants: 1.0000001 in place of 1, and 1e-12 added to S(x') under the KL's logarithm.
-    """
+    """BCE(S(x'), y) + beta (1 - S(x)_y) KL(S(x) || S(x')), none detached, the code's constants (Wang et al. 2020)."""
     student, student_adv = nets.student(x), nets.student(x_adv)
     unsure = 1.0000001 - student.softmax(1).gather(1, y[:, None]).squeeze(1)
     divergence = kl_floored(student, student_adv, 1e-12)

@@ -17,12 +17,8 @@ from lib.errors import UserError
 Terms = dict[str, Tensor]
 
 
-def _no_teacher(x: Tensor) -> Tensor:
-    raise UserError("this method needs a teacher, and none was given")
-
-
-def _no_guide(x: Tensor) -> Tensor:
-    raise UserError("this method trains a guide beside its target, and none was given")
+def _not_given(x: Tensor) -> Tensor:
+    raise UserError("this method needs a teacher, or trains a guide beside its target, and none was given")
 
 
 @dataclass(frozen=True)
@@ -30,8 +26,8 @@ class Nets:
     """The networks of a step: the student (the target), a frozen teacher, a guide trained beside the student."""
 
     student: Net
-    teacher: Net = _no_teacher
-    guide: Net = _no_guide
+    teacher: Net = _not_given
+    guide: Net = _not_given
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def d2r(
 ) -> Terms:
     """lambda CE(G(x), y) + MSE(S(x'), G(x)) + alpha KL(G(x) || S(x')) + beta |KL(S(x) || G(x)) - KL(G(x) || S(x))|.
 
-    D2R eqs. 1 and 2 as printed. Nothing is detached: every term but the first moves both networks. ADG is beta = 0.
+    D2R eqs. 1 and 2 as printed; lambda, alpha and beta are the weights of `weighted`. Nothing is detached: every term
+    but the first moves both networks. ADG is beta = 0.
     """
     student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
     adv, skl = divergence(guide, student_adv), divergence(student, guide) - divergence(guide, student)
@@ -47,7 +48,7 @@ def d2r(
 
 
 def d2r_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, **weights: float) -> Terms:
-    """D2R with KL(S(x') || G(x)) as the adversarial divergence, and every entropy sum p log p is sum p log(p + 1e-5)."""
+    """D2R with alpha KL(S(x') || G(x)) in place of the reverse, and every sum p log p a sum p log(p + 1e-5)."""
     student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
     adv = kl_mean_as_released(student_adv, guide)
     skl = kl_mean_as_released(student, guide) - kl_mean_as_released(guide, student)

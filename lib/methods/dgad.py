@@ -55,8 +55,7 @@ def dgad_relabelled(
 
 def adaad_els(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
     """KL(swap T(x') || S(x')) for every image: ELS without MAP (DGAD's Table 2); x is forwarded for batch-norm only."""
-    _, adv, _, _ = dgad_parts(nets, x, x_adv, y)
-    return {"adv": adv}
+    return {"adv": dgad_parts(nets, x, x_adv, y)[1]}
 
 
 def dgad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, nominal: float) -> Terms:
@@ -90,6 +89,7 @@ _smoothing, _mixing = partial(dgad_relabelled, relabel=smooth_labels), partial(d
 _PCR: dict[str, Weight] = {"beta": 5.0}
 _NO_PCR: dict[str, Weight] = {"beta": 0.0}
 _CODE: dict[str, Weight] = {"beta": 5.0, "nominal": NominalBatch()}
+_MOBILE: dict[str, Weight] = {"beta": 10.0, "nominal": NominalBatch()}
 
 METHODS: dict[str, Method] = {
     "dgad": _taught("DGAD", loss=dgad, weights=_PCR),
@@ -103,7 +103,5 @@ METHODS: dict[str, Method] = {
     "dgad_mixing": _taught("DGAD, mixing", loss=_mixing, weights={**_PCR, "share": 0.5}),
     "dgad_as_printed": _taught("DGAD (PCR as printed)", loss=_printed, weights=_PCR),
     "dgad_as_released": _taught("DGAD (code)", loss=dgad_as_released, weights=_CODE),
-    "dgad_mobilenet_as_released": _taught(
-        "DGAD (code, MobileNetV2)", loss=dgad_mobilenet_as_released, weights={**_CODE, "beta": 10.0}
-    ),
+    "dgad_mobilenet_as_released": _taught("DGAD (code, MobileNetV2)", loss=dgad_mobilenet_as_released, weights=_MOBILE),
 }

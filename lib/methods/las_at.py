@@ -12,7 +12,6 @@ from lib.methods.strategy import Settings, Strategy, StrategySpec, Target, draw,
 
 JUDGING_STEPS = 10
 RESTARTS = 2  # of the released code's judging attack
-COPY_TRUE_SHARE = 0.7  # of LAS-AWP's scripts: what the copy's smoothed labels leave to the true class
 
 
 class Frozen(Strategy):
@@ -88,6 +87,7 @@ class LearnedAsReleased(Learned):
     """
 
     stops = True  # the judging attack leaves broken images
+    true_share: float | None = None  # of the smoothed labels that the copy learns from; None: the method's own loss
 
     @torch.no_grad()
     def reward(self, target: Target, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
@@ -105,8 +105,10 @@ class LearnedAsReleased(Learned):
         return reward.expand(len(x))
 
     def copied(self, target: Target, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> nn.Module:
-        """The target after one step."""
-        return target.after_step(x, x_adv, y, settings, weight_decay=True)
+        """The target after one step on x'."""
+        share = self.true_share
+        loss = None if share is None else lambda net: smoothed_cross_entropy(net(x_adv), y, share)
+        return target.after_step(x, x_adv, y, settings, weight_decay=True, loss=loss)
 
 
 class LearnedAWPAsReleased(LearnedAsReleased):
@@ -116,19 +118,11 @@ class LearnedAWPAsReleased(LearnedAsReleased):
     does not, and its judging attack goes on with broken images.
     """
 
-    stops = False
+    stops, true_share = False, 0.7
 
     def trained_on(self, target: Target, x: Tensor, x_adv: Tensor) -> Tensor:
         """x' in the ball of the training's radius."""
         return project(x_adv, x, target.epsilon)
-
-    def copied(self, target: Target, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> nn.Module:
-        """The target after one step on x' with smoothed labels."""
-
-        def loss(net: Net) -> Tensor:
-            return smoothed_cross_entropy(net(x_adv), y, COPY_TRUE_SHARE)
-
-        return target.after_step(x, x_adv, y, settings, weight_decay=True, loss=loss)
 
 
 def judged(net: Net, x: Tensor, y: Tensor, target: Target) -> Tensor:

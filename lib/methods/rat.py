@@ -1,7 +1,4 @@
-"""RAT on TRADES (Jin et al. 2023), from its authors' code: soft labels from how both views pull at the last layer.
-
-The other half, noisy weights while the attack looks at them, is the method's `attack_noise`.
-"""
+"""RAT on TRADES (Jin et al. 2023), by its code: labels from both views' pull at the last layer; noise in the attack."""
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +53,7 @@ def row_slopes(logits: Tensor, features: Tensor, y: Tensor) -> Tensor:
 
 
 def class_labels(slope: Tensor, y: Tensor) -> Tensor:
-    """2/C (authors') for the true class, the rest for the others in proportion to slope - min(slope); returns (N, C)."""
+    """(N, C): the authors' 2/C for the true class, the rest for the others in proportion to slope - min(slope)."""
     own, true_share = y[:, None], 2 / len(slope)
     others = (slope - slope.min()).expand(len(y), -1).scatter(1, own, 0.0)
     others = others / others.sum(1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)

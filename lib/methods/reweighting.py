@@ -14,14 +14,10 @@ from lib.methods.at import ce_label, kl_clean, pgd_at, pgd_at_smoothed, trades
 from lib.methods.core import Method, Nets, Piecewise, Recorder, Terms, Weight
 
 Loss = Callable[..., Terms]
-Label = Callable[[Nets, Tensor, Tensor], Tensor]  # (nets, x, y) -> (N,), the classes that images count as
 
 
 class CountIterates(StoppingCriterion):
-    """GAIRAT's kappa and its K: at how many iterates an image was still right, and how many there were.
-
-    The start counts, the last iterate does not. K is counted per image, so images may have steps of their own.
-    """
+    """GAIRAT's kappa and K per image: at how many iterates, bar the last, it was still right, and how many it had."""
 
     def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
         super().__init__(x, y, epsilon)
@@ -54,11 +50,10 @@ def gair(loss: Loss, term: str = "adv") -> Loss:
     return weighted
 
 
-def mail(loss: Loss, term: str = "adv", label: Label | None = None) -> Loss:
+def mail(loss: Loss, term: str = "adv", label: Callable[[Nets, Tensor, Tensor], Tensor] | None = None) -> Loss:
     """`loss` with one term times MAIL's weight of each image (Wang et al. 2021), from S(x') as the loss forwarded it.
 
-    The margin is that of y, or of `label`, which reads the networks' outputs to the loss without another forward.
-    `active` is as for GAIRAT.
+    The margin is that of y, or of `label`, which sees the outputs that the loss saw. `active` is as for GAIRAT.
     """
 
     def weighted(
@@ -74,10 +69,7 @@ def mail(loss: Loss, term: str = "adv", label: Label | None = None) -> Loss:
 
 
 def geometry_weight(kappa: Tensor, steps_seen: Tensor, lam: float) -> Tensor:
-    """(1 + tanh(lam + 5 (1 - 2 kappa / K))) / 2, brought to mean 1 over the batch (GAIRAT).
-
-    kappa and K are (N,) whole numbers. Written as the sigmoid it is, which keeps digits where tanh is near -1.
-    """
+    """(1 + tanh(lam + 5 (1 - 2 kappa / K))) / 2 (GAIRAT), as the sigmoid it is, brought to mean 1 over the batch."""
     share = kappa / steps_seen.clamp_min(1)
     weight = (2 * (lam + 5 * (1 - 2 * share))).sigmoid()
     return weight / weight.mean()

@@ -1,7 +1,6 @@
 """Strategies that LAS-AT is compared with: hyper-parameter searches without the image, and a hand-made curriculum.
 
-LAS-AT's Figure 3 names OHL and AdvHP without their settings, so both are approximations:
-params/choices/las_at.yaml says what was taken from their papers and what was decided here.
+LAS-AT's Figure 3 names OHL and AdvHP without their settings; params/choices/las_at.yaml says what was decided here.
 """
 
 from typing import Any
@@ -38,9 +37,9 @@ class SampleAgnostic(Strategy):
 
 
 class AdvHP(SampleAgnostic):
-    """Adversarial AutoAugment's controller (Zhang et al. 2020): rewarded by the target's loss, moved once per epoch.
+    """Adversarial AutoAugment's controller (Zhang et al. 2020): rewarded by the target's loss.
 
-    The step is along the mean of the policy gradients of the epoch's k-th batches.
+    It moves once per epoch, along the mean of the policy gradients of the epoch's k-th batches.
     """
 
     summed = 0  # policy gradients of this epoch
@@ -105,9 +104,8 @@ class OHL(SampleAgnostic):
 class CAT(Strategy):
     """Curriculum adversarial training (Cai et al. 2018): the batch in k + 1 equal parts attacked with 0 to k steps.
 
-    k starts at 0 and grows by one, to `spec.candidates` at most, when the score has not risen for `patience`, a share
-    of the training. The step is 2 epsilon / k times U(1, 10 / k), per batch. CAT's restart from the best weights is
-    left out.
+    k grows from 0 to `candidates`, by one when the score has not risen for `patience`, a share of the training. The
+    step is 2 epsilon / k times U(1, 10 / k), per batch. CAT's restart from the best weights is left out.
     """
 
     state = ("level", "best", "since")

@@ -1,7 +1,7 @@
 """Strategies by name: what picks the attack's settings for every image of a batch, wrapped around any method.
 
-Radii and step sizes of the options are written in 1/255 at a radius of 8/255, as in the paper and its code; `scaled`
-brings them to another radius. `*_as_released` are the authors' scripts, one set of options and coefficients each.
+Options are those of the paper and its code at a radius of 8/255, radii and step sizes in 1/255; `scaled` brings them
+to another. `*_as_released` are the authors' scripts, one set of options and coefficients each.
 """
 
 from dataclasses import replace
@@ -14,7 +14,6 @@ from lib.methods.searches import CAT, OHL, AdvHP
 from lib.methods.strategy import UNITS, Strategy, StrategySpec
 
 RADIUS = 8 / 255  # what the options below are written for
-
 KINDS: dict[str, type[Strategy]] = {
     "random": Strategy,
     "frozen": Frozen,

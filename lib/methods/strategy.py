@@ -129,8 +129,8 @@ class Strategy:
 
     def take(self, chosen: list[Tensor]) -> Settings:
         """The options behind the indices (N,), counted."""
-        for (name, _), picked in zip(self.spec.options, chosen, strict=True):
-            self.counts[name] += picked.bincount(minlength=len(self.counts[name])).cpu()
+        for counts, picked in zip(self.counts.values(), chosen, strict=True):
+            counts += picked.bincount(minlength=len(counts)).cpu()
         return self.values(chosen)
 
     def values(self, chosen: list[Tensor]) -> Settings:
