@@ -10,10 +10,7 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """-sum_c t_c log p_c, with p = softmax(logits).
-
-    Shapes: target (N,) class indices or (N, C) probabilities.
-    """
+    """-sum_c t_c log p_c, with p = softmax(logits) and target (N,) class indices or (N, C) probabilities."""
     return F.cross_entropy(logits, target, reduction="none")
 
 
@@ -82,10 +79,7 @@ def softmax_mse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def softmax_distance(a: Tensor, b: Tensor) -> Tensor:
-    """||softmax(a) - softmax(b)||_2, the norm not squared (DGAD's consistency term as the paper prints it).
-
-    The gradient at a = b is set to zero.
-    """
+    """||softmax(a) - softmax(b)||_2, not squared (DGAD's consistency as printed); its gradient at a = b is set to 0."""
     squared = (a.softmax(1) - b.softmax(1)).square().sum(1)
     return squared.clamp_min(1e-12).sqrt()
 
@@ -96,25 +90,16 @@ def logit_mse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def reinforce(log_prob: Tensor, reward: Tensor) -> Tensor:
-    """-r log p(a): its mean's gradient is the negative of an unbiased estimate of grad E[r] (Williams 1992).
-
-    Shapes: log_prob (N,) of the actions drawn, reward (N,), which no gradient goes through.
-    """
+    """-r log p(a) (N,), r detached: minus its mean's gradient is an unbiased estimate of grad E[r] (Williams 1992)."""
     return -reward.detach() * log_prob
 
 
 def smoothed_target(y: Tensor, classes: int, true_share: float) -> Tensor:
-    """true_share for the true class, (1 - true_share) / (C - 1) for every other one.
-
-    Returns (N, C) probabilities. true_share in (0, 1].
-    """
+    """(N, C) probabilities: true_share in (0, 1] for the true class, (1 - true_share) / (C - 1) for every other one."""
     rest = (1 - true_share) / (classes - 1)
     return torch.full((len(y), classes), rest, device=y.device).scatter(1, y[:, None], true_share)
 
 
 def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_share: float) -> Tensor:
-    """-sum_c t_c log p_c, with t the smoothed target of y and p = softmax(logits).
-
-    true_share in (0, 1]; 1 is the cross-entropy of y.
-    """
+    """-sum_c t_c log p_c, with t the smoothed target of y and p = softmax(logits)."""
     return cross_entropy(logits, smoothed_target(y, logits.shape[1], true_share).to(logits.dtype))

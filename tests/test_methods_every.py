@@ -10,7 +10,8 @@ from cases import STEPS, batches_seen, forwards_of, make_training, numbers, obse
 from torch import nn
 
 from lib.errors import UserError
-from lib.methods import METHODS, Nets, ce_label, method_of
+from lib.experiment.spec import method_of
+from lib.methods import METHODS, Nets, ce_label
 from lib.methods.strategies import build
 from lib.methods.strategy import StrategySpec
 from lib.train.weights import AWP

@@ -435,7 +435,8 @@ def test_frozen_and_random_strategies_never_move(make_net, name):
     after = strategy.state_dict()
     assert after.keys() == before.keys() == ({"net"} if name == "frozen" else set())
     assert all(same(strategy.net, value) for value in before.values())
-    rates = strategy.take([torch.zeros(4000, size) for size in strategy.spec.sizes], Generator().manual_seed(0))
+    logits = [torch.zeros(4000, size) for size in strategy.spec.sizes]
+    rates = strategy.take(draw(logits, Generator().manual_seed(0)))
     assert all(len(values.unique()) == size for values, size in zip(rates.values(), strategy.spec.sizes, strict=True))
 
 
@@ -630,12 +631,12 @@ def test_cat_attacks_part_of_the_batch_only(make_net, batch):
         ({"options": (("step_size", (-0.1,)),)}, r"step_size must lie in \(0, 1\]"),
         ({"options": (("steps", (1.5,)),)}, "steps must be whole numbers >= 1"),
         ({"options": (("trade_off", (float("nan"),)),)}, "trade_off must be finite"),
-        ({"options": (("steps", (3.0, 3.0)),)}, "steps name one value twice"),
+        ({"options": (("steps", (3.0, 3.0)),)}, "steps are empty or name one value twice"),
         ({"every": 0}, "every must be at least 1, got 0"),
         ({"lr": 0}, "lr must be above 0"),
         ({"clip": float("nan")}, "clip must be above 0"),
-        ({"adv": -1}, "adv must be 0 or more"),
-        ({"clean": float("nan")}, "clean must be 0 or more"),
+        ({"adv": -1}, "adv must be finite and 0 or more"),
+        ({"clean": float("nan")}, "clean must be finite and 0 or more"),
     ],
 )
 def test_a_strategy_that_makes_no_sense_is_refused_in_a_sentence(changes, message):

@@ -11,7 +11,6 @@ paper's formula; `params/choices/` lists what was chosen where neither decides.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from lib.errors import choose
 from lib.methods.at import ce_label, kl_clean
 from lib.methods.core import Method, Net, Nets, NominalBatch, Piecewise, Ramp, Weight, weight_at
 from lib.methods.d2r import d2r, d2r_as_released, d2r_one_sided, kl_guide, kl_guide_as_printed
@@ -25,12 +24,3 @@ for _module in iter_modules(__path__):
     for _name, _method in getattr(import_module(f"{__name__}.{_module.name}"), "METHODS", {}).items():
         if METHODS.setdefault(_name, _method) is not _method:
             raise ValueError(f"two files of lib/methods have a method {_name!r}")
-
-
-def method_of(name: str) -> Method:
-    """The method called `name`.
-
-    Raises:
-        UserError: there is none; the sentence lists them all.
-    """
-    return choose("method", name, METHODS)

@@ -1,18 +1,14 @@
-"""Adversarial training without a teacher: PGD-AT, TRADES, smoothed labels, MART, and attacks that stop image by image.
-
-FAT, SAT and DART are PGD-AT's loss under a criterion that stops the attack, so they need no loss here.
-"""
+"""Adversarial training without a teacher: PGD-AT, TRADES, MART, and FAT, SAT and DART: PGD-AT whose attack may stop."""
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lib import attacks
 from lib.attacks.pgd import Objective, PerImage
 from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
 from lib.losses import boosted_cross_entropy, cross_entropy, kl, kl_floored, smoothed_cross_entropy
-from lib.methods.core import Method, Nets, Piecewise, Ramp, Terms
+from lib.methods.core import Method, Nets, Piecewise, Ramp, Terms, Weight, constant
 
 
 def ce_label(nets: Nets, x: Tensor, y: Tensor) -> Objective:
@@ -22,9 +18,7 @@ def ce_label(nets: Nets, x: Tensor, y: Tensor) -> Objective:
 
 def kl_clean(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(S(x) || S(x')), S(x) computed once: TRADES."""
-    with torch.no_grad():
-        clean = nets.student(x)
-    return PerImage(lambda x_adv, clean: kl(clean, nets.student(x_adv)), (clean,))
+    return PerImage(lambda x_adv, clean: kl(clean, nets.student(x_adv)), (constant(nets.student, x),))
 
 
 def natural(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
@@ -39,9 +33,7 @@ def pgd_at(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
 
 def pgd_at_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
     """CE(S(x'), y), then a forward of x that has no loss: it pulls the batch-norm statistics to the clean images."""
-    student_adv = nets.student(x_adv)
-    with torch.no_grad():
-        nets.student(x)
+    student_adv, _ = nets.student(x_adv), constant(nets.student, x)
     return {"adv": cross_entropy(student_adv, y)}
 
 
@@ -65,27 +57,23 @@ def pgd_at_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, true_sha
 def trades_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float, true_share: float) -> Terms:
     """CE(S(x), t) + lambda KL(S(x) || S(x')), t as above, gradient into both (Gowal et al. 2020)."""
     student, student_adv = nets.student(x), nets.student(x_adv)
-    return {
-        "clean": smoothed_cross_entropy(student, y, true_share),
-        "adv": trade_off * kl(student, student_adv),
-    }
+    return {"clean": smoothed_cross_entropy(student, y, true_share), "adv": trade_off * kl(student, student_adv)}
 
 
 def mart(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float) -> Terms:
-    """BCE(S(x'), y) + beta (1 - S(x)_y) KL(S(x) || S(x')), the factor not detached (Wang et al. 2020).
-
-    The authors' constants: 1.0000001 in place of 1, and 1e-12 added to S(x') under the KL's logarithm.
-    """
+    """BCE(S(x'), y) + beta (1 - S(x)_y) KL(S(x) || S(x')), none detached, the code's constants (Wang et al. 2020)."""
     student, student_adv = nets.student(x), nets.student(x_adv)
     unsure = 1.0000001 - student.softmax(1).gather(1, y[:, None]).squeeze(1)
-    return {
-        "adv": boosted_cross_entropy(student_adv, y),
-        "kl": beta * unsure * kl_floored(student, student_adv, 1e-12),
-    }
+    divergence = kl_floored(student, student_adv, 1e-12)
+    return {"adv": boosted_cross_entropy(student_adv, y), "kl": beta * unsure * divergence}
 
 
 _uniform = partial(Method, start=attacks.uniform_in_image)
 _clipped = partial(Method, start=attacks.gaussian_in_image)
+_TRADES: dict[str, Weight] = {"trade_off": 6.0}
+_PATIENCE: dict[str, Weight] = {"patience": Piecewise((50 / 120, 90 / 120), (0.0, 1.0, 2.0))}
+_GAP: dict[str, Weight] = {"gap": Ramp(30 / 100, 70 / 100, 0.0, 0.4)}
+_BOUND: dict[str, Weight] = {"bound": Ramp(0.0, 100 / 120, 0.5, 0.0)}
 
 METHODS: dict[str, Method] = {
     "natural": Method("natural training", None, natural),
@@ -93,29 +81,12 @@ METHODS: dict[str, Method] = {
     "pgd_at_as_released": _clipped("PGD-AT (AdaAD's code)", ce_label, pgd_at_as_released),
     "pgd_at_uniform": _uniform("PGD-AT (uniform start)", ce_label, pgd_at),
     "pgd_at_uniform_as_released": _uniform("PGD-AT (Rice's code, uniform start)", ce_label, pgd_at_as_released),
-    "trades": Method("TRADES", kl_clean, trades, {"trade_off": 6.0}),
-    "trades_as_released": Method("TRADES (code)", kl_clean, trades_as_released, {"trade_off": 6.0}),
+    "trades": Method("TRADES", kl_clean, trades, _TRADES),
+    "trades_as_released": Method("TRADES (code)", kl_clean, trades_as_released, _TRADES),
     "pgd_at_smoothed": _uniform("PGD-AT (smoothed labels)", ce_label, pgd_at_smoothed, {"true_share": 0.7}),
-    "trades_smoothed": _uniform(
-        "TRADES (smoothed labels)", kl_clean, trades_smoothed, {"trade_off": 6.0, "true_share": 0.9}
-    ),
+    "trades_smoothed": _uniform("TRADES (smoothed labels)", kl_clean, trades_smoothed, {**_TRADES, "true_share": 0.9}),
     "mart": Method("MART", ce_label, mart, {"beta": 6.0}),
-    "fat": _uniform(
-        "FAT",
-        ce_label,
-        pgd_at,
-        criterion=UntilWrong,
-        criterion_weights={"patience": Piecewise((50 / 120, 90 / 120), (0.0, 1.0, 2.0))},
-    ),
-    "sat": _uniform(
-        "SAT", ce_label, pgd_at, criterion=UntilGap, criterion_weights={"gap": Ramp(30 / 100, 70 / 100, 0.0, 0.4)}
-    ),
-    "dart": Method(
-        "DART",
-        ce_label,
-        pgd_at,
-        start=attacks.uniform,
-        criterion=UntilConverged,
-        criterion_weights={"bound": Ramp(0.0, 100 / 120, 0.5, 0.0)},
-    ),
+    "fat": _uniform("FAT", ce_label, pgd_at, criterion=UntilWrong, criterion_weights=_PATIENCE),
+    "sat": _uniform("SAT", ce_label, pgd_at, criterion=UntilGap, criterion_weights=_GAP),
+    "dart": Method("DART", ce_label, pgd_at, {}, attacks.uniform, criterion=UntilConverged, criterion_weights=_BOUND),
 }

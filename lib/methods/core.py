@@ -6,22 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lib import attacks
+from lib.attacks.pgd import Net
 from lib.attacks.stopping import StoppingCriterion
 from lib.errors import UserError
 
-Net = Callable[[Tensor], Tensor]
 Terms = dict[str, Tensor]
 
 
-def _no_teacher(x: Tensor) -> Tensor:
-    raise UserError("this method needs a teacher, and none was given")
-
-
-def _no_guide(x: Tensor) -> Tensor:
-    raise UserError("this method trains a guide beside its target, and none was given")
+def _not_given(x: Tensor) -> Tensor:
+    raise UserError("this method needs a teacher, or trains a guide beside its target, and none was given")
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,8 @@ class Nets:
     """The networks of a step: the student (the target), a frozen teacher, a guide trained beside the student."""
 
     student: Net
-    teacher: Net = _no_teacher
-    guide: Net = _no_guide
+    teacher: Net = _not_given
+    guide: Net = _not_given
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,10 @@ class NominalBatch:
 Weight = float | Piecewise | Ramp | NominalBatch
 
 
-def counts(weight: float | Tensor) -> bool:
-    """Whether a term's forward needs a gradient: its weight, or any image's, may be other than 0."""
-    return isinstance(weight, Tensor) or weight != 0
+def constant(net: Net, x: Tensor, unless: float | Tensor = 0.0) -> Tensor:
+    """net(x) without a gradient, unless a term of this weight needs one; batch-norm statistics move all the same."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and (isinstance(unless, Tensor) or unless != 0)):
+        return net(x)
 
 
 def weight_at(weight: Weight, progress: float, batch_size: int) -> float:
@@ -109,8 +107,8 @@ class Method:
     @property
     def code(self) -> str:
         """Twelve hexadecimal digits of the source of objective, loss, label and criterion, not of what they call."""
-        parts = (getattr(part, "func", part) for part in (self.objective, self.loss, self.attack_label, self.criterion))
-        return hashlib.sha256("".join(map(_source, filter(None, parts))).encode()).hexdigest()[:12]
+        parts = filter(None, (self.objective, self.loss, self.attack_label, self.criterion))
+        return hashlib.sha256("".join(map(_source, parts)).encode()).hexdigest()[:12]
 
     @property
     def all_weights(self) -> dict[str, Weight]:
@@ -118,8 +116,15 @@ class Method:
         return {**self.weights, **self.criterion_weights}
 
 
+def _source(part: Any) -> str:
+    try:
+        return inspect.getsource(getattr(part, "func", part))
+    except (OSError, TypeError):  # typed into a console, say
+        return repr(part)
+
+
 class Recorder:
-    """A network that keeps the logits it returned, detached, and the images they belong to."""
+    """A network that keeps the images it was given and the logits it returned, detached."""
 
     def __init__(self, net: Net) -> None:
         self.net, self.outputs = net, list[tuple[Tensor, Tensor]]()
@@ -132,10 +137,3 @@ class Recorder:
     def output_of(self, x: Tensor) -> Tensor:
         """The logits (N, C) of the first forward of this very tensor."""
         return next(logits for images, logits in self.outputs if images is x)
-
-
-def _source(part: Any) -> str:
-    try:
-        return inspect.getsource(part)
-    except (OSError, TypeError):  # typed into a console, say
-        return repr(part)

@@ -3,30 +3,24 @@
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lib.attacks.pgd import Objective, PerImage
 from lib.losses import cross_entropy, kl, logit_mse
 from lib.methods.at import kl_clean
-from lib.methods.core import Method, Nets, Terms, Weight
+from lib.methods.core import Method, Nets, Terms, Weight, constant
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # logits (N, C) twice -> (N,)
-ENTROPY_FLOOR = 1e-5  # what the released code adds inside the logarithm of the entropy
 
 
 def kl_guide(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(G(x) || S(x')), G(x) computed once: D2R's collaborative adversarial generation as its code has it."""
-    with torch.no_grad():
-        guide = nets.guide(x)
-    return PerImage(lambda x_adv, guide: kl(guide, nets.student(x_adv)), (guide,))
+    return PerImage(lambda x_adv, guide: kl(guide, nets.student(x_adv)), (constant(nets.guide, x),))
 
 
 def kl_guide_as_printed(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(S(x') || G(x)), G(x) computed once: the direction that D2R's eq. 4 prints."""
-    with torch.no_grad():
-        guide = nets.guide(x)
-    return PerImage(lambda x_adv, guide: kl(nets.student(x_adv), guide), (guide,))
+    return PerImage(lambda x_adv, guide: kl(nets.student(x_adv), guide), (constant(nets.guide, x),))
 
 
 def kl_mean(target: Tensor, logits: Tensor) -> Tensor:
@@ -37,71 +31,45 @@ def kl_mean(target: Tensor, logits: Tensor) -> Tensor:
 def kl_mean_as_released(target: Tensor, logits: Tensor) -> Tensor:
     """(1/C) sum_c p_c (log(p_c + 1e-5) - log q_c), p = softmax(target), q = softmax(logits)."""
     p = target.softmax(1)
-    return (p * ((p + ENTROPY_FLOOR).log() - logits.log_softmax(1))).mean(1)
+    return (p * ((p + 1e-5).log() - logits.log_softmax(1))).mean(1)
 
 
 def d2r(
-    nets: Nets,
-    x: Tensor,
-    x_adv: Tensor,
-    y: Tensor,
-    *,
-    guide_weight: float,
-    adv_weight: float,
-    skl_weight: float,
-    divergence: Divergence = kl_mean,
+    nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, divergence: Divergence = kl_mean, **weights: float
 ) -> Terms:
     """lambda CE(G(x), y) + MSE(S(x'), G(x)) + alpha KL(G(x) || S(x')) + beta |KL(S(x) || G(x)) - KL(G(x) || S(x))|.
 
-    The absolute value is the batch's, so the difference has one sign for all its images; the square is of logits, its
-    mean over the classes. Nothing is detached: every term but the first moves both networks. ADG is beta = 0.
-    Source: D2R eqs. 1 and 2, the divergences' directions as printed.
+    D2R eqs. 1 and 2 as printed; lambda, alpha and beta are the weights of `weighted`. Nothing is detached: every term
+    but the first moves both networks. ADG is beta = 0.
     """
     student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
-    return {
-        "guide": guide_weight * cross_entropy(guide, y),
-        "mse": logit_mse(student_adv, guide),
-        "adv": adv_weight * divergence(guide, student_adv),
-        "skl": skl_weight * _of_one_sign(divergence(student, guide) - divergence(guide, student)),
-    }
+    adv, skl = divergence(guide, student_adv), divergence(student, guide) - divergence(guide, student)
+    return weighted(cross_entropy(guide, y), logit_mse(student_adv, guide), adv, skl, **weights)
 
 
-def d2r_as_released(
-    nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, guide_weight: float, adv_weight: float, skl_weight: float
-) -> Terms:
-    """The adversarial divergence is KL(S(x') || G(x)), and every entropy sum p log p is sum p log(p + 1e-5)."""
+def d2r_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, **weights: float) -> Terms:
+    """D2R with alpha KL(S(x') || G(x)) in place of the reverse, and every sum p log p a sum p log(p + 1e-5)."""
     student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
-    difference = kl_mean_as_released(student, guide) - kl_mean_as_released(guide, student)
-    return {
-        "guide": guide_weight * cross_entropy(guide, y),
-        "mse": logit_mse(student_adv, guide),
-        "adv": adv_weight * kl_mean_as_released(student_adv, guide),
-        "skl": skl_weight * _of_one_sign(difference),
-    }
+    adv = kl_mean_as_released(student_adv, guide)
+    skl = kl_mean_as_released(student, guide) - kl_mean_as_released(guide, student)
+    return weighted(cross_entropy(guide, y), logit_mse(student_adv, guide), adv, skl, **weights)
 
 
-def d2r_one_sided(
-    nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, guide_weight: float, adv_weight: float, skl_weight: float
-) -> Terms:
-    """D2R as its Remark tells it: KL(S || G) - KL(G || S) moves the target alone where positive, else the guide alone.
-
-    The printed loss and the code move both networks, whatever the sign.
-    """
+def d2r_one_sided(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, **weights: float) -> Terms:
+    """D2R as its Remark has it: KL(S || G) - KL(G || S) moves the target alone where positive, else the guide alone."""
     student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
-    with torch.no_grad():
-        positive = (kl_mean(student, guide) - kl_mean(guide, student)).mean() > 0
+    positive = (kl_mean(student, guide) - kl_mean(guide, student)).mean() > 0
     s, g = (student, guide.detach()) if positive else (student.detach(), guide)
-    return {
-        "guide": guide_weight * cross_entropy(guide, y),
-        "mse": logit_mse(student_adv, guide),
-        "adv": adv_weight * kl_mean(guide, student_adv),
-        "skl": skl_weight * _of_one_sign(kl_mean(s, g) - kl_mean(g, s)),
-    }
+    adv, skl = kl_mean(guide, student_adv), kl_mean(s, g) - kl_mean(g, s)
+    return weighted(cross_entropy(guide, y), logit_mse(student_adv, guide), adv, skl, **weights)
 
 
-def _of_one_sign(difference: Tensor) -> Tensor:
-    """Per image (N,); its mean is |mean_i difference_i|."""
-    return torch.sign(difference.mean().detach()) * difference
+def weighted(
+    guide: Tensor, mse: Tensor, adv: Tensor, skl: Tensor, *, guide_weight: float, adv_weight: float, skl_weight: float
+) -> Terms:
+    """lambda guide + mse + alpha adv + beta |skl|; the absolute value is the batch's, one sign for all its images."""
+    sign = skl.mean().detach().sign()
+    return {"guide": guide_weight * guide, "mse": mse, "adv": adv_weight * adv, "skl": skl_weight * sign * skl}
 
 
 _D2R: dict[str, Weight] = {"guide_weight": 1.0, "adv_weight": 30.0, "skl_weight": 20.0}

@@ -3,33 +3,21 @@
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lib.losses import kl, mix_labels, smooth_labels, softmax_distance, softmax_mse, swap_labels
-from lib.methods.core import Method, Nets, NominalBatch, Terms
+from lib.methods.core import Method, Nets, NominalBatch, Terms, Weight, constant
 from lib.methods.distillation import kl_teacher_student
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # (teacher's logits (N, C), y (N,)) -> the logits (N, C) to learn from
 
 
-def dgad(
-    nets: Nets,
-    x: Tensor,
-    x_adv: Tensor,
-    y: Tensor,
-    *,
-    beta: float,
-    st: Rule = swap_labels,
-    at: Rule = swap_labels,
-    consistency: Callable[[Tensor, Tensor], Tensor] = softmax_mse,
-) -> Terms:
+def dgad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, **rules: Rule) -> Terms:
     """ST: KL(st(T(x)) || S(x)); AT: KL(at(T(x')) || S(x')); all: beta (1/C)||S(x) - S(x')||^2 (DGAD eqs. 5, 7).
 
-    ST are the images whose clean view the teacher gets wrong (MAP). `st` and `at` are what is done to its answer
-    there: `swap_labels` is DGAD's (ELS), and the rows of the ablation put other rules in its place.
+    ST are the images whose clean view the teacher gets wrong (MAP), AT the others. `rules` are those of `dgad_parts`.
     """
-    clean, adv, pcr, wrong = dgad_parts(nets, x, x_adv, y, st, at, consistency)
+    clean, adv, pcr, wrong = dgad_parts(nets, x, x_adv, y, **rules)
     return {"clean": wrong * clean, "adv": ~wrong * adv, "pcr": beta * pcr}
 
 
@@ -42,9 +30,11 @@ def dgad_parts(
     at: Rule = swap_labels,
     consistency: Callable[[Tensor, Tensor], Tensor] = softmax_mse,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per image (N,): the clean KL, the adversarial KL, the consistency term, and whether the teacher errs on x."""
-    with torch.no_grad():
-        teacher, teacher_adv = nets.teacher(x), nets.teacher(x_adv)
+    """Per image (N,): the clean KL, the adversarial KL, the consistency term, and whether the teacher errs on x.
+
+    `st` and `at` are what is done to the teacher's answers: `swap_labels` is DGAD's ELS, the ablation has other rules.
+    """
+    teacher, teacher_adv = constant(nets.teacher, x), constant(nets.teacher, x_adv)
     student, student_adv = nets.student(x), nets.student(x_adv)
     wrong = teacher.argmax(1) != y
     return kl(st(teacher, y), student), kl(at(teacher_adv, y), student_adv), consistency(student, student_adv), wrong
@@ -55,22 +45,17 @@ def as_taught(logits: Tensor, y: Tensor) -> Tensor:
     return logits
 
 
-def dgad_smoothing(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, share: float) -> Terms:
-    """DGAD with smoothed true labels where the teacher errs, in place of swapping (its Table 3)."""
-    rule = partial(smooth_labels, share=share)
-    return dgad(nets, x, x_adv, y, beta=beta, st=rule, at=rule)
-
-
-def dgad_mixing(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, share: float) -> Terms:
-    """DGAD with the teacher's answer mixed with the true label where it errs, in place of swapping (its Table 3)."""
-    rule = partial(mix_labels, share=share)
+def dgad_relabelled(
+    nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, share: float, relabel: Callable[..., Tensor]
+) -> Terms:
+    """DGAD with `smooth_labels` or `mix_labels` where the teacher errs, in place of swapping (its Table 3)."""
+    rule = partial(relabel, share=share)
     return dgad(nets, x, x_adv, y, beta=beta, st=rule, at=rule)
 
 
 def adaad_els(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
     """KL(swap T(x') || S(x')) for every image: ELS without MAP (DGAD's Table 2); x is forwarded for batch-norm only."""
-    _, adv, _, _ = dgad_parts(nets, x, x_adv, y)
-    return {"adv": adv}
+    return {"adv": dgad_parts(nets, x, x_adv, y)[1]}
 
 
 def dgad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, nominal: float) -> Terms:
@@ -79,8 +64,9 @@ def dgad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: f
     n is the number of ST images. Without any AT image its mean is 0 here; the released code divides by zero.
     """
     clean, adv, pcr, wrong = dgad_parts(nets, x, x_adv, y)
-    per_clean, per_adv = len(y) / nominal, _adv_share(wrong, nominal)
-    return {"clean": per_clean * wrong * clean, "adv": per_adv * ~wrong * adv, "pcr": beta * pcr}
+    n, b = wrong.sum(), len(y)
+    per_adv = b * (nominal - n) / (nominal * (b - n).clamp_min(1))
+    return {"clean": b / nominal * wrong * clean, "adv": per_adv * ~wrong * adv, "pcr": beta * pcr}
 
 
 def dgad_mobilenet_as_released(
@@ -97,30 +83,25 @@ def dgad_mobilenet_as_released(
     return {"adv": 0.5 * bracket * (b / (b - n).clamp_min(1)) * ~wrong * adv, "pcr": beta * pcr}
 
 
-def _adv_share(wrong: Tensor, nominal: float) -> Tensor:
-    """What one AT image weighs in a mean over the batch: b (B - n) / (B (b - n))."""
-    n, b = wrong.sum(), len(wrong)
-    return b * (nominal - n) / (nominal * (b - n).clamp_min(1))
-
-
 _taught = partial(Method, objective=kl_teacher_student, needs_teacher=True)
-_map = partial(dgad, st=as_taught, at=as_taught)
+_map, _printed = partial(dgad, st=as_taught, at=as_taught), partial(dgad, consistency=softmax_distance)
+_smoothing, _mixing = partial(dgad_relabelled, relabel=smooth_labels), partial(dgad_relabelled, relabel=mix_labels)
+_PCR: dict[str, Weight] = {"beta": 5.0}
+_NO_PCR: dict[str, Weight] = {"beta": 0.0}
+_CODE: dict[str, Weight] = {"beta": 5.0, "nominal": NominalBatch()}
+_MOBILE: dict[str, Weight] = {"beta": 10.0, "nominal": NominalBatch()}
 
 METHODS: dict[str, Method] = {
-    "dgad": _taught("DGAD", loss=dgad, weights={"beta": 5.0}),
-    "dgad_map": _taught("MAP", loss=_map, weights={"beta": 0.0}),
-    "dgad_map_pcr": _taught("MAP, PCR", loss=_map, weights={"beta": 5.0}),
+    "dgad": _taught("DGAD", loss=dgad, weights=_PCR),
+    "dgad_map": _taught("MAP", loss=_map, weights=_NO_PCR),
+    "dgad_map_pcr": _taught("MAP, PCR", loss=_map, weights=_PCR),
     "adaad_els": _taught("ELS(x')", loss=adaad_els),
-    "dgad_map_els_at": _taught("MAP, ELS(x'_AT)", loss=partial(dgad, st=as_taught), weights={"beta": 0.0}),
-    "dgad_map_els_st": _taught("MAP, ELS(x_ST)", loss=partial(dgad, at=as_taught), weights={"beta": 0.0}),
-    "dgad_map_els": _taught("MAP, ELS", loss=dgad, weights={"beta": 0.0}),
-    "dgad_smoothing": _taught("DGAD, smoothing", loss=dgad_smoothing, weights={"beta": 5.0, "share": 0.1}),
-    "dgad_mixing": _taught("DGAD, mixing", loss=dgad_mixing, weights={"beta": 5.0, "share": 0.5}),
-    "dgad_as_printed": _taught(
-        "DGAD (PCR as printed)", loss=partial(dgad, consistency=softmax_distance), weights={"beta": 5.0}
-    ),
-    "dgad_as_released": _taught("DGAD (code)", loss=dgad_as_released, weights={"beta": 5.0, "nominal": NominalBatch()}),
-    "dgad_mobilenet_as_released": _taught(
-        "DGAD (code, MobileNetV2)", loss=dgad_mobilenet_as_released, weights={"beta": 10.0, "nominal": NominalBatch()}
-    ),
+    "dgad_map_els_at": _taught("MAP, ELS(x'_AT)", loss=partial(dgad, st=as_taught), weights=_NO_PCR),
+    "dgad_map_els_st": _taught("MAP, ELS(x_ST)", loss=partial(dgad, at=as_taught), weights=_NO_PCR),
+    "dgad_map_els": _taught("MAP, ELS", loss=dgad, weights=_NO_PCR),
+    "dgad_smoothing": _taught("DGAD, smoothing", loss=_smoothing, weights={**_PCR, "share": 0.1}),
+    "dgad_mixing": _taught("DGAD, mixing", loss=_mixing, weights={**_PCR, "share": 0.5}),
+    "dgad_as_printed": _taught("DGAD (PCR as printed)", loss=_printed, weights=_PCR),
+    "dgad_as_released": _taught("DGAD (code)", loss=dgad_as_released, weights=_CODE),
+    "dgad_mobilenet_as_released": _taught("DGAD (code, MobileNetV2)", loss=dgad_mobilenet_as_released, weights=_MOBILE),
 }

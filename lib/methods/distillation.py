@@ -9,14 +9,12 @@ from lib import attacks
 from lib.attacks.pgd import Objective, PerImage
 from lib.losses import cross_entropy, kl
 from lib.methods.at import ce_label
-from lib.methods.core import Method, Nets, Piecewise, Terms, Weight
+from lib.methods.core import Method, Nets, Piecewise, Terms, Weight, constant
 
 
 def kl_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(T(x) || S(x')), T(x) computed once: RSLAD."""
-    with torch.no_grad():
-        teacher = nets.teacher(x)
-    return PerImage(lambda x_adv, teacher: kl(teacher, nets.student(x_adv)), (teacher,))
+    return PerImage(lambda x_adv, teacher: kl(teacher, nets.student(x_adv)), (constant(nets.teacher, x),))
 
 
 def kl_teacher_student(nets: Nets, x: Tensor, y: Tensor) -> Objective:
@@ -26,17 +24,13 @@ def kl_teacher_student(nets: Nets, x: Tensor, y: Tensor) -> Objective:
 
 def ard(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, temperature: float) -> Terms:
     """tau^2 KL(T(x)/tau || S(x')/tau) (Goldblum et al. 2020 with alpha = 1: no label term)."""
-    with torch.no_grad():
-        teacher = nets.teacher(x)
-    return {"adv": temperature**2 * kl(teacher, nets.student(x_adv), temperature)}
+    return {"adv": temperature**2 * kl(constant(nets.teacher, x), nets.student(x_adv), temperature)}
 
 
 def ard_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, temperature: float) -> Terms:
     """ARD's loss divided by the number of classes, and a forward of x whose label term has weight 0."""
     terms = ard(nets, x, x_adv, y, temperature=temperature)
-    with torch.no_grad():
-        classes = nets.student(x).shape[1]
-    return {"adv": terms["adv"] / classes}
+    return {"adv": terms["adv"] / constant(nets.student, x).shape[1]}
 
 
 def iad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, exponent: float) -> Terms:
@@ -53,48 +47,38 @@ def iad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, exponent
     """IAD-I's code: the teacher's term is not weighted by A; batch-norm sees x', x', x, and x again once A counts."""
     trust, teacher = _trust(nets, x, x_adv, y, exponent)
     student_adv, again, student = nets.student(x_adv), nets.student(x_adv), nets.student(x)
-    if exponent > 0:
-        student = nets.student(x)
+    student = nets.student(x) if exponent > 0 else student
     return {"teacher": kl(teacher, student_adv), "self": (1 - trust) * kl(student, again)}
 
 
 def _trust(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        right = nets.teacher(x_adv).softmax(1).gather(1, y[:, None]).squeeze(1)
-        return right**exponent, nets.teacher(x)
+    right = constant(nets.teacher, x_adv).softmax(1).gather(1, y[:, None]).squeeze(1)
+    return right**exponent, constant(nets.teacher, x)
 
 
 def rslad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
     """a KL(T(x) || S(x')) + (1 - a) KL(T(x) || S(x)), a = 5/6 (Zi et al. 2021)."""
-    with torch.no_grad():
-        teacher = nets.teacher(x)
-    student, student_adv = nets.student(x), nets.student(x_adv)
+    teacher, student, student_adv = constant(nets.teacher, x), nets.student(x), nets.student(x_adv)
     return {"adv": adv_weight * kl(teacher, student_adv), "clean": (1 - adv_weight) * kl(teacher, student)}
 
 
 def rslad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
     """RSLAD's loss divided by 10 (its CIFAR-100 code makes up for the 100 classes), x' forwarded before x."""
-    with torch.no_grad():
-        teacher = nets.teacher(x)
-    student_adv, student = nets.student(x_adv), nets.student(x)
+    teacher, student_adv, student = constant(nets.teacher, x), nets.student(x_adv), nets.student(x)
     return {"adv": adv_weight / 10 * kl(teacher, student_adv), "clean": (1 - adv_weight) / 10 * kl(teacher, student)}
 
 
 def akd(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, mixing: float) -> Terms:
     """CE(S(x'), a T(x') + (1 - a) onehot(y)) (Maroto et al. 2022)."""
-    with torch.no_grad():
-        teacher = nets.teacher(x_adv).softmax(1)
+    teacher = constant(nets.teacher, x_adv).softmax(1)
     target = (mixing * teacher).scatter_add(1, y[:, None], torch.full_like(teacher[:, :1], 1 - mixing))
     return {"adv": cross_entropy(nets.student(x_adv), target)}
 
 
 def adaad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
     """a KL(T(x') || S(x')) + (1 - a) KL(T(x) || S(x)), a = 1 (Huang et al. 2023; DGAD eq. 4)."""
-    with torch.no_grad():
-        teacher, teacher_adv = nets.teacher(x), nets.teacher(x_adv)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and adv_weight != 1):
-        student = nets.student(x)
-    student_adv = nets.student(x_adv)
+    teacher, teacher_adv = constant(nets.teacher, x), constant(nets.teacher, x_adv)
+    student, student_adv = constant(nets.student, x, unless=1 - adv_weight), nets.student(x_adv)
     return {"adv": adv_weight * kl(teacher_adv, student_adv), "clean": (1 - adv_weight) * kl(teacher, student)}
 
 

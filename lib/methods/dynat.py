@@ -1,86 +1,60 @@
 """LBGAT and DYNAT: a guide trained beside the target gives it logits to follow, or labels, in the attack too (Inner).
 
-DYNAT-AWP and DYNAT-Inner-AWP are these with a `trade_off` and a weight perturbation for TRADES' loss around them.
+DYNAT-AWP and DYNAT-Inner-AWP are these with a `trade_off` and a weight perturbation for TRADES' loss around them. The
+student forwards x also where no term needs it, which moves its batch-norm statistics as in the authors' code.
 """
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lib import attacks
 from lib.losses import cross_entropy, kl, logit_mse, smoothed_cross_entropy
 from lib.methods.at import ce_label, kl_clean
-from lib.methods.core import Method, Nets, Piecewise, Terms, Weight, counts
+from lib.methods.core import Method, Nets, Piecewise, Terms, Weight, constant
 from lib.methods.reweighting import MAIL_AT, CountIterates, gair, mail
 
 
 def lbgat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) -> Terms:
     """CE(G(x), y) + (1/C) ||S(x') - G(x)||^2 + lambda KL(S(x) || S(x')), G the guide (Cui et al. 2021).
 
-    The square is of logits, and nothing is detached: the guide is pulled to the student too. x is forwarded by the
-    student also where lambda is 0, which moves its batch-norm statistics as in the authors' code.
+    The square is of logits, and nothing is detached: the guide is pulled to the student too.
     """
-    student_adv = nets.student(x_adv)
-    with torch.set_grad_enabled(counts(trade_off)):
-        student = nets.student(x)
-    guide = nets.guide(x)
-    return {
-        "guide": cross_entropy(guide, y),
-        "mse": logit_mse(student_adv, guide),
-        "adv": trade_off * kl(student, student_adv),
-    }
+    student_adv, student = nets.student(x_adv), constant(nets.student, x, unless=trade_off)
+    guide, adv = nets.guide(x), trade_off * kl(student, student_adv)
+    return {"guide": cross_entropy(guide, y), "mse": logit_mse(student_adv, guide), "adv": adv}
 
 
 def lbgat_frozen(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-    """(1/C) ||S(x') - T(x)||^2, T a guide that was trained beforehand and stays as it is (D2R's Fig. 2a).
-
-    x is forwarded by the student as in LBGAT, for batch-norm only.
-    """
-    with torch.no_grad():
-        teacher = nets.teacher(x)
-    student_adv = nets.student(x_adv)
-    with torch.no_grad():
-        nets.student(x)
+    """(1/C) ||S(x') - T(x)||^2, T a guide that was trained beforehand and stays as it is (D2R's Fig. 2a)."""
+    teacher, student_adv, _ = constant(nets.teacher, x), nets.student(x_adv), constant(nets.student, x)
     return {"mse": logit_mse(student_adv, teacher)}
 
 
 def guides_answer(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
     """l = argmax G(x): the dynamic label (N,) (DYNAT eq. 7)."""
-    with torch.no_grad():
-        return nets.guide(x).argmax(1)
+    return constant(nets.guide, x).argmax(1)
 
 
 def dynat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, target_weight: float, trade_off: float) -> Terms:
     """CE(G(x), y) + beta CE(S(x'), l) + alpha KL(S(x) || S(x')), l = argmax G(x) (DYNAT eq. 3).
 
-    beta is `target_weight`, alpha `trade_off`. No gradient crosses between the networks: the label is an argmax. x is
-    forwarded by the student also where alpha is 0, which moves its batch-norm statistics as in the authors' code.
+    beta is `target_weight`, alpha `trade_off`. No gradient crosses between the networks: the label is an argmax.
     """
-    student_adv = nets.student(x_adv)
-    with torch.set_grad_enabled(counts(trade_off)):
-        student = nets.student(x)
-    guide = nets.guide(x)
-    return {
-        "guide": cross_entropy(guide, y),
-        "adv": target_weight * cross_entropy(student_adv, guide.argmax(1)),
-        "trades": trade_off * kl(student, student_adv),
-    }
+    student_adv, student = nets.student(x_adv), constant(nets.student, x, unless=trade_off)
+    guide, trades = nets.guide(x), trade_off * kl(student, student_adv)
+    adv = target_weight * cross_entropy(student_adv, guide.argmax(1))
+    return {"guide": cross_entropy(guide, y), "adv": adv, "trades": trades}
 
 
 def dynat_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, true_share: float) -> Terms:
     """CE(G(x), y) + CE(S(x'), t), t = true_share for class l, the rest of it shared by the others.
 
-    Our reading of "label smoothing" in DYNAT's hybrid with GAIRAT, whose code is not public; x as in `dynat`.
+    Our reading of "label smoothing" in DYNAT's hybrid with GAIRAT, whose code is not public.
     """
-    student_adv = nets.student(x_adv)
-    with torch.no_grad():
-        nets.student(x)
-    guide = nets.guide(x)
-    return {
-        "guide": cross_entropy(guide, y),
-        "adv": smoothed_cross_entropy(student_adv, guide.argmax(1), true_share),
-    }
+    student_adv, _, guide = nets.student(x_adv), constant(nets.student, x), nets.guide(x)
+    adv = smoothed_cross_entropy(student_adv, guide.argmax(1), true_share)
+    return {"guide": cross_entropy(guide, y), "adv": adv}
 
 
 _beside = partial(Method, trains_guide=True)

@@ -1,19 +1,17 @@
 """LAS-AT's strategy network (Jia et al. 2022): it picks each image's attack and learns by REINFORCE what pays."""
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lib.attacks.pgd import PerImage, input_gradient, pgd, project, uniform_in_image
 from lib.losses import cross_entropy, reinforce, smoothed_cross_entropy
-from lib.methods.core import Recorder
-from lib.methods.strategy import Net, Settings, Strategy, StrategySpec, Target, draw, log_prob
+from lib.methods.core import Net, Recorder
+from lib.methods.strategy import Settings, Strategy, StrategySpec, Target, draw, log_prob
 
 JUDGING_STEPS = 10
 RESTARTS = 2  # of the released code's judging attack
-COPY_TRUE_SHARE = 0.7  # of LAS-AWP's scripts: what the copy's smoothed labels leave to the true class
 
 
 class Frozen(Strategy):
@@ -29,8 +27,7 @@ class Frozen(Strategy):
     def settings(self, target: Target, x: Tensor) -> Settings:
         """A draw from p(a | x) per image, the strategy network in eval mode."""
         self.net.eval()
-        with torch.no_grad():
-            return self.take(self.logits(x), target.generator)
+        return super().settings(target, x)
 
 
 class Learned(Frozen):
@@ -44,9 +41,7 @@ class Learned(Frozen):
 
     def __init__(self, spec: StrategySpec, net: nn.Module) -> None:
         super().__init__(spec, net)
-        self.optimizer = torch.optim.SGD(
-            net.parameters(), spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
-        )
+        self.optimizer = torch.optim.SGD(net.parameters(), spec.lr, spec.momentum, weight_decay=spec.weight_decay)
 
     def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
         """One step of the strategy network on this batch, if it is a k-th one."""
@@ -54,7 +49,7 @@ class Learned(Frozen):
             return
         self.net.train()
         logits = self.logits(x)
-        chosen = draw([head.detach() for head in logits], target.generator)
+        chosen = draw(logits, target.generator)
         reward = self.reward(target, x, y, self.values(chosen))
         self.rewards.append(reward.mean())
         self.optimizer.zero_grad(set_to_none=True)
@@ -88,11 +83,11 @@ class LearnedAsReleased(Learned):
     """The authors' code: one reward for the whole batch, L2 and L3 accuracies in [0, 1], L1 cut, no baseline.
 
     The copy's step has weight decay; its judging attack runs twice, the copy in train mode, and leaves broken images.
-    Where L1 is the method's own loss (LAS-TRADES), the target is in train mode for it, so that its batch-norm
-    statistics move.
+    Where L1 is the method's own loss (LAS-TRADES), the target is in train mode for it: its batch-norm statistics move.
     """
 
     stops = True  # the judging attack leaves broken images
+    true_share: float | None = None  # of the smoothed labels that the copy learns from; None: the method's own loss
 
     @torch.no_grad()
     def reward(self, target: Target, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
@@ -105,12 +100,15 @@ class LearnedAsReleased(Learned):
             net = target.at_precision(copy)
             x_hat = judged_as_released(net, x, y, target, self.stops)
             copy.eval()
-            reward = reward + self.spec.adv * _accuracy(net, x_hat, y) + self.spec.clean * _accuracy(net, x, y)
+            robust, accurate = ((net(images).argmax(1) == y).float().mean() for images in (x_hat, x))
+            reward = reward + self.spec.adv * robust + self.spec.clean * accurate
         return reward.expand(len(x))
 
     def copied(self, target: Target, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> nn.Module:
-        """The target after one step."""
-        return target.after_step(x, x_adv, y, settings, weight_decay=True)
+        """The target after one step on x'."""
+        share = self.true_share
+        loss = None if share is None else lambda net: smoothed_cross_entropy(net(x_adv), y, share)
+        return target.after_step(x, x_adv, y, settings, weight_decay=True, loss=loss)
 
 
 class LearnedAWPAsReleased(LearnedAsReleased):
@@ -120,60 +118,34 @@ class LearnedAWPAsReleased(LearnedAsReleased):
     does not, and its judging attack goes on with broken images.
     """
 
-    stops = False
+    stops, true_share = False, 0.7
 
     def trained_on(self, target: Target, x: Tensor, x_adv: Tensor) -> Tensor:
         """x' in the ball of the training's radius."""
         return project(x_adv, x, target.epsilon)
 
-    def copied(self, target: Target, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> nn.Module:
-        """The target after one step on x' with smoothed labels."""
-
-        def loss(net: Net) -> Tensor:
-            return smoothed_cross_entropy(net(x_adv), y, COPY_TRUE_SHARE)
-
-        return target.after_step(x, x_adv, y, settings, weight_decay=True, loss=loss)
-
 
 def judged(net: Net, x: Tensor, y: Tensor, target: Target) -> Tensor:
     """PGD-10 on the network as it stands, at the training's radius, a quarter of it a step, from a uniform start."""
-    epsilon = target.epsilon
-    return pgd(
-        PerImage(lambda z, y: cross_entropy(net(z), y), (y,)),
-        x,
-        epsilon=epsilon,
-        step_size=epsilon / 4,
-        steps=JUDGING_STEPS,
-        generator=target.generator,
-    )
+    objective, epsilon = PerImage(lambda z, y: cross_entropy(net(z), y), (y,)), target.epsilon
+    return pgd(objective, x, epsilon=epsilon, step_size=epsilon / 4, steps=JUDGING_STEPS, generator=target.generator)
 
 
 def judged_as_released(net: Net, x: Tensor, y: Tensor, target: Target, stops: bool) -> Tensor:
     """The same twice, the larger cross-entropy of each image kept; `stops`: only images that are right now move.
 
-    The network is in train mode, where the others of a batch decide too, so an image that was wrong may be right, and
-    move, again.
+    In train mode the others of a batch decide too, so an image that was wrong may be right, and move, again.
     """
-    epsilon = target.epsilon
-    best, highest = x, torch.full_like(x[:, 0, 0, 0], -math.inf)
+    best, highest, step_size = x, torch.full_like(x[:, 0, 0, 0], -math.inf), target.epsilon / 4
+    recorder = Recorder(net)
     for _ in range(RESTARTS):
-        x_hat = uniform_in_image(x, x.new_tensor(epsilon), target.generator)
+        x_hat = uniform_in_image(x, x.new_tensor(target.epsilon), target.generator)
         for _ in range(JUDGING_STEPS):
-            recorder = Recorder(net)
-            gradient = input_gradient(partial(_label_loss, recorder, y), x_hat)
-            (_, logits), *_ = recorder.outputs
+            gradient = input_gradient(lambda z: cross_entropy(recorder(z), y), x_hat)
+            _, logits = recorder.outputs.pop()
             moving = (logits.argmax(1) == y) | (not stops)
-            x_hat = project(x_hat + moving[:, None, None, None] * (epsilon / 4) * gradient.sign(), x, epsilon)
-        with torch.no_grad():
-            loss = cross_entropy(net(x_hat), y)
-        better = (loss > highest)[:, None, None, None]
-        best, highest = torch.where(better, x_hat, best), torch.maximum(loss, highest)
+            x_hat = project(x_hat + moving[:, None, None, None] * step_size * gradient.sign(), x, target.epsilon)
+        loss = cross_entropy(net(x_hat), y)
+        best = torch.where((loss > highest)[:, None, None, None], x_hat, best)
+        highest = torch.maximum(loss, highest)
     return best
-
-
-def _label_loss(net: Net, y: Tensor, z: Tensor) -> Tensor:
-    return cross_entropy(net(z), y)
-
-
-def _accuracy(net: Net, x: Tensor, y: Tensor) -> Tensor:
-    return (net(x).argmax(1) == y).float().mean()

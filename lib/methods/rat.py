@@ -1,7 +1,4 @@
-"""RAT on TRADES (Jin et al. 2023), from its authors' code: soft labels from how both views pull at the last layer.
-
-The other half, noisy weights while the attack looks at them, is the method's `attack_noise`.
-"""
+"""RAT on TRADES (Jin et al. 2023), by its code: labels from both views' pull at the last layer; noise in the attack."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +7,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from lib.errors import UserError
 from lib.losses import cross_entropy, kl
 from lib.methods.at import kl_clean
-from lib.methods.core import Method, Net, Nets, Terms
+from lib.methods.core import Method, Net, Nets, Terms, Weight
 
 
 def rat_trades(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float, label_share: float) -> Terms:
@@ -34,42 +31,29 @@ def rat_trades(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: fl
 
 
 def with_features(net: Net, x: Tensor) -> tuple[Tensor, Tensor]:
-    """net(x) (N, C), and what its last linear layer was fed (N, D), which no gradient goes through.
-
-    Raises:
-        UserError: the network has no linear layer.
-    """
+    """net(x) (N, C), and what its last linear layer was fed (N, D), detached; UserError where it has none."""
     fed: list[Tensor] = []
 
     def listen(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         if isinstance(module, nn.Linear):
             fed.append(arguments[0].detach())
 
-    hook = register_module_forward_pre_hook(listen)  # whatever `net` is wrapped in
-    try:
+    with register_module_forward_pre_hook(listen):  # whatever `net` is wrapped in
         logits = net(x)
-    finally:
-        hook.remove()
     if not fed:
         raise UserError("RAT's labels come from a network's last linear layer, and this network has none")
     return logits, fed[-1].to(logits.dtype)
 
 
 def row_slopes(logits: Tensor, features: Tensor, y: Tensor) -> Tensor:
-    """Row sums (C,) of the gradient of mean_i CE(logits_i, y_i) for the last layer's weight, (C, D).
-
-    As a formula mean_i (p_i - onehot(y_i)) sum_d h_id, h the features (N, D); detached.
-    """
+    """mean_i (p_i - onehot(y_i)) sum_d h_id, h the features: row sums (C,) of the CE's gradient for the last layer."""
     error = logits.detach().softmax(1)
     error = error.scatter_add(1, y[:, None], -torch.ones_like(error[:, :1]))
     return (error * features.sum(1, keepdim=True)).mean(0)
 
 
 def class_labels(slope: Tensor, y: Tensor) -> Tensor:
-    """2/C for the true class, what is left shared by the others in proportion to slope - min(slope).
-
-    Shapes: slope (C,), y (N,); returns (N, C) probabilities. 2/C is the authors' 0.2 for 10 classes and 0.02 for 100.
-    """
+    """(N, C): the authors' 2/C for the true class, the rest for the others in proportion to slope - min(slope)."""
     own, true_share = y[:, None], 2 / len(slope)
     others = (slope - slope.min()).expand(len(y), -1).scatter(1, own, 0.0)
     others = others / others.sum(1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
@@ -81,8 +65,6 @@ def _label_kl(target: Tensor, logits: Tensor) -> Tensor:
     return cross_entropy(logits, target) - torch.special.entr(target).sum(1)
 
 
-METHODS: dict[str, Method] = {
-    "rat_trades": Method(
-        "RAT (TRADES)", kl_clean, rat_trades, {"trade_off": 6.0, "label_share": 0.2}, attack_noise=1e-4
-    ),
-}
+_WEIGHTS: dict[str, Weight] = {"trade_off": 6.0, "label_share": 0.2}
+
+METHODS = {"rat_trades": Method("RAT (TRADES)", kl_clean, rat_trades, _WEIGHTS, attack_noise=1e-4)}

@@ -8,33 +8,30 @@ import torch
 from torch import Tensor
 
 from lib import attacks
-from lib.attacks.stopping import CountRight
+from lib.attacks.stopping import StoppingCriterion
 from lib.losses import margin
 from lib.methods.at import ce_label, kl_clean, pgd_at, pgd_at_smoothed, trades
 from lib.methods.core import Method, Nets, Piecewise, Recorder, Terms, Weight
 
 Loss = Callable[..., Terms]
-Label = Callable[[Nets, Tensor, Tensor], Tensor]  # (nets, x, y) -> (N,), the classes that images count as
 
 
-class CountIterates(CountRight):
-    """GAIRAT's kappa and its K: at how many iterates an image was still right, and how many there were.
-
-    K is counted per image, so it is right for any attack, also where every image has steps of its own.
-    """
+class CountIterates(StoppingCriterion):
+    """GAIRAT's kappa and K per image: at how many iterates, bar the last, it was still right, and how many it had."""
 
     def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
         super().__init__(x, y, epsilon)
-        self.steps_seen = torch.zeros_like(y)
+        self.kappa, self.steps_seen = torch.zeros_like(y), torch.zeros_like(y)
 
-    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """All go on; each is counted, and those that are right once more."""
         self.steps_seen[index] += 1
-        return super().__call__(x_adv, gradient, index)
+        self.kappa[index] += (logits.argmax(1) == self.y[index]).long()
+        return super().goes_on(logits, x_adv, gradient, index)
 
     def observed(self) -> dict[str, Tensor]:
         """kappa and steps_seen = K, (N,) whole numbers, kappa <= steps_seen."""
-        return {**super().observed(), "steps_seen": self.steps_seen}
+        return {"kappa": self.kappa, "steps_seen": self.steps_seen}
 
 
 def gair(loss: Loss, term: str = "adv") -> Loss:
@@ -45,70 +42,41 @@ def gair(loss: Loss, term: str = "adv") -> Loss:
     """
 
     def weighted(
-        nets: Nets,
-        x: Tensor,
-        x_adv: Tensor,
-        y: Tensor,
-        *,
-        kappa: Tensor,
-        steps_seen: Tensor,
-        lam: float,
-        active: float,
-        **weights: float,
+        nets: Nets, *batch: Tensor, kappa: Tensor, steps_seen: Tensor, lam: float, active: float, **weights: float
     ) -> Terms:
-        terms = loss(nets, x, x_adv, y, **weights)
+        terms = loss(nets, *batch, **weights)
         return _times(terms, term, geometry_weight(kappa, steps_seen, lam), active)
 
     return weighted
 
 
-def true_label(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
-    """y itself."""
-    return y
-
-
-def mail(loss: Loss, term: str = "adv", label: Label = true_label) -> Loss:
+def mail(loss: Loss, term: str = "adv", label: Callable[[Nets, Tensor, Tensor], Tensor] | None = None) -> Loss:
     """`loss` with one term times MAIL's weight of each image (Wang et al. 2021), from S(x') as the loss forwarded it.
 
-    The margin is that of `label`, which reads the networks' outputs to the loss, without another forward.
-    `active` is 0 during the burn-in, when every weight is 1, and 1 afterwards.
+    The margin is that of y, or of `label`, which sees the outputs that the loss saw. `active` is as for GAIRAT.
     """
 
     def weighted(
-        nets: Nets,
-        x: Tensor,
-        x_adv: Tensor,
-        y: Tensor,
-        *,
-        bias: float,
-        slope: float,
-        active: float,
-        **weights: float,
+        nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, bias: float, slope: float, active: float, **weights: float
     ) -> Terms:
         student, guide = Recorder(nets.student), Recorder(nets.guide)
         terms = loss(replace(nets, student=student, guide=guide), x, x_adv, y, **weights)
-        target = label(replace(nets, student=student.output_of, guide=guide.output_of), x, y)
-        return _times(terms, term, margin_weight(student.output_of(x_adv), target, bias, slope), active)
+        outputs = replace(nets, student=student.output_of, guide=guide.output_of)
+        target = label(outputs, x, y) if label else y
+        return _times(terms, term, margin_weight(outputs.student(x_adv), target, bias, slope), active)
 
     return weighted
 
 
 def geometry_weight(kappa: Tensor, steps_seen: Tensor, lam: float) -> Tensor:
-    """(1 + tanh(lam + 5 (1 - 2 kappa / K))) / 2, brought to mean 1 over the batch (GAIRAT).
-
-    Shapes: kappa and steps_seen = K (N,) whole numbers; returns (N,). Written as the sigmoid it is,
-    which keeps digits where tanh is near -1.
-    """
+    """(1 + tanh(lam + 5 (1 - 2 kappa / K))) / 2 (GAIRAT), as the sigmoid it is, brought to mean 1 over the batch."""
     share = kappa / steps_seen.clamp_min(1)
     weight = (2 * (lam + 5 * (1 - 2 * share))).sigmoid()
     return weight / weight.mean()
 
 
 def margin_weight(logits: Tensor, y: Tensor, bias: float, slope: float) -> Tensor:
-    """3 sigmoid(slope (max_{j != y} p_j - p_y + bias)), detached; 3 is the authors' constant (MAIL).
-
-    Shapes: logits (N, C), y (N,); returns (N,).
-    """
+    """3 sigmoid(slope (max_{j != y} p_j - p_y + bias)) (N,), detached; 3 is the authors' constant (MAIL)."""
     return 3 * (slope * (margin(logits.softmax(1), y) + bias)).sigmoid().detach()
 
 
@@ -116,6 +84,7 @@ def _times(terms: Terms, name: str, weight: Tensor, active: float) -> Terms:
     return {**terms, name: (1 + active * (weight - 1)) * terms[name]}
 
 
+SMOOTHED: dict[str, Weight] = {"true_share": 0.8}
 GAIR: dict[str, Weight] = {"lam": -1.0, "active": Piecewise((60 / 120,), (0.0, 1.0))}
 MAIL: dict[str, Weight] = {"active": Piecewise((76 / 120,), (0.0, 1.0))}
 MAIL_AT: dict[str, Weight] = {"bias": -0.5, "slope": 10.0, **MAIL}
@@ -123,12 +92,8 @@ _counted = partial(Method, start=attacks.uniform_in_image, criterion=CountIterat
 
 METHODS: dict[str, Method] = {
     "gairat": _counted("GAIRAT", ce_label, gair(pgd_at), GAIR),
-    "gairat_smoothed": _counted(
-        "GAIRAT (smoothed labels)", ce_label, gair(pgd_at_smoothed), {"true_share": 0.8, **GAIR}
-    ),
+    "gairat_smoothed": _counted("GAIRAT (smoothed labels)", ce_label, gair(pgd_at_smoothed), {**SMOOTHED, **GAIR}),
     "mail_at": Method("MAIL-AT", ce_label, mail(pgd_at), MAIL_AT),
-    "mail_at_smoothed": Method(
-        "MAIL-AT (smoothed labels)", ce_label, mail(pgd_at_smoothed), {"true_share": 0.8, **MAIL_AT}
-    ),
+    "mail_at_smoothed": Method("MAIL-AT (smoothed labels)", ce_label, mail(pgd_at_smoothed), {**SMOOTHED, **MAIL_AT}),
     "mail_trades": Method("MAIL-TRADES", kl_clean, mail(trades), {"trade_off": 5.0, "bias": 0.0, "slope": 2.0, **MAIL}),
 }

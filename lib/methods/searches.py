@@ -1,7 +1,6 @@
 """Strategies that LAS-AT is compared with: hyper-parameter searches without the image, and a hand-made curriculum.
 
-LAS-AT's Figure 3 names OHL and AdvHP without their settings, so both are approximations:
-params/choices/las_at.yaml says what was taken from their papers and what was decided here.
+LAS-AT's Figure 3 names OHL and AdvHP without their settings; params/choices/las_at.yaml says what was decided here.
 """
 
 from typing import Any
@@ -24,16 +23,11 @@ class SampleAgnostic(Strategy):
     def __init__(self, spec: StrategySpec, net: None = None) -> None:
         super().__init__(spec, net)
         self.parameters = nn.ParameterList(torch.zeros(size) for size in spec.sizes)
-        self.optimizer = torch.optim.SGD(self.parameters, spec.lr, momentum=spec.momentum)
+        self.optimizer = torch.optim.SGD(self.parameters, spec.lr, spec.momentum)
 
-    def logits(self, count: int, device: torch.device) -> list[Tensor]:
-        """The same logits (count, options) for every image."""
-        return [logits.to(device).expand(count, -1) for logits in self.parameters]
-
-    def settings(self, target: Target, x: Tensor) -> Settings:
-        """A draw per image."""
-        with torch.no_grad():
-            return self.take(self.logits(len(x), x.device), target.generator)
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """The same logits for every image."""
+        return [logits.to(x.device).expand(len(x), -1) for logits in self.parameters]
 
     def reinforced(self, logits: list[Tensor], chosen: list[Tensor], reward: Tensor) -> Tensor:
         """REINFORCE with the rewards brought to mean 0 and spread 1, as both papers have it."""
@@ -43,22 +37,20 @@ class SampleAgnostic(Strategy):
 
 
 class AdvHP(SampleAgnostic):
-    """Adversarial AutoAugment's controller (Zhang et al. 2020): rewarded by the target's loss, moved once per epoch.
+    """Adversarial AutoAugment's controller (Zhang et al. 2020): rewarded by the target's loss.
 
-    The step is along the mean of the policy gradients of the epoch's k-th batches.
+    It moves once per epoch, along the mean of the policy gradients of the epoch's k-th batches.
     """
 
-    def __init__(self, spec: StrategySpec, net: None = None) -> None:
-        super().__init__(spec, net)
-        self.summed = 0  # policy gradients of this epoch
+    summed = 0  # policy gradients of this epoch
 
     def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
         """On every k-th batch, add the policy gradient of the losses under new draws to the epoch's."""
         if not self.due():
             return
         self.summed += 1
-        logits = self.logits(len(x), x.device)
-        chosen = draw([head.detach() for head in logits], target.generator)
+        logits = self.logits(x)
+        chosen = draw(logits, target.generator)
         x_adv, settings = target.craft_under(x, y, self.values(chosen))
         target.student.eval()
         with torch.no_grad():
@@ -84,15 +76,14 @@ class OHL(SampleAgnostic):
     """
 
     state = (*SampleAgnostic.state, "best")
-    best: list[int] | None = None
+    best: tuple[int, ...] = ()  # the option of each setting that the target trains with
 
     def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
         """Try the candidates, move the distribution, keep the best one's setting."""
-        if not self.due() and self.best is not None:
+        if not self.due() and self.best:
             return
-        logits = self.logits(self.spec.candidates, x.device)
-        chosen = draw([head.detach() for head in logits], target.generator)
-        rewards = []
+        logits = [head.expand(self.spec.candidates, -1) for head in self.logits(x[:1])]
+        chosen, rewards = draw(logits, target.generator), []
         for one in zip(*chosen, strict=True):
             x_adv, settings = target.craft_under(x, y, self.values([index.expand(len(x)) for index in one]))
             copy = target.at_precision(target.after_step(x, x_adv, y, settings, weight_decay=True).eval())
@@ -103,23 +94,18 @@ class OHL(SampleAgnostic):
         self.optimizer.zero_grad()
         self.reinforced(logits, chosen, reward).backward()
         self.optimizer.step()
-        self.best = [int(index[int(reward.argmax())]) for index in chosen]
+        self.best = tuple(int(index[reward.argmax()]) for index in chosen)
 
     def settings(self, target: Target, x: Tensor) -> Settings:
         """The best candidate's setting for every image."""
-        assert self.best is not None
-        chosen = [torch.full((len(x),), index, device=x.device) for index in self.best]
-        for (name, _), index in zip(self.spec.options, self.best, strict=True):
-            self.counts[name][index] += len(x)
-        return self.values(chosen)
+        return self.take([torch.full((len(x),), index, device=x.device) for index in self.best])
 
 
 class CAT(Strategy):
     """Curriculum adversarial training (Cai et al. 2018): the batch in k + 1 equal parts attacked with 0 to k steps.
 
-    k starts at 0 and grows by one, to `spec.candidates` at most, when the score has not risen for `patience`, a share
-    of the training. The step is 2 epsilon / k times U(1, 10 / k), per batch. CAT's restart from the best weights is
-    left out.
+    k grows from 0 to `candidates`, by one when the score has not risen for `patience`, a share of the training. The
+    step is 2 epsilon / k times U(1, 10 / k), per batch. CAT's restart from the best weights is left out.
     """
 
     state = ("level", "best", "since")

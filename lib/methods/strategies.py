@@ -1,10 +1,9 @@
 """Strategies by name: what picks the attack's settings for every image of a batch, wrapped around any method.
 
-Radii and step sizes of the options are written in 1/255 at a radius of 8/255, as in the paper and its code; `scaled`
-brings them to another radius. `*_as_released` are the authors' scripts, one set of options and coefficients each.
+Options are those of the paper and its code at a radius of 8/255, radii and step sizes in 1/255; `scaled` brings them
+to another. `*_as_released` are the authors' scripts, one set of options and coefficients each.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import nn
@@ -15,8 +14,7 @@ from lib.methods.searches import CAT, OHL, AdvHP
 from lib.methods.strategy import UNITS, Strategy, StrategySpec
 
 RADIUS = 8 / 255  # what the options below are written for
-
-KINDS: dict[str, Callable[..., Strategy]] = {
+KINDS: dict[str, type[Strategy]] = {
     "random": Strategy,
     "frozen": Frozen,
     "learned": Learned,
@@ -37,26 +35,18 @@ _PAPER = _options(epsilon=(3, 15), step_size=(1, 6), steps=(3, 15))
 _PGD_CODE = _options(epsilon=(3, 15), steps=(3, 14), step_size=(1, 5))
 _TRADES_CODE = _options(epsilon=(5, 9), steps=(7, 14), step_size=(2, 4), trade_off=(5, 9))
 _AWP_CODE = _options(epsilon=(7, 15), steps=(8, 16), step_size=(2, 5))
-_CODE = StrategySpec(
-    "learned_as_released", start="training", every=20, lr=1e-4, momentum=0.0, clip=1.0, adv=4, clean=2, hardest=10
-)
+_CODE = StrategySpec("learned_as_released", start="training", lr=1e-4, momentum=0.0, clip=1.0, hardest=10)
+_EVERY_STEP = replace(_CODE, every=1, lr_falls=True)
 
 STRATEGIES: dict[str, StrategySpec] = {
     "las_at": StrategySpec("learned", _PAPER),
     "las_trades": StrategySpec("learned", (*_PAPER, *_options(trade_off=(5, 9)))),
-    "las_pgd_at_as_released": replace(_CODE, options=_PGD_CODE, own_l1=False),
+    "las_pgd_at_as_released": replace(_CODE, options=_PGD_CODE, every=20, adv=4, clean=2, own_l1=False),
     "las_trades_as_released": replace(
-        _CODE, options=_TRADES_CODE, every=1, momentum=0.9, weight_decay=5e-4, lr_falls=True, adv=8, clean=4, hardest=20
+        _EVERY_STEP, options=_TRADES_CODE, momentum=0.9, weight_decay=5e-4, adv=8, clean=4, hardest=20
     ),
     "las_awp_as_released": replace(
-        _CODE,
-        kind="learned_awp_as_released",
-        options=_AWP_CODE,
-        every=1,
-        lr_falls=True,
-        adv=1,
-        clean=1,
-        own_l1=False,
+        _EVERY_STEP, kind="learned_awp_as_released", options=_AWP_CODE, adv=1, clean=1, own_l1=False
     ),
     "random": StrategySpec("random", _PAPER),
     "frozen": StrategySpec("frozen", _PAPER),
@@ -68,8 +58,7 @@ STRATEGIES: dict[str, StrategySpec] = {
 
 def needs_network(spec: StrategySpec) -> bool:
     """Whether the strategy has a network of its own."""
-    kind = choose("kind of strategy", spec.kind, KINDS)
-    return isinstance(kind, type) and issubclass(kind, Frozen)
+    return issubclass(choose("kind of strategy", spec.kind, KINDS), Frozen)
 
 
 def build(spec: StrategySpec, net: nn.Module | None) -> Strategy:

@@ -10,12 +10,19 @@ from torch import Generator, Tensor, nn
 
 from lib.attacks.pgd import Start
 from lib.errors import UserError, choose
+from lib.methods.core import Net
 
-Net = Callable[[Tensor], Tensor]
 Settings = dict[str, Tensor]  # the attack's, a weight of the method, or what its criterion observed -> (N,)
 ATTACK_SETTINGS = ("epsilon", "step_size", "steps")
 PER_IMAGE_WEIGHTS = ("trade_off",)  # weights of methods that may differ from image to image
 UNITS = {"epsilon": 255, "step_size": 255}  # options are written in 1/255
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(UNITS, ("lie in (0, 1], the range of images (255/255 is 1)", lambda value: 0 < value <= 1)),
+    "steps": ("be whole numbers >= 1", lambda value: value >= 1 and value % 1 == 0),
+    **dict.fromkeys(("every", "candidates"), ("be at least 1", lambda value: value >= 1)),
+    **dict.fromkeys(("lr", "clip", "hardest", "patience"), ("be above 0", lambda value: value > 0)),
+}
+_OTHERS = ("be finite and 0 or more", lambda value: 0 <= value < math.inf)
 
 
 @dataclass(frozen=True)
@@ -23,10 +30,8 @@ class StrategySpec:
     """A strategy as a value. `options` are what it picks from: radii and step sizes in [0, 1], whole steps, weights.
 
     `every` is k, the number of the target's steps per step of the strategy. `adv` and `clean` are the coefficients of
-    L2 and L3 in the reward; 0 leaves a loss out. `model` is the strategy network. 4 and 4.0 are the same strategy.
-
-    Raises:
-        UserError: an empty option set, an option that makes no sense, k below 1, or a number out of range.
+    L2 and L3 in the reward; 0 leaves a loss out. `model` is the strategy network. 4 and 4.0 are the same strategy. An
+    option set that is empty or names a value twice, or a number out of range, raises a UserError.
     """
 
     kind: str
@@ -49,13 +54,15 @@ class StrategySpec:
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.type is float):
             object.__setattr__(self, name, float(getattr(self, name)))
-        for name, values in self.options:
-            _validate_options(name, values)
         choose("start of a strategy", self.start, dict.fromkeys(("drawn", "training")))
-        for names, wanted, fits in _RANGES:
-            for name in names:
-                if not fits(value := getattr(self, name)):
-                    raise UserError(f"a strategy's {name} must be {wanted}, got {value}")
+        numbers = {f.name: (getattr(self, f.name),) for f in fields(self) if f.type in (int, float)}
+        for whose, sets in (("the options for", dict(self.options)), ("a strategy's", numbers)):
+            for name, values in sets.items():
+                if not values or len(set(values)) < len(values):
+                    raise UserError(f"{whose} {name} are empty or name one value twice: {values}")
+                wanted, fits = _RANGES.get(name, _OTHERS)
+                if not all(map(fits, values)):
+                    raise UserError(f"{whose} {name} must {wanted}, got {', '.join(map(str, values))}")
 
     @property
     def sizes(self) -> list[int]:
@@ -63,60 +70,21 @@ class StrategySpec:
         return [len(values) for _, values in self.options]
 
 
-_RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
-    (("every", "candidates"), "at least 1", lambda value: value >= 1),
-    (("lr", "clip", "hardest", "patience"), "above 0", lambda value: value > 0),
-    (("momentum", "weight_decay", "adv", "clean"), "0 or more", lambda value: value >= 0),
-)
-
-
-def _validate_options(name: str, values: tuple[float, ...]) -> None:
-    if not values:
-        raise UserError(f"the options for {name} are empty; give at least one")
-    if len(set(values)) < len(values):
-        raise UserError(f"the options for {name} name one value twice: {values}")
-    if name in ("epsilon", "step_size") and not all(0 < value <= 1 for value in values):
-        raise UserError(f"the options for {name} must lie in (0, 1], the range of images (255/255 is 1), got {values}")
-    if name == "steps" and not all(value >= 1 and value % 1 == 0 for value in values):
-        raise UserError(f"the options for steps must be whole numbers >= 1, got {values}")
-    if not all(math.isfinite(value) and value >= 0 for value in values):
-        raise UserError(f"the options for {name} must be finite and >= 0, got {values}")
-
-
 class Target(Protocol):
-    """What a strategy sees of the training of the target network (lib/train/extended.py)."""
+    """What a strategy sees of the target network's training; `ExtendedTraining` says what each part does."""
 
     student: nn.Module
     generator: Generator
     epsilon: float
 
     @property
-    def progress(self) -> float:
-        """The share of the training that is done."""
-
+    def progress(self) -> float: ...
     @property
-    def lr_share(self) -> float:
-        """The present learning rate as a share of the schedule's."""
-
-    def at_precision(self, net: Net) -> Net:
-        """`net` in the training's precision."""
-
-    def craft_under(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]:
-        """x' of the method's attack under `settings`, and these with what the method's criterion observed."""
-
-    def losses(self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor:
-        """(N,): the method's loss with `student` in its place and mode; its batch-norm statistics may move."""
-
-    def after_step(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        y: Tensor,
-        settings: Settings,
-        weight_decay: bool,
-        loss: Callable[[Net], Tensor] | None = None,
-    ) -> nn.Module:
-        """A copy of the student after one gradient step of `loss`, a function of the copy, or of the method's own."""
+    def lr_share(self) -> float: ...
+    def at_precision(self, net: Net) -> Net: ...
+    def craft_under(self, x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Settings]: ...
+    def losses(self, student: Net, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> Tensor: ...
+    def after_step(self, *batch: Any, **how: Any) -> nn.Module: ...
 
 
 class Strategy:
@@ -132,9 +100,14 @@ class Strategy:
     def learn(self, target: Target, x: Tensor, y: Tensor) -> None:
         """Called before every step of the target, with its batch."""
 
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """One (N, options) per setting: the policy's for the batch x (N, C, H, W)."""
+        return [torch.zeros(len(x), size, device=x.device) for size in self.spec.sizes]
+
+    @torch.no_grad()
     def settings(self, target: Target, x: Tensor) -> Settings:
-        """The settings for the batch x (N, C, H, W)."""
-        return self.take([torch.zeros(len(x), size, device=x.device) for size in self.spec.sizes], target.generator)
+        """The settings for the batch: a draw per image."""
+        return self.take(draw(self.logits(x), target.generator))
 
     def start(self, target: Target, start: Start) -> Start:
         """Where the attack starts: the method's own start in the ball that was picked, or in the training's."""
@@ -154,34 +127,29 @@ class Strategy:
         self.batches += 1
         return self.batches % self.spec.every == 0
 
-    def take(self, logits: list[Tensor], generator: Generator) -> Settings:
-        """Draw and count one option per image and head."""
-        chosen = draw(logits, generator)
-        for (name, _), picked in zip(self.spec.options, chosen, strict=True):
-            self.counts[name] += picked.bincount(minlength=len(self.counts[name])).cpu()
+    def take(self, chosen: list[Tensor]) -> Settings:
+        """The options behind the indices (N,), counted."""
+        for counts, picked in zip(self.counts.values(), chosen, strict=True):
+            counts += picked.bincount(minlength=len(counts)).cpu()
         return self.values(chosen)
 
     def values(self, chosen: list[Tensor]) -> Settings:
         """The options behind the indices (N,)."""
-        return {
-            name: torch.tensor(values, device=picked.device)[picked]
-            for (name, values), picked in zip(self.spec.options, chosen, strict=True)
-        }
+        heads = zip(self.spec.options, chosen, strict=True)
+        return {name: torch.tensor(values, device=picked.device)[picked] for (name, values), picked in heads}
 
     def report(self) -> dict[str, Any]:
         """What was chosen since the last call, as counts per option, and the mean reward; starts anew."""
-        chosen = {
-            name: {str(float(value)): int(count) for value, count in zip(values, self.counts[name], strict=True)}
-            for name, values in self.spec.options
-        }
+        options = {name: [str(float(value)) for value in values] for name, values in self.spec.options}
+        chosen = {name: dict(zip(options[name], count.tolist(), strict=True)) for name, count in self.counts.items()}
         reward = float(torch.stack(self.rewards).mean()) if self.rewards else None
         self.counts, self.rewards = {name: torch.zeros_like(count) for name, count in self.counts.items()}, []
         return {"chosen": chosen, "reward": reward}
 
     def state_dict(self) -> dict[str, Any]:
         """The attributes of `state`, networks and optimisers as their own state."""
-        values = {name: getattr(self, name) for name in self.state}
-        return {name: v.state_dict() if hasattr(v, "state_dict") else v for name, v in values.items()}
+        values = ((name, getattr(self, name)) for name in self.state)
+        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
@@ -194,11 +162,7 @@ class Strategy:
 
 
 def draw(logits: list[Tensor], generator: Generator) -> list[Tensor]:
-    """One index (N,) per head and image from the categorical of its logits (N, options).
-
-    Raises:
-        UserError: a logit is not finite.
-    """
+    """One index (N,) per head, from the categorical of its logits (N, options); UserError if one is not finite."""
     if not all(bool(torch.isfinite(head).all()) for head in logits):
         raise UserError("the strategy network diverged: its logits are not finite; a smaller lr or clip may help")
     return [torch.multinomial(head.softmax(1), 1, generator=generator).squeeze(1) for head in logits]
