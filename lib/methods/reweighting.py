@@ -19,15 +19,13 @@ Loss = Callable[..., Terms]
 class CountIterates(StoppingCriterion):
     """GAIRAT's kappa and K per image: at how many iterates, bar the last, it was still right, and how many it had."""
 
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float | Tensor) -> None:
-        super().__init__(x, y, epsilon)
-        self.kappa, self.steps_seen = torch.zeros_like(y), torch.zeros_like(y)
+    def __post_init__(self) -> None:
+        self.kappa, self.steps_seen = torch.zeros_like(self.y), torch.zeros_like(self.y)
 
-    def goes_on(self, logits: Tensor, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """All go on; each is counted, and those that are right once more."""
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         self.steps_seen[index] += 1
-        self.kappa[index] += (logits.argmax(1) == self.y[index]).long()
-        return super().goes_on(logits, x_adv, gradient, index)
+        self.kappa[index] += self.right_at(index).long()
+        return super().__call__(x_adv, gradient, index)
 
     def observed(self) -> dict[str, Tensor]:
         """kappa and steps_seen = K, (N,) whole numbers, kappa <= steps_seen."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from lib.attacks.fast import Attack, Engine, in_precision
+from lib.attacks.fast import Engine, in_precision
 from lib.attacks.pgd import Objective, Start
 from lib.data import Split, crop_and_flip, to_float
 from lib.errors import UserError
@@ -37,7 +37,7 @@ class Training:
     student: nn.Module
     teacher: nn.Module | None
     method: Method
-    attack: Attack
+    attack: partial[Tensor]
     data: Split
     schedule: Schedule
     score: Callable[[nn.Module], float]  # how good the student is now; higher is better
