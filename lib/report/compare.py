@@ -1,12 +1,12 @@
 """Reported beside measured, cell by cell, and the caption that says where the numbers come from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from lib.evaluate import contradictions, describe_all, wilson, worst_case
+from lib.evaluate import Accuracy, WorstCase, contradictions, describe_all, wilson, worst_case
 from lib.experiment.networks import network_digest
 from lib.experiment.planning import Result
 from lib.experiment.spec import RunSpec
@@ -69,7 +69,7 @@ def _cell(table: Table, results: list[Result], student: str, teacher: str, row: 
     source = row.quoted.get(student, "")
     images = (table.file.quoted_images.get(source, {}) if source else table.file.own_images).get(column, TEST_IMAGES)
     accuracies = [a for result in results for a in result.accuracies if a.column.name == column]
-    measured = _mean([(a.k, a.n, a.flags) for a in accuracies])
+    measured = _mean(accuracies)
     value = measured["measured"]
     return {
         "column": column,
@@ -83,15 +83,14 @@ def _cell(table: Table, results: list[Result], student: str, teacher: str, row: 
     }
 
 
-def _mean(seeds: list[tuple[int, int, str]]) -> dict[str, Any]:
-    """The mean of the seeds' (k, n, flags), its interval and their spread; the images that they share count once."""
+def _mean(seeds: Sequence[Accuracy | WorstCase]) -> dict[str, Any]:
+    """The mean of the seeds, its interval and their spread; the images that they share count once."""
     if not seeds:
         return dict.fromkeys(("measured", "low", "high", "sd")) | {"k": 0, "n": 0, "seeds": 0, "flags": []}
-    percents, n = pd.Series([100 * k / n for k, n, _ in seeds]), seeds[0][1]
-    k = round(sum(k for k, _, _ in seeds) / len(seeds))
+    percents, k, n = pd.Series([one.percent for one in seeds]), round(sum(o.k for o in seeds) / len(seeds)), seeds[0].n
     low, high = wilson(k, n)
     number = {"measured": percents.mean(), "k": k, "n": n, "low": low, "high": high, "sd": percents.std()}
-    return number | {"seeds": len(seeds), "flags": [flags for _, _, flags in seeds]}
+    return number | {"seeds": len(seeds), "flags": [one.flags for one in seeds]}
 
 
 def _worst_case(table: Table, results: list[Result]) -> list[dict[str, Any]]:
@@ -99,8 +98,7 @@ def _worst_case(table: Table, results: list[Result]) -> list[dict[str, Any]]:
     attacks = {column.name: column.attack for column in table.columns}
     cases = [worst_case([a for a in result.accuracies if a.column.name in attacks]) for result in results]
     known = [one for one in cases if one is not None and sum(attacks[name] != "clean" for name in one.of) > 1]
-    behind = [{"column": "Worst case", "attack": f"all of {', '.join(one.of)}"} for one in known[:1]]
-    return [line | _mean([(one.k, one.n, one.flags) for one in known]) for line in behind]
+    return [{"column": "Worst case", "attack": f"all of {', '.join(one.of)}"} | _mean(known) for one in known[:1]]
 
 
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:

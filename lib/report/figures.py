@@ -27,12 +27,7 @@ from lib.report.plot_style import save as save
 from lib.report.render import Comparison
 from lib.train.meter import KEYS
 
-AXES = {"batch": "images in the batch", "steps": "attack steps", "width": "network's width", "side": "side, pixels"}
-    "batch": "images in the batch",
-    "steps": "attack steps",
-    "width": "network's width",
-    "side": "image side, pixels",
-}
+AXES = dict(batch="images in the batch", steps="attack steps", width="network's width", side="image side, pixels")
 
 
 def robust_against_clean(table: Table, comparison: Comparison, results: list[Result], robust: str) -> Figure:

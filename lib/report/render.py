@@ -38,10 +38,8 @@ STYLES: list[Any] = [
 class Comparison:
     """A table's numbers, one line per student, teacher, row and column, and the caption they are shown under.
 
-    `frame` has: student, teacher, row, column, reported, reported_n, quoted, measured, k, n, low, high, sd, seeds, the
-    attack's settings, difference, flags (one string per seed, a character per image) and the marks (best, second or
-    empty) of the reported and the measured number within their student, teacher and column. `worst` has the same of
-    every row's worst case, `other_protocol` what was measured under another protocol.
+    `flags` is one string per seed, a character per image; a mark is best, second or empty, within student, teacher and
+    column. `worst` has every row's worst case, `other_protocol` what was measured under another protocol.
     """
 
     name: str
@@ -96,7 +94,7 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
 
 
 def save_own(results: Report, outputs: Path, name: str, weights: str) -> list[Path]:
-    """Write a classifier's report as csv, html and json under outputs/tables; the flags of every image are in the json."""
+    """Write a classifier's report as csv, html and json (with every image's flag) under outputs/tables."""
     worst = results.worst and asdict(results.worst)
     facts = {"weights": weights, **asdict(results), "worst": worst, "findings": _findings(results.findings)}
     texts = {"csv": results.frame.to_csv(), "html": results._repr_html_(), "json": json.dumps(facts, indent=1)}
@@ -146,7 +144,6 @@ def _cell(record: Mapping[str, Any], kind: str, format: str) -> str:
 
 
 def _flat(comparison: Comparison, format: str) -> pd.DataFrame:
-    """The wide table with its index as columns and one heading each, as a report's table wants it."""
     flat = _wide(comparison, format).reset_index()
     return flat.set_axis([" ".join(filter(None, column)) for column in flat.columns], axis=1)
 
