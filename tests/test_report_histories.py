@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lib.experiment.table import open_table
 from small import parameters
 
 from lib import report
 from lib.experiment.planning import Result
 from lib.experiment.spec import GivenWeights
+from lib.experiment.table import open_table
 from lib.methods.strategies import STRATEGIES
 from lib.report import figures
 

@@ -3,13 +3,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from lib.experiment.table import open_table
 from small import parameters
 
 from lib import report
 from lib.evaluate import Accuracy, AttackSpec, wilson
 from lib.experiment.planning import Result
-from lib.experiment.table import Table
+from lib.experiment.table import Table, open_table
 from lib.report import compare, figures, gains, save
 from lib.report.differences import marks
 

@@ -70,18 +70,11 @@ def picks_summary(histories: Mapping[str, Path], setting: str = "epsilon") -> pd
     for name, run in picks(histories, setting).groupby("run", sort=False):
         for which, epoch in (("first epoch", run["epoch"].min()), ("last epoch", run["epoch"].max())):
             own = run[run["epoch"] == epoch]
-            shares = own["share"]
-            records.append(
-                {
-                    "run": name,
-                    "": which,
-                    "mean": round((shares * own["option"]).sum(), 2),
-                    "largest three": round(shares.tail(3).sum(), 3),
-                    "entropy": round(float(entropy(shares)), 3),
-                    "entropy if uniform": round(math.log(len(own)), 3),
-                    "reward": own["reward"].astype(float).round(3).iloc[0],
-                }
-            )
+            record = {"run": name, "": which, "mean": round((own["share"] * own["option"]).sum(), 2)}
+            record["largest three"] = round(own["share"].tail(3).sum(), 3)
+            record["entropy"] = round(float(entropy(own["share"])), 3)
+            record["entropy if uniform"] = round(math.log(len(own)), 3)
+            records.append(record | {"reward": own["reward"].astype(float).round(3).iloc[0]})
     return pd.DataFrame(records)
 
 

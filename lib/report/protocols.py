@@ -31,11 +31,11 @@ def undefended_control(table: Table, results: list[Result]) -> pd.DataFrame:
 
 def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
     """The teachers' own accuracies, and where each came from."""
-    records = []
+    records, headings = [], table.headings()
     for result in (result for result in results if result.role == "teacher"):
         net = table.teachers[result.student]
         origin = "a given file" if isinstance(net, GivenWeights) else f"trained here by {METHODS[net.method].title}"
-        values = {table.headings()[a.column.name]: round(a.percent, 1) for a in result.accuracies}
+        values = {headings[a.column.name]: round(a.percent, 1) for a in result.accuracies}
         records.append({"teacher": result.student, "weights": origin, **values})
     return pd.DataFrame(records)
 
@@ -45,10 +45,10 @@ def protocols(table: Table) -> pd.DataFrame:
     images: dict[AttackSpec, dict[str, None]] = {}  # the different numbers of images, in order
     for cell in table.cells:
         count = len(table.workspace.dataset(cell.data).test.labels)
-        for column in cell.columns:
+        for column in (column for column in cell.columns if column.attack != "clean"):
             images.setdefault(column, {})[str(column.images or count)] = None
     records = []
-    for column, counts in ((column, counts) for column, counts in images.items() if column.attack != "clean"):
+    for column, counts in images.items():
         base, protocol = _base(table, column.name)
         records.append({"column": base, "protocol": protocol} | column.settings() | {"images": ", ".join(counts)})
     return pd.DataFrame(records)
