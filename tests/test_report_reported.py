@@ -1,10 +1,10 @@
 import pytest
 import yaml
-from lib.experiment.table import open_table
 from small import parameters
 
 from lib import ROOT, report
 from lib.experiment.parameters import PARAMS
+from lib.experiment.table import open_table
 
 TABLES = sorted((PARAMS / "tables").glob("*.yaml"))
 REFERENCE = ROOT.parent / "shared" / "reference"

@@ -3,13 +3,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from lib.experiment.table import open_table
 from small import parameters
 
 from lib import report
 from lib.evaluate import Accuracy, AttackSpec, wilson
 from lib.experiment.planning import Result
-from lib.experiment.table import Table
+from lib.experiment.table import Table, open_table
 from lib.report import compare, figures, gains, save
 from lib.report.differences import marks
 
@@ -37,7 +36,7 @@ def result(row: str, hits: int, teacher: str = "", seed: int = 0) -> Result:
 
 
 def teacher(name: str) -> Result:
-    return Result(name, "", "teacher", 0, "t", result("", 19).accuracies)
+    return Result(name, "", "", 0, "t", result("", 19).accuracies, role="teacher")
 
 
 def attacked(table: Table, row: str, hits: int) -> Result:
@@ -252,7 +251,7 @@ def test_the_undefended_student_stands_beside_the_weakest_row(table):
         accuracies = tuple(Accuracy(c, k, 20, right(k)) for c, k in zip(columns, hits, strict=True))
         return replace(result(name, 1), accuracies=accuracies)
 
-    measured = [row("PGD-AT", 19, 15), row("DGAD", 18, 14), row("Natural", 20, 1)]
+    measured = [row("PGD-AT", 19, 15), row("DGAD", 18, 14), replace(row("Natural", 20, 1), role="control")]
     control = report.undefended_control(table, measured).set_index("attack")
     assert control.loc["PGD-20"].tolist() == ["ResNet18", 5.0, "DGAD", 70.0]
 

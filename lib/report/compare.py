@@ -1,22 +1,31 @@
-"""Reported beside measured, cell by cell."""
+"""Reported beside measured, cell by cell, and the caption that says where the numbers come from."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from lib.evaluate import contradictions, wilson, worst_case
+from lib.evaluate import Accuracy, WorstCase, contradictions, describe_all, wilson, worst_case
 from lib.experiment.networks import network_digest
 from lib.experiment.planning import Result
+from lib.experiment.spec import RunSpec
 from lib.experiment.table import Table
 from lib.experiment.table_file import Row
-from lib.report.caption import TEST_IMAGES, caption, source_marks
+from lib.methods import METHODS
 from lib.report.differences import marks
 from lib.report.protocols import PAPERS, measurements
 from lib.report.render import Comparison
 from lib.report.reported import lines, reported
-from lib.report.results import label, of_line, of_rows
 
+TEST_IMAGES = 10_000  # what the papers' numbers were measured on
+INFERRED = " (inferred)"  # ends the name of a source in a row's `quoted` that no one names
+MARKS_EXPLAINED = (
+    "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
+    "by all that a test paired by image (McNemar's at 5 %; with several seeds one that counts their spread) cannot "
+    "tell from the leader, and among reported numbers where two independent sets of images may differ so: "
+    "much bold means that little can be told apart."
+)
 MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "threads", "tf32", "execution")
 
 
@@ -24,27 +33,34 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     """Reported, measured and their difference for every cell of the table; a mark is shared inside the noise."""
     records, worst = [], []
     for student, teacher, row in lines(table):
-        mine = of_line(results, student, teacher, row.row)
+        own = [r for r in results if (r.student, r.row) == (student, row.row)]
+        mine = [r for r in own if r.teacher in ("", teacher)]  # a network without one stands under every teacher
         line = {"student": student, "teacher": teacher, "row": row.row}
         records += [line | _cell(table, mine, student, teacher, row, column) for column in table.file.columns]
         worst += [line | case for case in _worst_case(table, mine)]
     frame = pd.DataFrame(records)
-    frame["source_mark"] = frame["quoted"].map({"": ""} | source_marks(frame))
+    source_marks = dict(zip(sorted({*frame["quoted"]} - {""}), "†‡§¶", strict=False))
+    frame["source_mark"] = frame["quoted"].map({"": ""} | source_marks)
     blocks = [block for _, block in frame.groupby(["student", "teacher", "column"], sort=False)]
     for kind in ("reported", "measured"):
         frame[f"{kind}_mark"] = pd.concat([marks(block, kind) for block in blocks])
-    measured = measurements(table, results)
+    cells, measured = [r for r in results if r.role == "cell"], measurements(table, results)
     return Comparison(
         table.name,
         frame,
         table.headings(),
-        caption(table, frame, worst[0] if worst else {}),
+        _caption(table, frame, worst[0] if worst else {}, source_marks),
         _provenance(table, results),
         worst=pd.DataFrame(worst),
-        findings={label(result): result.findings for result in results if result.findings},  # controls' as well
-        contradictions={label(r): found for r in of_rows(results) if (found := contradictions(r.accuracies))},
+        findings={_label(result): result.findings for result in results if result.findings},  # controls' as well
+        contradictions={_label(r): found for r in cells if (found := contradictions(r.accuracies))},
         other_protocol=measured[measured["protocol"] != PAPERS].drop(columns="reduced"),
     )
+
+
+def _label(result: Result) -> str:
+    taught = f" ← {result.teacher}" if result.teacher else ""
+    return f"{result.row}, {result.student}{taught}" + (f", seed {result.seed}" if result.seed else "")
 
 
 def _cell(table: Table, results: list[Result], student: str, teacher: str, row: Row, column: str) -> dict[str, Any]:
@@ -53,7 +69,7 @@ def _cell(table: Table, results: list[Result], student: str, teacher: str, row: 
     source = row.quoted.get(student, "")
     images = (table.file.quoted_images.get(source, {}) if source else table.file.own_images).get(column, TEST_IMAGES)
     accuracies = [a for result in results for a in result.accuracies if a.column.name == column]
-    measured = _mean([(a.k, a.n, a.flags) for a in accuracies])
+    measured = _mean(accuracies)
     value = measured["measured"]
     return {
         "column": column,
@@ -67,15 +83,14 @@ def _cell(table: Table, results: list[Result], student: str, teacher: str, row: 
     }
 
 
-def _mean(seeds: list[tuple[int, int, str]]) -> dict[str, Any]:
-    """The mean of the seeds' (k, n, flags), its interval and their spread; the images that they share count once."""
+def _mean(seeds: Sequence[Accuracy | WorstCase]) -> dict[str, Any]:
+    """The mean of the seeds, its interval and their spread; the images that they share count once."""
     if not seeds:
         return dict.fromkeys(("measured", "low", "high", "sd")) | {"k": 0, "n": 0, "seeds": 0, "flags": []}
-    percents, n = pd.Series([100 * k / n for k, n, _ in seeds]), seeds[0][1]
-    k = round(sum(k for k, _, _ in seeds) / len(seeds))
+    percents, k, n = pd.Series([one.percent for one in seeds]), round(sum(o.k for o in seeds) / len(seeds)), seeds[0].n
     low, high = wilson(k, n)
     number = {"measured": percents.mean(), "k": k, "n": n, "low": low, "high": high, "sd": percents.std()}
-    return number | {"seeds": len(seeds), "flags": [flags for _, _, flags in seeds]}
+    return number | {"seeds": len(seeds), "flags": [one.flags for one in seeds]}
 
 
 def _worst_case(table: Table, results: list[Result]) -> list[dict[str, Any]]:
@@ -83,8 +98,7 @@ def _worst_case(table: Table, results: list[Result]) -> list[dict[str, Any]]:
     attacks = {column.name: column.attack for column in table.columns}
     cases = [worst_case([a for a in result.accuracies if a.column.name in attacks]) for result in results]
     known = [one for one in cases if one is not None and sum(attacks[name] != "clean" for name in one.of) > 1]
-    behind = [{"column": "Worst case", "attack": f"all of {', '.join(one.of)}"} for one in known[:1]]
-    return [line | _mean([(one.k, one.n, one.flags) for one in known]) for line in behind]
+    return [{"column": "Worst case", "attack": f"all of {', '.join(one.of)}"} | _mean(known) for one in known[:1]]
 
 
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
@@ -97,3 +111,65 @@ def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
         "teachers": {name: network_digest(net, table.data) for name, net in table.teachers.items()},
         "runs": sorted({result.digest for result in results}),
     }
+
+
+def _caption(table: Table, frame: pd.DataFrame, worst: Mapping[str, Any], source_marks: Mapping[str, str]) -> str:
+    """The text above a table; `frame` has its cells, `worst` is one of its worst cases, or empty."""
+    file, item = table.file, table.file.item.rpartition(".")[2]
+    attacks = [column for column in table.columns if column.attack != "clean"]
+    data, stand_ins = dict.fromkeys(cell.data.name for cell in table.cells), _stand_ins(table)
+    nets = table.teachers.items()
+    trained = [f"{name} by {METHODS[net.method].title}" for name, net in nets if isinstance(net, RunSpec)]
+    replaced = sorted(table.parameters.settings.keys() - {"execution"})  # each run's is in the provenance
+    reported = bool(frame["reported"].notna().any())
+    warning = "The difference compares different conditions, so it says nothing about the paper."
+    parts = [
+        f"{file.title}{f' ({file.paper.upper()}, {item})'.replace('_', '-') if item else ''}, accuracy in %.",
+        f"Reported: {_behind_reported(table)}." if reported else "",
+        f"Measured at scale '{table.scale_name}': {table.scale.title}; data: {', '.join(data)}.",
+        f"Settings replaced: {', '.join(replaced)}." if replaced else "",
+        f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
+        f"Teachers trained here: {', '.join(trained)}." if trained else "",
+        *(f"{mark} {_origin(source)}." for source, mark in source_marks.items()),
+        MARKS_EXPLAINED,
+        f"Attacks: {describe_all(attacks)}." if attacks else "",
+        f"Worst case: right under {worst['attack']}, per image, on the first {worst['n']}." if worst else "",
+        _first_images(frame, [column.name for column in attacks if column.attack in ("pgd", "pgd_frozen")]),
+        warning if reported and (stand_ins or replaced) else "",
+    ]
+    return " ".join(filter(None, parts))
+
+
+def _origin(source: str) -> str:
+    if source.endswith(INFERRED):
+        return f"protocol and digits suggest that it is quoted from {source.removesuffix(INFERRED)}"
+    return f"equal to {source}'s table to the digit, or said to be from it: quoted"
+
+
+def _behind_reported(table: Table) -> str:
+    entry, own = table.reported, {"the paper's own rows": table.file.own_images}
+    what = entry.get("title") or ", ".join(str(entry[key]) for key in ("dataset", "target") if key in entry)
+    fewer = own | {f"rows from {name.removesuffix(INFERRED)}": n for name, n in table.file.quoted_images.items()}
+    parts = [f"{rows}: {', '.join(f'{name} {n:,}' for name, n in ns.items())}" for rows, ns in fewer.items() if ns]
+    return "; ".join([f"{what}, {TEST_IMAGES:,} test images".strip(", "), *parts])
+
+
+def _stand_ins(table: Table) -> list[str]:
+    used = {*table.students, *table.teacher_names, table.file.student_model}
+    used |= {name for cell in table.cells for name in (cell.row.model, cell.row.guide)}
+    strategies = [cell.network.strategy for cell in table.cells if isinstance(cell.network, RunSpec)]
+    used |= {"ResNet18" for strategy in strategies if strategy and strategy.model}  # the strategy network
+    return [f"{own} for {paper}" for paper, own in table.scale.models.items() if own != paper and paper in used]
+
+
+def _first_images(frame: pd.DataFrame, iterated: list[str]) -> str:
+    """What PGD leaves of the first n images that other columns have, as a sentence; "" without such."""
+    pgd = frame[frame["column"].isin(iterated) & (frame["n"] > 0)]
+    counts = sorted(n for n in {*frame["n"]} if 0 < n <= pgd["n"].max())
+    if len(counts) < 2:
+        return ""
+    name, most = pgd.loc[pgd["n"].idxmax(), ["column", "n"]]
+    flags = pgd[(pgd["column"] == name) & (pgd["n"] == most)]["flags"].explode()
+    shares = {n: [100 * one[:n].count("1") / n for one in flags] for n in counts}
+    parts = [f"{min(each):.1f} to {max(each):.1f} % of the first {n}" for n, each in shares.items()]
+    return f"A column on fewer images may have easier ones: {name} leaves {', '.join(parts)} right."

@@ -1,8 +1,9 @@
 """What one row adds to another, and whether that is more than noise; what one network rescues of another's errors."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -40,13 +41,12 @@ def marks(block: pd.DataFrame, kind: str) -> pd.Series:
     return found
 
 
-def versus(comparison: Comparison, pairs: Iterable[tuple[str, str]], kind: str = "") -> pd.DataFrame:
+def versus(comparison: Comparison, pairs: Sequence[tuple[str, str]], kind: str = "") -> pd.DataFrame:
     """What each row adds to another, per block and column, with 1.96 standard errors: reported, measured, or both.
 
     A block is a student, and a teacher where there are several; a pair is left out of a block without one of its rows.
-    The spread between trainings is in no error, unless there are several seeds.
     """
-    columns, pairs, records = list(comparison.headings), list(pairs), []
+    columns, records = list(comparison.headings), []
     block_of = ["student", "teacher"] if comparison.frame["teacher"].nunique() > 1 else ["student"]
     for key, block in comparison.frame.groupby(block_of, sort=False):
         cells = {(line["row"], line["column"]): line for _, line in block.iterrows()}
@@ -67,32 +67,32 @@ def _in_words(lead: Paired | None) -> str:
 
 def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFrame:
     """`row`'s lead over the best other row, per student, teacher and column: printed, recomputed, and measured here."""
-    records = []
-    for (student, teacher, column), block in comparison.frame.groupby(["student", "teacher", "column"], sort=False):
+    records, blocks = [], comparison.frame.groupby(["student", "teacher", "column"], sort=False)
+    for (student, teacher, column), block in blocks:
         printed = table.reported.get(student, {}).get("delta_printed")
         printed = printed.get(teacher) if isinstance(printed, dict) else printed
         record = {"student": student, "teacher": teacher, "column": column}
         record["printed lead"] = printed and printed[table.file.columns.index(column)]
         for kind in ("reported", "measured"):
-            values = block.set_index("row")[kind].astype(float)
-            own, others = values.get(row, math.nan), values.drop(row, errors="ignore").dropna()
-            known = not math.isnan(own) and len(others) > 0
-            record[f"{kind} lead"] = round(own - others.max(), 2) if known else None
+            values = block.set_index("row")[kind].astype(float).dropna()
+            others = values.drop(row, errors="ignore")
+            known = row in values and len(others) > 0
+            record[f"{kind} lead"] = round(values[row] - others.max(), 2) if known else None
             record[f"over ({kind})"] = others.idxmax() if known else ""
         records.append(record)
     return pd.DataFrame(records)
 
 
 def rescued(answers: Mapping[str, Tensor], y: Tensor, k: int = 3) -> tuple[list[int], pd.DataFrame]:
-    """How often the first two of three networks are right and the third is wrong, beside all other cases; and where.
+    """k images that the first two of three networks have right and the third wrong; how often every such case occurs.
 
-    `answers` are name -> logits (N, C), y (N,) the true classes. The images are the k of that kind, or of all where
-    there is none, that the second network believes most strongly over the third.
+    `answers` are name -> logits (N, C), y (N,) the true classes. The images are those, of all where there is none, that
+    the second network believes most strongly over the third.
     """
-    first, second, third = (logits.argmax(1) == y for logits in answers.values())
+    first, second, third = right = [logits.argmax(1) == y for logits in answers.values()]
     wanted = first & second & ~third
     _, belief, other = (logits.softmax(1).gather(1, y[:, None]).squeeze(1) for logits in answers.values())
     lead = (belief - other).masked_fill(~wanted & wanted.any(), -torch.inf)
     images = lead.topk(min(k, int(wanted.sum()) or 1)).indices.tolist()
-    right = pd.DataFrame({name: flags.tolist() for name, flags in zip(answers, (first, second, third), strict=True)})
-    return images, right.replace({True: "right", False: "wrong"}).value_counts().rename("images").reset_index()
+    cases = pd.DataFrame(dict(zip(answers, np.where(torch.stack(right), "right", "wrong"), strict=True)))
+    return images, cases.value_counts().rename("images").reset_index()

@@ -28,21 +28,16 @@ FOLLOWED = {  # what history.json calls it -> and a reader
 
 
 def histories(table: Table) -> dict[str, Path]:
-    """Where the history.json of every row's training lies, the seed in the name where there are several.
-
-    Given weights have none.
-    """
+    """Where the history.json of every row's training lies, by row, and by seed where there are several."""
     several = len({cell.seed for cell in table.cells}) > 1
-    paths = {}
-    for cell in table.cells:
-        if isinstance(cell.network, RunSpec):
-            name = cell.row.row + (f", seed {cell.seed}" if several else "")
-            paths[name] = table.workspace.store.folder(cell.network.digest) / "history.json"
-    return paths
+    trained = [(cell, cell.network) for cell in table.cells if isinstance(cell.network, RunSpec)]
+    names = [cell.row.row + (f", seed {cell.seed}" if several else "") for cell, _ in trained]
+    paths = [table.workspace.store.folder(run.digest) / "history.json" for _, run in trained]
+    return dict(zip(names, paths, strict=True))
 
 
 def followed(histories: Mapping[str, Path]) -> pd.DataFrame:
-    """Runs of a target with a guide, epoch by epoch, from history.json: accuracies in %, one line per run and epoch.
+    """Runs of a target with a guide: accuracies in %, one line per run and epoch.
 
     `label right` is how often the guide's answer, which is DYNAT's label, was the true class in the epoch's batches;
     unseen images are those the epoch is picked on, and PGD-20 is on at most a thousand of them.
@@ -55,39 +50,31 @@ def followed(histories: Mapping[str, Path]) -> pd.DataFrame:
 def picks(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFrame:
     """What strategies picked from their options: a line per run, epoch and option with its share of the draws.
 
-    Options are in 1/255 where the setting is a radius or a step size; `reward` is the epoch's mean, or missing. Runs
-    with an epoch that picked no such setting are left out.
+    Radii and step sizes in 1/255; `reward` is the epoch's mean, or missing. Runs that picked no such setting are left
+    out.
     """
     records, unit = [], UNITS.get(setting, 1)
     for name, path in histories.items():
         epochs = [row.get("strategy", {}) for row in json.loads(path.read_text())]
-        if not all(setting in epoch.get("chosen", {}) for epoch in epochs):
-            continue
-        for number, epoch in enumerate(epochs, 1):
-            counts = epoch["chosen"][setting]
-            line = {"run": name, "epoch": number, "reward": epoch["reward"]}
-            shares = {round(unit * float(value), 3): n / sum(counts.values()) for value, n in counts.items()}
-            records += [line | {"option": option, "share": share} for option, share in sorted(shares.items())]
+        if all(setting in epoch.get("chosen", {}) for epoch in epochs):
+            for number, epoch in enumerate(epochs, 1):
+                counts, line = epoch["chosen"][setting], {"run": name, "epoch": number, "reward": epoch["reward"]}
+                shares = {round(unit * float(value), 3): n / sum(counts.values()) for value, n in counts.items()}
+                records += [line | {"option": option, "share": share} for option, share in sorted(shares.items())]
     return pd.DataFrame(records, columns=["run", "epoch", "reward", "option", "share"])
 
 
 def picks_summary(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFrame:
-    """How a strategy's picks moved from the first epoch to the last: mean, spread, and reward.
-
-    `largest three` is the share of the three largest options; entropy is in nats. Trainings without picks are left out.
-    """
+    """How a strategy's picks moved from the first epoch to the last: mean, entropy in nats, and reward."""
     records = []
     for name, run in picks(histories, setting).groupby("run", sort=False):
         for which, epoch in (("first epoch", run["epoch"].min()), ("last epoch", run["epoch"].max())):
             own = run[run["epoch"] == epoch]
-            record = {
-                "mean": round((own["share"] * own["option"]).sum(), 2),
-                "largest three": round(own["share"].tail(3).sum(), 3),
-                "entropy": round(float(entropy(own["share"])), 3),
-                "entropy if uniform": round(math.log(len(own)), 3),
-                "reward": own["reward"].astype(float).round(3).iloc[0],
-            }
-            records.append({"run": name, "": which} | record)
+            record = {"run": name, "": which, "mean": round((own["share"] * own["option"]).sum(), 2)}
+            record["largest three"] = round(own["share"].tail(3).sum(), 3)
+            record["entropy"] = round(float(entropy(own["share"])), 3)
+            record["entropy if uniform"] = round(math.log(len(own)), 3)
+            records.append(record | {"reward": own["reward"].astype(float).round(3).iloc[0]})
     return pd.DataFrame(records)
 
 
@@ -97,8 +84,7 @@ def strategy_steps(table: Table) -> dict[str, int]:
     for cell in table.cells:
         spec = cell.network
         if isinstance(spec, RunSpec) and spec.strategy and spec.strategy.kind.startswith("learned"):
-            held_out = spec.data.held_out if spec.selection == "held_out" else 0
-            total = spec.schedule.steps(len(table.workspace.dataset(spec.data).train.labels) - held_out)
+            total = spec.schedule.steps(len(table.workspace.dataset(spec.data).train.labels) - spec.data.held_out)
             steps[cell.row.row] = min(total, spec.max_steps or total) // spec.strategy.every
     return steps
 
@@ -106,13 +92,12 @@ def strategy_steps(table: Table) -> dict[str, int]:
 def las_at_passes(
     *, steps: float = 14, backward: float = 2, restarts: float = 2, forwards: float = 6
 ) -> tuple[float, float, float]:
-    """What a step costs: PGD-AT's, LAS-PGD-AT's, and what its strategy network adds every k-th time.
+    """What a step costs in forward passes: PGD-AT's, LAS-PGD-AT's, and what its strategy network adds every k-th time.
 
-    In forward passes of the target, a backward being `backward` in an attack and 2 elsewhere. PGD-AT is ten attack
-    steps and a forward and backward (3) for the weights. LAS-AT has `steps` attack steps and a forward of a strategy
-    network as large as the target; every k-th step also an attack, the copy's step (3), `restarts` judging attacks of
-    ten steps, 3 for the strategy network, and `forwards` for the rewards. The defaults are the released code's: images
-    that are done stay in the batch, and every attack step differentiates the weights too.
+    A backward is `backward` in an attack and 2 elsewhere. PGD-AT is ten attack steps and a forward and backward (3) for
+    the weights. LAS-AT has `steps` attack steps and a forward of a strategy network as large as the target; every k-th
+    step also an attack, the copy's step (3), `restarts` judging attacks of ten steps, 3 for the strategy network, and
+    `forwards` for the rewards. The defaults are the released code's: it also attacks images that are done.
     """
     attack, plain = steps * (1 + backward), 10 * (1 + backward) + 3
     strategy_step = attack + 3 + restarts * 10 * (1 + backward) + forwards + 3
@@ -120,10 +105,9 @@ def las_at_passes(
 
 
 def times(table: Table, results: list[Result], base: str = "PGD-AT") -> pd.DataFrame:
-    """Training time over `base`'s: the paper's, counted for the released code and for this library, measured here.
+    """Training time over `base`'s: the paper's, counted for the released code and here, and the seeds' measured mean.
 
-    Here the attack's gradient leaves the weights out, and an image that has made its steps leaves the batch, so a step
-    costs the options' mean. With several seeds the measured time is their mean.
+    Here the attack's gradient leaves the weights out, and an image that has made its steps leaves the batch.
     """
     logged = [(r.row, facts["seconds"]) for r in results for facts in r.made if "seconds" in facts]
     seconds = pd.DataFrame(logged, columns=["row", "seconds"]).groupby("row")["seconds"].mean()
@@ -139,14 +123,12 @@ def times(table: Table, results: list[Result], base: str = "PGD-AT") -> pd.DataF
 
 def _counted(network: Network, as_here: bool = False) -> float | None:
     """A step's cost over PGD-AT's; None for given weights and for the searches, which the count does not model."""
-    if not isinstance(network, RunSpec):
-        return None
-    if (strategy := network.strategy) is None:
-        return 1.0
+    strategy = network.strategy if isinstance(network, RunSpec) else None
+    if strategy is None:
+        return 1.0 if isinstance(network, RunSpec) else None
     learns, options = strategy.kind.startswith("learned"), dict(strategy.options).get("steps")
     if options is None or not (learns or strategy.kind in ("random", "frozen")):
         return None
-    every = strategy.every if learns else math.inf
     own = {"steps": sum(options) / len(options), **THIS_LIBRARY} if as_here else {}
     plain, step, strategy_step = las_at_passes(**own)
-    return (step + strategy_step / every) / plain
+    return (step + strategy_step / (strategy.every if learns else math.inf)) / plain

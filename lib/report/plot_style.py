@@ -36,10 +36,9 @@ def intervals(cells: pd.DataFrame | pd.Series) -> np.ndarray:
 
 def save(figure: Figure, name: str, outputs: Path) -> list[Path]:
     """Write the figure under outputs/figures as png and pdf."""
-    folder = outputs / "figures"
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    png, pdf = (outputs / "figures" / f"{name}.{suffix}" for suffix in ("png", "pdf"))
     with disk_errors(outputs):
-        folder.mkdir(parents=True, exist_ok=True)
+        png.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(png, dpi=200, bbox_inches="tight", metadata={"Software": None})
         figure.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return [png, pdf]

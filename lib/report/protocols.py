@@ -10,7 +10,6 @@ from lib.experiment.planning import Result
 from lib.experiment.spec import GivenWeights
 from lib.experiment.table import Table
 from lib.methods import METHODS
-from lib.report.results import of_controls, of_rows, of_teachers
 
 NETWORK = ["student", "teacher", "row", "seed"]
 PAPERS = "the paper's"  # protocol
@@ -19,28 +18,24 @@ PAPERS = "the paper's"  # protocol
 def undefended_control(table: Table, results: list[Result]) -> pd.DataFrame:
     """What the controls show: per student and attack, the undefended network beside the weakest of the table's rows."""
     records = []
-    for control in of_controls(results):
-        for own in control.accuracies:
-            rivals = {
-                f"{r.row} ← {r.teacher}" if r.teacher else r.row: a.percent
-                for r in of_rows(results)
-                for a in r.accuracies
-                if r.student == control.student and a.column == own.column
-            }
-            if rivals:
-                weakest = min(rivals, key=rivals.__getitem__)
-                record = {"student": control.student, "attack": own.column.name, control.row: own.percent}
-                records.append(record | {"weakest row": weakest, "its accuracy": rivals[weakest]})
+    rows = [(r, a, f" ← {r.teacher}" if r.teacher else "") for r in results if r.role == "cell" for a in r.accuracies]
+    for control, own in ((r, a) for r in results if r.role == "control" for a in r.accuracies):
+        where = (control.student, own.column)
+        rivals = {r.row + taught: a.percent for r, a, taught in rows if (r.student, a.column) == where}
+        if rivals:
+            weakest = min(rivals, key=rivals.__getitem__)
+            record = {"student": control.student, "attack": own.column.name, control.row: own.percent}
+            records.append(record | {"weakest row": weakest, "its accuracy": rivals[weakest]})
     return pd.DataFrame(records)
 
 
 def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
     """The teachers' own accuracies, and where each came from."""
-    records = []
-    for result in of_teachers(results):
+    records, headings = [], table.headings()
+    for result in (result for result in results if result.role == "teacher"):
         net = table.teachers[result.student]
         origin = "a given file" if isinstance(net, GivenWeights) else f"trained here by {METHODS[net.method].title}"
-        values = {table.headings()[a.column.name]: round(a.percent, 1) for a in result.accuracies}
+        values = {headings[a.column.name]: round(a.percent, 1) for a in result.accuracies}
         records.append({"teacher": result.student, "weights": origin, **values})
     return pd.DataFrame(records)
 
@@ -49,9 +44,9 @@ def protocols(table: Table) -> pd.DataFrame:
     """What is behind every attack column: as the paper's authors measured it, and under the other protocol."""
     images: dict[AttackSpec, dict[str, None]] = {}  # the different numbers of images, in order
     for cell in table.cells:
+        count = len(table.workspace.dataset(cell.data).test.labels)
         for column in (column for column in cell.columns if column.attack != "clean"):
-            count = column.images or len(table.workspace.dataset(cell.data).test.labels)
-            images.setdefault(column, {})[str(count)] = None
+            images.setdefault(column, {})[str(column.images or count)] = None
     records = []
     for column, counts in images.items():
         base, protocol = _base(table, column.name)
@@ -61,8 +56,8 @@ def protocols(table: Table) -> pd.DataFrame:
 
 def accuracies(table: Table, results: list[Result]) -> pd.DataFrame:
     """Every column that the table's networks were measured under, the paper's and those beside them, in %."""
-    lines = [_network(r) | {a.column.name: round(a.percent, 1) for a in r.accuracies} for r in of_rows(results)]
-    return pd.DataFrame(lines)
+    cells = [result for result in results if result.role == "cell"]
+    return pd.DataFrame([_network(r) | {a.column.name: round(a.percent, 1) for a in r.accuracies} for r in cells])
 
 
 def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
@@ -87,7 +82,7 @@ def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
 def measurements(table: Table, results: list[Result]) -> pd.DataFrame:
     """Every accuracy of the table's networks, a line each, with its protocol, its settings and what was reduced."""
     records = []
-    for result in of_rows(results):
+    for result in (result for result in results if result.role == "cell"):
         images = max(a.n for a in result.accuracies)
         for a in result.accuracies:
             base, protocol = _base(table, a.column.name)

@@ -1,14 +1,19 @@
-"""A comparison as a table for the eye, and saved for a report."""
+"""What a notebook displays and saves: a comparison as a table, what it was made with, and code as it runs."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pandas as pd
+from IPython.display import Markdown
+from pandas.io.formats.style import Styler
 
 from lib.evaluate import Finding, Report, strip, summary
+from lib.experiment.table import show_path
 from lib.files import disk_errors, write_atomically
 
 KINDS = ("reported", "measured", "difference")
@@ -33,10 +38,8 @@ STYLES: list[Any] = [
 class Comparison:
     """A table's numbers, one line per student, teacher, row and column, and the caption they are shown under.
 
-    `frame` has: student, teacher, row, column, reported, reported_n, quoted, measured, k, n, low, high, sd, seeds, the
-    attack's settings, difference, flags (one string per seed, a character per image) and the marks (best, second or
-    empty) of the reported and the measured number within their student, teacher and column. `worst` has the same of
-    every row's worst case, `other_protocol` what was measured under another protocol.
+    `flags` is one string per seed, a character per image; a mark is best, second or empty, within student, teacher and
+    column. `worst` has every row's worst case, `other_protocol` what was measured under another protocol.
     """
 
     name: str
@@ -63,10 +66,11 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
     """Write the table as csv, md, tex, html and json under outputs/tables: equal results of equal code, equal bytes.
 
     What was measured under another protocol goes to a csv of its own, <name>_<protocol>.csv.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
     """
+    table = _flat(comparison, "md").to_markdown(index=False, disable_numparse=True)
+    checks = summary(comparison.findings, comparison.contradictions)
+    style = _flat(comparison, "tex").style.hide(axis="index").format_index(escape="latex", axis=1)
+    style = style.format(escape="latex", subset=["student", "teacher", "method"])
     facts = {
         "caption": comparison.caption,
         "provenance": comparison.provenance,
@@ -77,8 +81,8 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
     }
     texts = {
         "csv": pd.concat([comparison.frame, comparison.worst]).drop(columns="flags").to_csv(index=False),
-        "md": _markdown(comparison),
-        "tex": _latex(comparison),
+        "md": "\n\n".join([comparison.caption, table, *checks]) + "\n",
+        "tex": style.to_latex(caption=comparison.caption.translate(TEX), hrules=True),
         "html": comparison._repr_html_(),
         "json": json.dumps(facts, indent=1),
     }
@@ -90,11 +94,7 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
 
 
 def save_own(results: Report, outputs: Path, name: str, weights: str) -> list[Path]:
-    """Write a classifier's report as csv, html and json under outputs/tables; the flags of every image are in the json.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
+    """Write a classifier's report as csv, html and json (with every image's flag) under outputs/tables."""
     worst = results.worst and asdict(results.worst)
     facts = {"weights": weights, **asdict(results), "worst": worst, "findings": _findings(results.findings)}
     texts = {"csv": results.frame.to_csv(), "html": results._repr_html_(), "json": json.dumps(facts, indent=1)}
@@ -144,17 +144,20 @@ def _cell(record: Mapping[str, Any], kind: str, format: str) -> str:
 
 
 def _flat(comparison: Comparison, format: str) -> pd.DataFrame:
-    """The wide table with its index as columns and one heading each, as a report's table wants it."""
     flat = _wide(comparison, format).reset_index()
     return flat.set_axis([" ".join(filter(None, column)) for column in flat.columns], axis=1)
 
 
-def _markdown(comparison: Comparison) -> str:
-    table = _flat(comparison, "md").to_markdown(index=False, disable_numparse=True)
-    return "\n\n".join([comparison.caption, table, *summary(comparison.findings, comparison.contradictions)]) + "\n"
+def source(*functions: Any) -> Markdown:
+    """The source of some functions of the library, so that what is read is what runs."""
+    code = "\n\n".join(dedent(inspect.getsource(function)).strip() for function in functions)
+    return Markdown(f"```python\n{code}\n```")
 
 
-def _latex(comparison: Comparison) -> str:
-    style = _flat(comparison, "tex").style.hide(axis="index").format_index(escape="latex", axis=1)
-    style = style.format(escape="latex", subset=["student", "teacher", "method"])
-    return style.to_latex(caption=comparison.caption.translate(TEX), hrules=True)
+def provenance_table(comparison: Comparison, saved: list[Path]) -> Styler:
+    """What a result was made with, and where it was written, for the end of a notebook."""
+    facts = {key: value for key, value in comparison.provenance.items() if key not in ("settings", "runs")}
+    facts = {key: "; ".join(value) if isinstance(value, list) else value for key, value in facts.items()}
+    facts = {key: value for key, value in facts.items() if value not in ("None", {}, "")}
+    facts |= {"runs": f"{len(comparison.provenance['runs'])} digests", "written": ", ".join(map(show_path, saved))}
+    return pd.DataFrame({"": facts.values()}, index=list(facts)).style.set_properties(**{"text-align": "left"})

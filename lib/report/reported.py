@@ -23,16 +23,16 @@ def lines(table: Table) -> list[tuple[str, str, Row]]:
 
 def reported(table: Table, student: str, teacher: str, row: Row, column: str) -> float | None:
     """The paper's number for a cell, whichever of its tables' shapes it stands in; None where there is none."""
-    entry, key = table.reported_for(student), row.reported or row.row
+    entry, key, columns = table.reported_for(student), row.reported or row.row, table.file.columns
     rows = entry.get("rows", entry.get(student, {}))
     if key in entry.get("columns", ()):  # the paper's columns are the rows here
-        return rows[column][entry["columns"].index(key)] if column in rows else None
+        key, column, columns = column, key, entry["columns"]
     if isinstance(rows, list):
         rows = {row_key(one): one["values"] for one in rows}
     values = rows.get(key)
     if isinstance(values, dict):
         values = values.get(teacher)
-    value = None if values is None else values[table.file.columns.index(column)]
+    value = None if values is None else values[columns.index(column)]
     return None if value in (None, "-") else float(value)
 
 
@@ -44,12 +44,11 @@ def row_key(one: Mapping[str, Any]) -> str:
 
 def reported_table(table: Table) -> pd.DataFrame:
     """The paper's numbers alone, as params/reported/ has them; a cell that is lost stays empty."""
-    values = {
-        (student, teacher, row.row): [reported(table, student, teacher, row, column) for column in table.file.columns]
-        for student, teacher, row in lines(table)
-    }
-    index = pd.MultiIndex.from_tuples(values, names=["student", "teacher", "method"])
-    return pd.DataFrame(list(values.values()), index=index, columns=table.file.columns, dtype=float)
+    columns, rows = table.file.columns, lines(table)
+    values = [[reported(table, *line, column) for column in columns] for line in rows]
+    keys = [(student, teacher, row.row) for student, teacher, row in rows]
+    index = pd.MultiIndex.from_tuples(keys, names=["student", "teacher", "method"])
+    return pd.DataFrame(values, index=index, columns=columns, dtype=float)
 
 
 def reported_with_sources(table: Table) -> pd.DataFrame:
