@@ -1,18 +1,15 @@
 """The speed notebook and the speed run at their smallest: their tables, and what they refuse."""
 
-import subprocess
-
 import pandas as pd
 import pytest
-import yaml
+from notebooks_in_process import code_cells, execute
 from small import SETTINGS
-from test_notebooks import NOTEBOOKS, PAPERMILL, code_cells, execute
 
 from lib import ROOT, benchmark
 from lib.errors import UserError
 from lib.experiment.parameters import read_parameters
 
-(PATH,) = [path for path in NOTEBOOKS if path.stem == "benchmark_speed"]
+PATH = ROOT / "notebooks" / "benchmark_speed.ipynb"
 TINY = {
     "model": "ResNet8-w8",
     "batch_size": 4,
@@ -25,25 +22,12 @@ TINY = {
 }
 
 
-def run(tmp_path, **given):
-    copy = tmp_path / "executed.ipynb"
-    given = {"outputs": str(tmp_path), "device": "cpu"} | TINY | given
-    command = [*PAPERMILL, str(PATH), str(copy), "-y", yaml.safe_dump(given)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300), copy
-
-
-def outputs(copy):
-    return [out for cell in code_cells(copy) for out in cell.outputs]
-
-
 def test_the_speed_notebook_has_at_most_ten_code_cells():
     assert len(code_cells(PATH)) <= 10
 
 
 def test_the_speed_notebook_runs_and_leaves_its_tables_and_its_figure(tmp_path):
-    done, copy = run(tmp_path, methods=["PGD-AT", "LAS-PGD-AT"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not [out for out in outputs(copy) if out.output_type == "error" or out.get("name") == "stderr"]
+    execute("benchmark_speed", tmp_path, methods=["PGD-AT", "LAS-PGD-AT"], **TINY)
     assert (tmp_path / "figures" / "benchmark_speed.pdf").stat().st_size
     names = ("memory", "pgd", "steps", "curves")
     memory, pgd, steps, curves = (pd.read_csv(tmp_path / "tables" / f"benchmark_speed_{name}.csv") for name in names)
@@ -56,10 +40,7 @@ def test_the_speed_notebook_runs_and_leaves_its_tables_and_its_figure(tmp_path):
 
 
 def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_goal(tmp_path):
-    path = PATH.with_name("speedrun_robust.ipynb")
-    done, copy = execute(path, tmp_path, seeds=[0, 1], settings=SETTINGS, workers=0)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not [out for out in outputs(copy) if out.output_type == "error" or out.get("name") == "stderr"]
+    execute("speedrun_robust", tmp_path, seeds=[0, 1], settings=SETTINGS, workers=0)
     results = pd.read_csv(tmp_path / "tables" / "speedrun_robust.csv", index_col="run")
     assert list(results.index) == ["seed 0", "seed 1"]
     assert (results["training, s"] > 0).all()
