@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from lib.attacks.pgd import PerImage, at_image, pgd, uniform
-from lib.attacks.stopping import CountRight, StoppingCriterion, Trajectory, UntilConverged, UntilGap, UntilWrong
+from lib.attacks.stopping import StoppingCriterion, Trajectory, UntilConverged, UntilGap, UntilWrong
 from lib.losses import cross_entropy
+from lib.methods.reweighting import CountIterates
 
 STEP = 0.125  # exact in binary, so that an image's moves can be counted
 STEPS = 4
@@ -45,7 +46,7 @@ def decision(criterion, logits):
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("make", [StoppingCriterion, CountRight])
+@pytest.mark.parametrize("make", [StoppingCriterion, CountIterates])
 def test_listening_costs_no_forward_and_changes_no_image(make, plain, images):
     (x, y), sizes = images, []
 
@@ -198,19 +199,19 @@ def test_the_first_order_condition_is_never_negative_on_an_attacks_way(make_net,
 @pytest.mark.parametrize("steps", [0, 1, 4, 8])
 def test_kappa_counts_the_iterates_at_which_an_image_is_right_with_the_start_and_without_the_end(steps, images):
     x, y = images
-    criterion = CountRight(x, y, 1.0)
+    criterion = CountIterates(x, y, 1.0)
     attacked(criterion, x, y, steps=steps)
     assert criterion.observed()["kappa"].tolist() == [min(right, steps) for right in [0, 1, 2, 3, 5]]
 
 
 def test_kappa_counts_right_answers_after_a_wrong_one_too(images):
-    criterion = CountRight(*images, 1.0)
+    criterion = CountIterates(*images, 1.0)
     assert all(decision(criterion, logits) for logits in (RIGHT, WRONG, RIGHT))
     assert criterion.observed()["kappa"].tolist() == [2, 0, 0, 0, 0]
 
 
 def test_kappa_is_counted_for_the_images_that_are_asked(images):
-    criterion = CountRight(*images, 1.0)
+    criterion = CountIterates(*images, 1.0)
     criterion.logits = torch.cat([RIGHT, WRONG, RIGHT])
     assert criterion(criterion.x[:3], criterion.x[:3], torch.tensor([4, 3, 1])).all()
     assert criterion.observed()["kappa"].tolist() == [0, 1, 0, 0, 1]

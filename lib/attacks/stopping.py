@@ -112,10 +112,3 @@ class Trajectory(StoppingCriterion):
     def iterates(self, x_adv: Tensor) -> dict[int, Tensor]:
         """{n: x' (N, C, H, W) after n steps} for n in `at`, where x_adv is what the attack returned."""
         return {n: self._kept.get(n, x_adv) for n in self.at}
-
-
-class CountRight(Trajectory):
-    """kappa (N,): at how many iterates, the start included and the last left out, an image is still right (GAIRAT)."""
-
-    def observed(self) -> dict[str, Tensor]:
-        return {"kappa": sum(self.right, torch.zeros_like(self.y))}
