@@ -83,7 +83,7 @@ def pgd(
     """
     if any((value.min() if isinstance(value, Tensor) else value) < 0 for value in (epsilon, step_size, steps)):
         raise UserError(f"an attack's radius, step size and steps must be >= 0, got {epsilon}, {step_size}, {steps}")
-    radius, size = (_per_image(v, x) if isinstance(v, Tensor) else v for v in (epsilon, step_size))
+    radius, size = (per_image(v, x) if isinstance(v, Tensor) else v for v in (epsilon, step_size))
     x_adv = start(x, radius, generator)
     if criterion is not None or isinstance(steps, Tensor):
         return project(_moving_images(objective, x, x_adv, (radius, size, steps), criterion), x, radius)
@@ -96,7 +96,7 @@ def _moving_images(
     objective: Objective, x: Tensor, x_adv: Tensor, settings: tuple[float | Tensor, ...], criterion: Criterion | None
 ) -> Tensor:
     """PGD on the images that still move; the others wait outside of the batch, or inside if the objective wants all."""
-    radius, size, steps = (_per_image(value, x) for value in settings)
+    radius, size, steps = (per_image(value, x) for value in settings)
     x_adv, index = x_adv.clone(), torch.arange(len(x), device=x.device)
     for t in range(int(steps.max())):
         index = index[steps[index].flatten() > t]
@@ -125,7 +125,7 @@ def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
     return torch.minimum(torch.maximum(x_adv, x - epsilon), x + epsilon).clamp(0, 1).detach()
 
 
-def _per_image(value: float | Tensor, x: Tensor) -> Tensor:
+def per_image(value: float | Tensor, x: Tensor) -> Tensor:
     """A number or one per image (N,) as a tensor (N, 1, 1, 1) of x's type."""
     ones = [1] * (x.dim() - 1)
     return torch.as_tensor(value, device=x.device, dtype=x.dtype).reshape(-1, *ones).expand(len(x), *ones)

@@ -17,7 +17,7 @@ from lib.attacks.pgd import Objective, per_image, pgd, project, uniform_in_image
 from lib.benchmark.measure import Work
 from lib.data import Split, to_float
 from lib.errors import UserError, choose
-from lib.evaluate import STEPPED, AttackSpec
+from lib.evaluate import ATTACKS, AttackSpec
 from lib.losses import cross_entropy, kl
 from lib.methods import METHODS, Nets, ce_label, kl_teacher_student
 from lib.methods.core import Terms
@@ -227,15 +227,16 @@ def flags(net: nn.Module, test: Split, column: AttackSpec) -> str:
 
 
 def _stepped(net: nn.Module, x: Tensor, y: Tensor, column: AttackSpec, generator: Generator) -> Tensor:
-    from_image = dict.fromkeys(("clean", "fgsm"), (cross_entropy, False))
-    loss, frozen = choose("attack of the plain path", column.attack, from_image | STEPPED)
+    known = {name: one for name, one in ATTACKS.items() if one.loss or name in ("clean", "fgsm")}
+    one = choose("attack of the plain path", column.attack, known)
+    loss, frozen = one.loss or cross_entropy, one.freeze
 
     def objective(x_adv: Tensor) -> Tensor:
         logits = net(x_adv)
         return loss(logits, y) * ((logits.argmax(1) == y) | (not frozen))  # the others' gradient is 0, and they stay
 
     e = column.epsilon
-    if column.attack in from_image:
+    if one.loss is None:
         return attack(objective, x, x, epsilon=e, step_size=e, steps=int(column.attack == "fgsm"))
     start = uniform_in_image(x, x.new_tensor(e), generator)
     return attack(objective, x, start, epsilon=e, step_size=column.step_size, steps=column.steps)
