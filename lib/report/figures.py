@@ -220,8 +220,9 @@ def cost_curves(curves: pd.DataFrame) -> Figure:
     figure, axes = panels(1, len(axes_of), 1.25, 2.4)
     for axis, (name, frame) in zip(axes[0], axes_of.items(), strict=True):
         lines = frame.pivot_table("seconds", "value", "form", sort=False)
-        lines.plot(ax=axis, marker="o", ms=3, lw=1, legend=False)
-        axis.plot(lines.index, lines["ours"].iloc[0] * lines.index / lines.index[0], ls=":", color="grey")
+        lines["proportional"] = lines["ours"].iloc[0] * lines.index / lines.index[0]
+        lines.drop(columns="proportional").plot(ax=axis, marker="o", ms=3, lw=1, legend=False)
+        lines["proportional"].plot(ax=axis, ls=":", color="grey")
         axis.set(xscale="log", yscale="log", xlabel=AXES[name])
         axis.set_xticks(lines.index, lines.index), axis.set_xticks([], minor=True)
         axis.yaxis.set_major_formatter("{x:g}"), axis.yaxis.set_minor_formatter("{x:g}")
