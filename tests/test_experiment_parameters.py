@@ -151,7 +151,7 @@ def test_a_seed_that_no_generator_takes_is_refused(seeds):
 
 @pytest.mark.parametrize("setting", [{"momentum": -1.0}, {"momentum": 1.5}, {"weight_decay": -1.0}])
 def test_a_schedules_momentum_and_decay_are_checked(setting):
-    with pytest.raises(UserError, match="a schedule wants a momentum"):
+    with pytest.raises(UserError, match="a schedule wants a"):
         load_scale(Parameters(settings={"schedules": {"default": setting}}))
 
 

@@ -1,7 +1,7 @@
 """Losses with a weight per image: GAIRAT (Zhang et al. 2021) and MAIL (Wang et al. 2021), as wrappers of any loss."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from lib.methods.core import Method, Nets, Piecewise, Recorder, Terms, Weight
 Loss = Callable[..., Terms]
 
 
+@dataclass(eq=False)
 class CountIterates(StoppingCriterion):
     """GAIRAT's kappa and K per image: at how many iterates, bar the last, it was still right, and how many it had."""
 
