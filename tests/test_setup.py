@@ -73,7 +73,7 @@ import lib
 folder = pathlib.Path(lib.__file__).parent
 assert folder.parent == pathlib.Path(sys.argv[1]), folder
 for path in sorted(folder.rglob("*.py")):
-    importlib.import_module(".".join(path.relative_to(folder.parent).with_suffix("").parts))
+    importlib.import_module(".".join(path.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__"))
     print(path.relative_to(folder.parent))
 from lib.errors import UserError
 from lib.experiment import Parameters, open_table
