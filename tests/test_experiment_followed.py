@@ -11,7 +11,7 @@ from lib import report
 from lib.data import hold_out
 from lib.errors import UserError
 from lib.evaluate import AttackSpec, accuracy
-from lib.experiment import runs
+from lib.experiment import networks, runs
 from lib.experiment.table import open_table
 from lib.report import figures
 
@@ -34,8 +34,8 @@ def made(tmp_path_factory):
 def test_the_last_epochs_numbers_are_those_of_the_networks_it_left(made):
     (cell,) = made.cells
     seen, unseen = hold_out(made.workspace.dataset(cell.data).train, 12)
-    target = runs.network(cell.network, cell.data, made.workspace, "last")
-    guide = runs.guide(cell.network, cell.data, made.workspace)
+    target = networks.network(cell.network, cell.data, made.workspace, "last")
+    guide = networks.network(cell.network, cell.data, made.workspace, "guide")
     told = history_of(made, cell)[-1]["followed"]
     for name, net in (("target", target), ("guide", guide)):
         for part, split in (("train", seen.take(slice(0, 12))), ("unseen", unseen)):
@@ -87,14 +87,14 @@ def test_a_guide_that_was_trained_beforehand_is_followed_and_a_run_without_any_i
     plain = opened(tmp_path, "table1_dynat", "PGD-AT")
     runs.make(plain.cells[0].network, plain.workspace)
     assert "followed" not in history_of(plain, plain.cells[0])[0]
-    with pytest.raises(UserError, match="trains no guide"):
-        runs.guide(plain.cells[0].network, plain.data, plain.workspace)
+    with pytest.raises(UserError, match="has no guide"):
+        networks.network(plain.cells[0].network, plain.data, plain.workspace, "guide")
 
 
 def test_a_guide_of_a_run_that_is_not_there_is_refused(tmp_path):
     table = opened(tmp_path, "fig3_dynat", "DYNAT")
     with pytest.raises(UserError, match="has not been made yet"):
-        runs.guide(table.cells[0].network, table.data, table.workspace)
+        networks.network(table.cells[0].network, table.data, table.workspace, "guide")
 
 
 def test_the_curves_are_read_from_a_history_and_drawn_also_where_a_run_was_not_followed(made, tmp_path):

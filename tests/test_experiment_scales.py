@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from lib.experiment import runs
+from lib.experiment import networks, runs
 from lib.experiment.parameters import PARAMS, Parameters
 from lib.experiment.table import open_table
 
@@ -61,9 +61,9 @@ def test_a_row_takes_a_real_step_of_every_network_it_trains(tmp_path, pictures, 
         if spec is not None:
             runs.make(spec, table.workspace)
     fresh = runs.start(cell.network, table.workspace)
-    pairs = [(runs.network(cell.network, cell.data, table.workspace, "last"), fresh.student)]
+    pairs = [(networks.network(cell.network, cell.data, table.workspace, "last"), fresh.student)]
     if cell.network.guide:
-        pairs.append((runs.guide(cell.network, cell.data, table.workspace), fresh.guide))
+        pairs.append((networks.network(cell.network, cell.data, table.workspace, "guide"), fresh.guide))
     for made, start in pairs:
         moved = [(a != b).any() for a, b in zip(made.parameters(), start.parameters(), strict=True)]
         assert sum(moved) > len(moved) / 2

@@ -6,7 +6,7 @@ import torch
 
 from lib import report
 from lib.errors import UserError
-from lib.experiment import runs
+from lib.experiment import networks, runs
 from lib.experiment.parameters import PARAMS, Parameters
 from lib.experiment.spec import GivenWeights, RunSpec
 from lib.experiment.table import open_table
@@ -326,7 +326,7 @@ def test_a_row_with_strategy_awp_average_and_guide_trains_and_leaves_what_it_mad
     history = json.loads((folder / "history.json").read_text())
     assert [sum(e["strategy"]["chosen"]["epsilon"].values()) for e in history] == [32, 32]
     assert all(e["strategy"]["reward"] < 0 for e in history)
-    guide = runs.fresh_network(cell.network.guide, cell.data, table.workspace)
+    guide = networks.fresh_network(cell.network.guide, cell.data, table.workspace)
     load_weights(guide, folder / "guide.safetensors")
 
 

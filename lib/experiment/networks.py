@@ -93,7 +93,12 @@ def fresh_network(model: str, data_spec: DataSpec, workspace: Workspace, outputs
 
 
 def network(spec: Network, data_spec: DataSpec, workspace: Workspace, checkpoint: str = "best") -> nn.Module:
-    """The trained network of a finished run or of a given file, in eval mode; raises UserError if it is not there."""
+    """The trained network of a finished run or of a given file, in eval mode; raises UserError if it is not there.
+
+    `checkpoint` is "best" or "last", or "guide": the network that was trained beside it, as the last epoch left it.
+    """
+    if checkpoint == "guide" and not getattr(spec, "guide", ""):
+        raise UserError(f"the network {network_digest(spec, data_spec)} ({spec.model}) has no guide")
     net = fresh_network(getattr(spec, "guide" if checkpoint == "guide" else "model"), data_spec, workspace)
     if isinstance(spec, GivenWeights):
         path = workspace.weights_files[spec.sha256]
@@ -105,13 +110,6 @@ def network(spec: Network, data_spec: DataSpec, workspace: Workspace, checkpoint
         raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) has not been made yet")
     load_weights(net, path)
     return net.eval()
-
-
-def guide(spec: RunSpec, data_spec: DataSpec, workspace: Workspace) -> nn.Module:
-    """The guide of a finished run as its last epoch left it, like `network`; raises UserError where it has none."""
-    if not spec.guide:
-        raise UserError(f"run {spec.digest} ({spec.method}, {spec.model}) trains no guide")
-    return network(spec, data_spec, workspace, "guide")
 
 
 def network_digest(spec: Network, data_spec: DataSpec) -> str:

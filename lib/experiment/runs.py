@@ -13,10 +13,7 @@ from torch import nn
 from lib import data
 from lib.attacks.pgd import pgd
 from lib.evaluate import AttackSpec, accuracy
-from lib.experiment.networks import Network as Network
 from lib.experiment.networks import Workspace, fresh_network, network, provenance
-from lib.experiment.networks import guide as guide
-from lib.experiment.networks import measure as measure
 from lib.experiment.spec import RunSpec, method_of
 from lib.methods import strategies
 from lib.models.checkpoints import save_weights

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import entropy
 
+from lib.experiment.networks import Network
 from lib.experiment.planning import Result
-from lib.experiment.runs import Network
 from lib.experiment.spec import RunSpec
 from lib.experiment.table import Table
 from lib.methods.strategy import UNITS
