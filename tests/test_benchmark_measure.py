@@ -7,6 +7,7 @@ import torch
 
 from lib.benchmark import measure
 from lib.benchmark.measure import in_turns, ratios
+from lib.train import meter
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def test_works_take_turns_in_an_order_that_is_reversed_every_round_warm_up_befor
 
 def test_every_round_is_timed_on_its_own_and_the_last_result_kept(monkeypatch):
     clock, results = itertools.accumulate([0, 1, 10, 2, 20, 4, 40, 8]), iter("abcd")
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
     seconds, last = in_turns({"x": lambda: next(results), "y": lambda: next(results)}, 2, CPU)
     assert seconds.to_dict("list") == {"x": [1, 8], "y": [2, 4]}
     assert last == {"x": "d", "y": "c"}
@@ -28,8 +29,8 @@ def test_every_round_is_timed_on_its_own_and_the_last_result_kept(monkeypatch):
 
 def test_the_devices_queue_is_empty_when_the_clock_starts_and_when_it_stops(monkeypatch):
     log = []
-    monkeypatch.setattr(measure, "drain", lambda device: log.append("drained"))
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: log.append("clock") or 0.0)
+    monkeypatch.setattr(meter, "drain", lambda device: log.append("drained"))
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: log.append("clock") or 0.0)
     in_turns({"a": lambda: log.append("a")}, 1, CPU)
     assert log == ["drained", "clock", "a", "drained", "clock"]
 

@@ -5,7 +5,6 @@ ratios(seconds, base="plain")
 """
 
 import gc
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lib.train.meter import drain
+from lib.train.meter import timed
 
 Work = Callable[[], Any]
 
@@ -34,11 +33,8 @@ def in_turns(
     results = {}
     for number in range(-warm_up, rounds):
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
-            drain(device)
-            started = time.perf_counter()
-            results[name] = works[name]()
-            drain(device)
-            seconds[name].append(time.perf_counter() - started)
+            results[name], taken = timed(works[name], device)
+            seconds[name].append(taken)
     return pd.DataFrame(seconds).iloc[warm_up:], results
 
 

@@ -22,7 +22,7 @@ from lib.experiment.networks import Workspace, fresh_network, provenance
 from lib.experiment.runs import start
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec
 from lib.losses import cross_entropy
-from lib.train.meter import seconds
+from lib.train.meter import timed
 
 QUICK = 0.2  # seconds; work on two images that takes longer is not repeated on a whole batch
 PASSES = {"clean": 0.5, "fgsm": 1, "fgsm_random": 1, "jsma": 150, "jsma_as_published": 150}  # of an image
@@ -108,10 +108,10 @@ def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int)
     x, y = to_float(data.images[:2]), data.labels[:2]
     work(x, y)  # slower, being the first, and a search over settings begins with it
     with counter:
-        taken = seconds(partial(work, x, y), x.device)
+        _, taken = timed(partial(work, x, y), x.device)
     if taken < QUICK:
         x, y = to_float(data.images[:size]), data.labels[:size]
-        taken = seconds(partial(work, x, y), x.device)
+        _, taken = timed(partial(work, x, y), x.device)
     return _cost(taken / len(y), counter.get_total_flops() / 2)
 
 

@@ -158,7 +158,7 @@ class Training:
 
     def at_precision(self, net: Net) -> Net:
         """`net` in the training's precision."""
-        return in_precision(net, "bf16" if self.precision == "bf16" else "fp32")
+        return in_precision(net, self.precision)
 
     def current_weights(self, names: Iterable[str]) -> dict[str, float]:
         """The run's weights of these names as they are at this step."""

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -31,13 +32,13 @@ class Meter:
         return {"seconds": round(time.monotonic() - self.begun, 3), "peak_mb": round(peak / 1e6, 1)}
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, from an empty queue of the device to an empty queue."""
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What one call returns, and its seconds from an empty queue of the device to an empty queue."""
     drain(device)
     begun = time.perf_counter()
-    work()
+    result = work()
     drain(device)
-    return time.perf_counter() - begun
+    return result, time.perf_counter() - begun
 
 
 def drain(device: torch.device) -> None:

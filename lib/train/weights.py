@@ -1,7 +1,7 @@
 """What is done to weights and batch-norm statistics in a step: perturbation (AWP), noise, averages (EMA)."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -50,42 +50,33 @@ def perturbed(net: nn.Module, loss: Loss, gamma: float) -> Iterator[None]:
     weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
     with torch.enable_grad():
         slopes = torch.autograd.grad(loss(freeze_bn(net)), weights, allow_unused=True, materialize_grads=True)
-    values = [w.detach() for w in weights]
-    steps = {w: gamma * w.norm() / (g.norm() + 1e-20) * g for w, g in zip(values, slopes, strict=True)}
-    for w, step in steps.items():
-        w.add_(step)
-    try:
+    with ExitStack() as afterwards:
+        for w, g in zip((weight.detach() for weight in weights), slopes, strict=True):
+            step = gamma * w.norm() / (g.norm() + 1e-20) * g
+            w.add_(step)
+            afterwards.callback(w.sub_, step)
         yield
-    finally:
-        for w, step in steps.items():
-            w.sub_(step)
 
 
 @contextmanager
 def jittered(net: nn.Module, std: float, generator: Generator) -> Iterator[None]:
     """w + n inside the block, n ~ N(0, std^2), for the weights of all convolutions (RAT); afterwards as they were."""
-    weights = [module.weight.detach() for module in net.modules() if isinstance(module, nn.Conv2d)]
-    before = [w.clone() for w in weights]
-    for w in weights:
-        w.add_(std * torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype))
-    try:
+    with ExitStack() as afterwards:
+        for w in [module.weight.detach() for module in net.modules() if isinstance(module, nn.Conv2d)]:
+            afterwards.callback(w.copy_, w.clone())
+            w.add_(std * torch.randn(w.shape, generator=generator, device=w.device, dtype=w.dtype))
         yield
-    finally:
-        for w, own in zip(weights, before, strict=True):
-            w.copy_(own)
 
 
 @contextmanager
 def as_if_forwarded(net: nn.Module, times: int) -> Iterator[None]:
     """Inside, one train-mode forward moves batch-norm's statistics as `times` equal ones would: 1 - (1 - m)^times."""
-    norms = {module: module.momentum for module in net.modules() if isinstance(module, nn.BatchNorm2d)}
-    for module, momentum in norms.items():
-        module.momentum = None if momentum is None else 1 - (1 - momentum) ** times
-    try:
+    with ExitStack() as afterwards:
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
+                afterwards.callback(setattr, module, "momentum", module.momentum)
+                module.momentum = 1 - (1 - module.momentum) ** times
         yield
-    finally:
-        for module, momentum in norms.items():
-            module.momentum = momentum
 
 
 class EMA(nn.Module):
