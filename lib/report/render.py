@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -47,10 +47,10 @@ class Comparison:
     headings: dict[str, str]
     caption: str
     provenance: dict[str, Any]
-    worst: pd.DataFrame = field(default_factory=pd.DataFrame)
-    findings: dict[str, tuple[Finding, ...]] = field(default_factory=dict)  # of the sanity checks, by network
-    contradictions: dict[str, list[str]] = field(default_factory=dict)  # what cannot be, by network
-    other_protocol: pd.DataFrame = field(default_factory=pd.DataFrame)
+    worst: pd.DataFrame
+    findings: dict[str, tuple[Finding, ...]]  # of the sanity checks, by network
+    contradictions: dict[str, list[str]]  # what cannot be, by network
+    other_protocol: pd.DataFrame
 
     def __repr__(self) -> str:
         wide = self.frame.pivot_table(index=LINE, columns="column", values="measured", sort=False).round(1)
