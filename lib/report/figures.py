@@ -217,7 +217,8 @@ def cost_curves(curves: pd.DataFrame) -> Figure:
     for axis, (name, frame) in zip(axes[0], axes_of.items(), strict=True):
         lines = frame.pivot_table("seconds", "value", "form", sort=False)
         lines.plot(ax=axis, marker="o", ms=3, lw=1, legend=False)
-        axis.plot(lines.index, lines["ours"].iloc[0] * lines.index / lines.index[0], ":", color="grey", label="proportional")
+        proportional = lines["ours"].iloc[0] * lines.index / lines.index[0]
+        axis.plot(lines.index, proportional, ":", color="grey", label="proportional")
         axis.set(xscale="log", yscale="log", xlabel=AXES[name])
         axis.set_xticks(lines.index, lines.index), axis.set_xticks([], minor=True)
         axis.yaxis.set_major_formatter("{x:g}"), axis.yaxis.set_minor_formatter("{x:g}")
