@@ -117,11 +117,10 @@ def _write(texts: Mapping[str, str], outputs: Path, name: str) -> list[Path]:
 def _wide(comparison: Comparison, format: str) -> pd.DataFrame:
     """One line per student, teacher and row; per column three cells, written for html, md or tex."""
     lines: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
-    for record in comparison.frame.to_dict("records"):
-        cells = lines.setdefault(tuple(record[key] for key in LINE), {})
-        cells |= {(comparison.headings[record["column"]], kind): _cell(record, kind, format) for kind in KINDS}
-    for record in comparison.worst.to_dict("records"):
-        lines[tuple(record[key] for key in LINE)]["Worst case", "measured"] = _cell(record, "measured", format)
+    for record in comparison.frame.to_dict("records") + comparison.worst.to_dict("records"):
+        cells, column = lines.setdefault(tuple(record[key] for key in LINE), {}), record["column"]
+        heading = comparison.headings.get(column, column)  # the worst case has none, and is only measured
+        cells |= {(heading, kind): _cell(record, kind, format) for kind in KINDS if kind in record}
     index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "method"])
     wide = pd.DataFrame(list(lines.values()), index=index).fillna("–")
     return wide.set_axis(pd.MultiIndex.from_tuples(wide.columns), axis=1)
