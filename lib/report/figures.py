@@ -22,7 +22,7 @@ from lib.experiment.planning import Result
 from lib.experiment.table import Table
 from lib.methods.strategy import UNITS
 from lib.report.histories import picks as shares_of_picks
-from lib.report.plot_style import BESIDE, LINES, WIDTH, finished, intervals, panels
+from lib.report.plot_style import ABOVE, BESIDE, LINES, WIDTH, finished, intervals, panels
 from lib.report.plot_style import save as save
 from lib.report.render import Comparison
 from lib.train.meter import KEYS
@@ -38,13 +38,12 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
     """
     blocks = [(student, teacher) for student in table.students for teacher in table.teacher_names]
     figure, axes = panels(2, len(blocks), 1.25, 4.6)
-    colours = sns.color_palette("colorblind", 10)
     for (student, teacher), (upper, lower) in zip(blocks, axes.T, strict=True):
         block = comparison.frame.query("student == @student and teacher == @teacher").set_index(["row", "column"])
         for i, row in enumerate(row.row for row in table.rows):
             if (row, robust) in block.index:
                 x, y = block.loc[(row, "Clean")], block.loc[(row, robust)]
-                look = {"color": colours[i % 10], "marker": "os^Dv"[i // 10 % 5], "ls": "", "ms": 5}
+                look = {"color": f"C{i % 10}", "marker": "os^Dv"[i // 10 % 5], "ls": "", "ms": 5}
                 bars = {"xerr": intervals(x)[:, None], "yerr": intervals(y)[:, None], "elinewidth": 0.7}
                 upper.errorbar(x.measured, y.measured, label=row, **bars, **look)
                 lower.plot(x.reported, y.reported, alpha=0.4, **look)
@@ -92,7 +91,7 @@ def bars(comparison: Comparison, kind: str = "measured") -> Figure:
     wide.astype(float).plot.bar(ax=axis, rot=0, ylabel=f"{kind} accuracy, %", xlabel="column of the table", **bars)
     headings = [comparison.headings[column].replace(" (", "\n(") for column in wide.index]
     axis.set_xticks(range(len(wide)), headings if kind == "measured" else wide.index, fontsize=7)
-    axis.legend(frameon=False, fontsize=7, loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
+    axis.legend(fontsize=7, ncols=2, **ABOVE)
     return finished(figure)
 
 
@@ -124,8 +123,7 @@ def policies(shares: Mapping[str, Mapping[str, Tensor]], options: Mapping[str, t
         panel.tick_params(axis="x", labelsize=6)
         panel.axhline(1 / len(values), color="grey", ls=":", lw=0.8)
     axes[0, 0].set_ylabel("probability")
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), **place)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), **ABOVE)
     return finished(figure)
 
 
@@ -199,15 +197,13 @@ def followed(curves: pd.DataFrame, groups: Mapping[str, list[str]], quantities: 
     return finished(figure)
 
 
-def curves(graphs: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], x_label: str) -> Figure:
-    """A panel per key, in it a line per network: (x, accuracy in %)."""
-    figure, axes = panels(1, len(graphs), 1, 2.8, sharey=True)
-    for axis, (title, lines) in zip(axes[0], graphs.items(), strict=True):
-        for i, (name, (x, y)) in enumerate(lines.items()):
-            axis.plot(x, y, label=name, marker="o", markersize=3, linestyle=LINES[i % len(LINES)])
-        axis.set(title=title, xlabel=x_label, ylim=(-3, 103))
-    axes[0, 0].set_ylabel("accuracy, %")
-    axes[0, 0].legend(fontsize=7)
+def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x_label: str) -> Figure:
+    """A line per network: (x, accuracy in %)."""
+    figure, ((axis,),) = panels(1, 1, 1, 2.8)
+    for i, (name, (x, y)) in enumerate(lines.items()):
+        axis.plot(x, y, label=name, marker="o", markersize=3, linestyle=LINES[i % len(LINES)])
+    axis.set(title=title, xlabel=x_label, ylabel="accuracy, %", ylim=(-3, 103))
+    axis.legend(fontsize=7)
     return finished(figure)
 
 
@@ -220,9 +216,9 @@ def cost_curves(curves: pd.DataFrame) -> Figure:
     figure, axes = panels(1, len(axes_of), 1.25, 2.4)
     for axis, (name, frame) in zip(axes[0], axes_of.items(), strict=True):
         lines = frame.pivot_table("seconds", "value", "form", sort=False)
-        lines["proportional"] = lines["ours"].iloc[0] * lines.index / lines.index[0]
-        lines.drop(columns="proportional").plot(ax=axis, marker="o", ms=3, lw=1, legend=False)
-        lines["proportional"].plot(ax=axis, ls=":", color="grey")
+        lines.plot(ax=axis, marker="o", ms=3, lw=1, legend=False)
+        proportional = lines["ours"].iloc[0] * lines.index / lines.index[0]
+        axis.plot(lines.index, proportional, ":", color="grey", label="proportional")
         axis.set(xscale="log", yscale="log", xlabel=AXES[name])
         axis.set_xticks(lines.index, lines.index), axis.set_xticks([], minor=True)
         axis.yaxis.set_major_formatter("{x:g}"), axis.yaxis.set_minor_formatter("{x:g}")
@@ -271,17 +267,13 @@ def adversarial_grid(net: nn.Module, x: Tensor, x_adv: Tensor, classes: tuple[st
 
 
 def beliefs(
-    logits: Mapping[str, Tensor], classes: tuple[str, ...], truth: int | Sequence[int], title: str | Sequence[str]
+    logits: Mapping[str, Tensor], classes: tuple[str, ...], truths: Sequence[int], titles: Sequence[str]
 ) -> Figure:
-    """The softmax of some answers as bars, the true class in red: a line of panels per image, a panel per answer.
-
-    Shapes: answers (N, C), with N true classes and N titles; or (C,), with one of each.
-    """
-    truths, titles = ([one] if isinstance(one, int | str) else [*one] for one in (truth, title))
+    """The softmax of answers (N, C) as bars, N true classes in red: a line of panels per image, a panel per answer."""
     figure, axes = panels(len(truths), len(logits), 1, 0.4 + 1.8 * len(truths), sharex=True, sharey=True)
     turned = len(classes) > 10 or max(map(len, classes)) > 2
     for line, (name, answers) in zip(axes.T, logits.items(), strict=True):
-        for axis, answer, own, image in zip(line, torch.atleast_2d(answers), truths, titles, strict=True):
+        for axis, answer, own, image in zip(line, answers, truths, titles, strict=True):
             axis.bar(range(len(classes)), answer.softmax(0).tolist())[own].set_color("C3")
             axis.set_title(f"{image}, {name}", fontsize=8)
         line[-1].set_xticks(range(len(classes)), classes, rotation=90 if turned else 0, fontsize=7)

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.evaluate import PROTOCOLS, AttackSpec, heading
+from lib.evaluate import PROTOCOLS, heading
 from lib.experiment.planning import Result
 from lib.experiment.spec import GivenWeights
 from lib.experiment.table import Table
@@ -42,15 +42,13 @@ def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
 
 def protocols(table: Table) -> pd.DataFrame:
     """What is behind every attack column: as the paper's authors measured it, and under the other protocol."""
-    images: dict[AttackSpec, dict[str, None]] = {}  # the different numbers of images, in order
-    for cell in table.cells:
-        count = len(table.workspace.dataset(cell.data).test.labels)
-        for column in (column for column in cell.columns if column.attack != "clean"):
-            images.setdefault(column, {})[str(column.images or count)] = None
+    tested = [(cell, len(table.workspace.dataset(cell.data).test.labels)) for cell in table.cells]
+    images = [(c, c.images or count) for cell, count in tested for c in cell.columns if c.attack != "clean"]
     records = []
-    for column, counts in images.items():
+    for column, own in pd.DataFrame(images, columns=["attack", "n"]).drop_duplicates().groupby("attack", sort=False):
         base, protocol = _base(table, column.name)
-        records.append({"column": base, "protocol": protocol} | column.settings() | {"images": ", ".join(counts)})
+        counts = ", ".join(map(str, own["n"]))  # a column's images differ where the rows' data do
+        records.append({"column": base, "protocol": protocol} | column.settings() | {"images": counts})
     return pd.DataFrame(records)
 
 

@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -47,10 +47,10 @@ class Comparison:
     headings: dict[str, str]
     caption: str
     provenance: dict[str, Any]
-    worst: pd.DataFrame = field(default_factory=pd.DataFrame)
-    findings: dict[str, tuple[Finding, ...]] = field(default_factory=dict)  # of the sanity checks, by network
-    contradictions: dict[str, list[str]] = field(default_factory=dict)  # what cannot be, by network
-    other_protocol: pd.DataFrame = field(default_factory=pd.DataFrame)
+    worst: pd.DataFrame
+    findings: dict[str, tuple[Finding, ...]]  # of the sanity checks, by network
+    contradictions: dict[str, list[str]]  # what cannot be, by network
+    other_protocol: pd.DataFrame
 
     def __repr__(self) -> str:
         wide = self.frame.pivot_table(index=LINE, columns="column", values="measured", sort=False).round(1)
@@ -117,11 +117,10 @@ def _write(texts: Mapping[str, str], outputs: Path, name: str) -> list[Path]:
 def _wide(comparison: Comparison, format: str) -> pd.DataFrame:
     """One line per student, teacher and row; per column three cells, written for html, md or tex."""
     lines: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
-    for record in comparison.frame.to_dict("records"):
-        cells = lines.setdefault(tuple(record[key] for key in LINE), {})
-        cells |= {(comparison.headings[record["column"]], kind): _cell(record, kind, format) for kind in KINDS}
-    for record in comparison.worst.to_dict("records"):
-        lines[tuple(record[key] for key in LINE)]["Worst case", "measured"] = _cell(record, "measured", format)
+    for record in comparison.frame.to_dict("records") + comparison.worst.to_dict("records"):
+        cells, column = lines.setdefault(tuple(record[key] for key in LINE), {}), record["column"]
+        heading = comparison.headings.get(column, column)  # the worst case has none, and is only measured
+        cells |= {(heading, kind): _cell(record, kind, format) for kind in KINDS if kind in record}
     index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "method"])
     wide = pd.DataFrame(list(lines.values()), index=index).fillna("–")
     return wide.set_axis(pd.MultiIndex.from_tuples(wide.columns), axis=1)
