@@ -212,8 +212,3 @@ def test_the_finished_share_rises_to_one(case):
     assert shares == sorted(shares)
     assert len(shares) > 4
     assert shares[-1] == 1
-
-
-def test_an_unknown_stage_is_refused(case):
-    with pytest.raises(UserError, match="'apgd'.*apgd-ce"):
-        attack(*case, stages=("apgd",))

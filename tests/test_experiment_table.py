@@ -13,7 +13,7 @@ from lib.experiment.table import open_table
 from lib.methods import METHODS, NominalBatch
 from lib.methods.strategies import STRATEGIES
 from lib.models import build
-from lib.models.checkpoints import load_weights, save_weights
+from lib.models.checkpoints import as_safetensors, load_weights
 from lib.train.weights import AWP
 
 TABLES = sorted(path.stem for path in (PARAMS / "tables").glob("*.yaml"))
@@ -104,7 +104,8 @@ def test_an_outputs_folder_that_cannot_be_made_is_said_before_anything_runs(tmp_
 def test_a_teacher_from_a_file_is_known_by_its_content(tmp_path):
     for name in ("a", "b"):
         torch.manual_seed(0)
-        save_weights(build("WideResNet-10-1", classes=10, channels=1).state_dict(), tmp_path / f"{name}.safetensors")
+        net = build("WideResNet-10-1", classes=10, channels=1)
+        (tmp_path / f"{name}.safetensors").write_bytes(as_safetensors(net.state_dict()))
     one, other = (
         table4(tmp_path, teacher_files={"WideResNet-34-10": str(tmp_path / f"{name}.safetensors")}) for name in "ab"
     )
@@ -337,7 +338,8 @@ def test_the_weights_of_the_perturbations_loss_are_part_of_the_run(opened, monke
 
 
 def test_a_file_given_for_a_row_is_tried_before_anything_runs(tmp_path):
-    save_weights(build("ResNet8-w8", classes=7, channels=1).state_dict(), tmp_path / "seven.safetensors")
+    net = build("ResNet8-w8", classes=7, channels=1)
+    (tmp_path / "seven.safetensors").write_bytes(as_safetensors(net.state_dict()))
     files = {"PGD-AT": str(tmp_path / "seven.safetensors")}
     with pytest.raises(UserError, match="does not fit ResNet"):
         open_table("table1_las_at", Parameters(outputs=str(tmp_path), device="cpu", teacher_files=files))

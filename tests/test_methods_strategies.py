@@ -355,12 +355,16 @@ def test_released_attacks_start_in_the_trainings_ball_and_ours_in_the_one_that_w
 
 
 @pytest.mark.parametrize(("name", "share"), [("las_awp_as_released", 0.7), ("las_pgd_at_as_released", 1.0)])
-def test_las_awps_copy_alone_learns_from_smoothed_labels(make_net, batch, name, share):
-    training = make_training(make_net(), small(name))
-    x, y = batch
-    copy = training.extras.strategy.copied(training, x, x, y, settings_for(6))
+def test_las_awps_copy_alone_learns_from_smoothed_labels(make_net, batch, name, share, monkeypatch):
+    training, made = make_training(make_net(), small(name)), []
+    after_step = training.after_step
+    monkeypatch.setattr(
+        training, "after_step", lambda *args, **how: made.append((args[1], after_step(*args, **how))) or made[0][1]
+    )
+    training.extras.strategy.reward(training, *batch, settings_for(6))
+    ((x_adv, copy),), y = made, batch[1]
     by_hand = deepcopy(training.student).train()
-    smoothed_cross_entropy(by_hand(x), y, share).mean().backward()
+    smoothed_cross_entropy(by_hand(x_adv), y, share).mean().backward()
     for p, q in zip(by_hand.parameters(), copy.parameters(), strict=True):
         torch.testing.assert_close(q.data, p.data - 0.1 * (p.grad + 5e-4 * p.data))
 

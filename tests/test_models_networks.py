@@ -9,7 +9,7 @@ from torch import nn
 from lib import ROOT
 from lib.errors import UserError
 from lib.models import MODELS, build
-from lib.models.checkpoints import load_weights, save_weights
+from lib.models.checkpoints import as_safetensors, load_weights
 from lib.models.resnet import PreActBlock, PreActResNet, ResNet
 from lib.models.vgg import VGG
 from lib.models.wide_resnet import WideBlock, WideResNet, WideResNetWithSubBlock
@@ -113,7 +113,7 @@ def test_a_networks_weights_are_drawn_from_torchs_seed_and_all_of_them_are_train
 
 @pytest.mark.parametrize("name", ["ResNet10-w8", "PreActResNet8-w8", "VGG-small"])
 def test_weights_for_another_number_of_classes_are_refused_with_both_shapes_and_none_is_loaded(name, tmp_path):
-    save_weights(build(name, classes=100, channels=1).state_dict(), tmp_path / "hundred.safetensors")
+    (tmp_path / "hundred.safetensors").write_bytes(as_safetensors(build(name, classes=100, channels=1).state_dict()))
     net = build(name, classes=10, channels=1)
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     with pytest.raises(UserError, match=r"does not fit.*\.weight is \(100, \d+\), not \(10, \d+\)"):

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from lib.attacks.pgd import Net
-from lib.errors import UserError, choose
+from lib.errors import UserError
 from lib.files import disk_errors, write_atomically
+from lib.models.checkpoints import as_safetensors
 from lib.models.modes import frozen
 
 PASSES = {"apgd-ce": 200, "apgd-t": 1800, "fab-t": 2700, "square": 5000}  # of a robust image, forwards and backwards
@@ -60,8 +61,6 @@ def standard(
     what is right; `clean` (N,) bool are its answers on x, where they are known. With a `folder` every finished batch is
     saved in it, and an equal call goes on from there. `notify` gets the finished share after every batch.
     """
-    for stage in stages:
-        choose("AutoAttack stage", stage, PASSES)
     judge, done = judge or net, 0
     if folder is not None:
         _claim(folder, judge, x, y, epsilon=epsilon, seed=seed, width=batch_size)
@@ -123,7 +122,7 @@ def _claim(folder: Path, judge: Net, x: Tensor, y: Tensor, **settings: float) ->
     weights = judge.state_dict() if isinstance(judge, nn.Module) else {}
     with torch.no_grad():
         size = float(judge(x[:8]).abs().mean())  # equal weights may belong to another forward
-    digest = hashlib.sha256(_bytes({"x": x, "y": y}) + _bytes(weights)).hexdigest()
+    digest = hashlib.sha256(as_safetensors({"x": x, "y": y}) + as_safetensors(weights)).hexdigest()
     network = {"images and weights": digest, "network": repr(judge), "mean logit": f"{size:.2e}"}
     about = {"version": VERSION, "steps": STEPS, "queries": QUERIES, **settings, **network}
     file, content = folder / "about.json", json.dumps(about, indent=1)
@@ -145,9 +144,5 @@ def _kept(file: Path, index: Tensor, attack: Callable[[], tuple[Tensor, Tensor]]
         wrong, x_adv = attack()
         batch = {"index": index, "broken": wrong, "x_adv": x_adv}
         with disk_errors(file.parent):
-            write_atomically(file, _bytes(batch))
+            write_atomically(file, as_safetensors(batch))
     return batch["broken"].to(index.device), batch["x_adv"].to(index.device)
-
-
-def _bytes(tensors: dict[str, Tensor]) -> bytes:
-    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})

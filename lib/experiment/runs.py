@@ -16,7 +16,7 @@ from lib.evaluate import AttackSpec, accuracy
 from lib.experiment.networks import Workspace, fresh_network, network, provenance
 from lib.experiment.spec import RunSpec, method_of
 from lib.methods import strategies
-from lib.models.checkpoints import save_weights
+from lib.models.checkpoints import as_safetensors
 from lib.models.modes import mode
 from lib.train import Training, TrainingExtras, build_training
 
@@ -118,10 +118,10 @@ def _publish(spec: RunSpec, training: Training, workspace: Workspace, facts: dic
     facts["method_code"] = method_of(spec.method).code
     history = [row | cost for row, cost in zip(training.history, training.costs, strict=True)]
     with workspace.store.publishing(spec.digest) as folder:
-        save_weights(training.best["weights"], folder / "best.safetensors")
+        (folder / "best.safetensors").write_bytes(as_safetensors(training.best["weights"]))
         for name, net in (("last", training.kept), ("guide", training.guide)):
             if net is not None:
-                save_weights(net.state_dict(), folder / f"{name}.safetensors")
+                (folder / f"{name}.safetensors").write_bytes(as_safetensors(net.state_dict()))
         for name, value in (("spec", asdict(spec)), ("history", history), ("provenance", facts)):
             (folder / f"{name}.json").write_text(json.dumps(value, indent=1))
 

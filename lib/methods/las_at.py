@@ -96,19 +96,15 @@ class LearnedAsReleased(Learned):
         target.student.train(self.spec.own_l1)
         reward = self.hardness(target, x, x_adv, y, settings).mean().clamp(max=self.spec.hardest)
         if self.spec.adv or self.spec.clean:
-            copy = self.copied(target, x, x_adv, y, settings).train()
+            share = self.true_share
+            loss = None if share is None else lambda net: smoothed_cross_entropy(net(x_adv), y, share)
+            copy = target.after_step(x, x_adv, y, settings, weight_decay=True, loss=loss).train()
             net = target.at_precision(copy)
             x_hat = judged_as_released(net, x, y, target, self.stops)
             copy.eval()
             robust, accurate = ((net(images).argmax(1) == y).float().mean() for images in (x_hat, x))
             reward = reward + self.spec.adv * robust + self.spec.clean * accurate
         return reward.expand(len(x))
-
-    def copied(self, target: Target, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings) -> nn.Module:
-        """The target after one step on x'."""
-        share = self.true_share
-        loss = None if share is None else lambda net: smoothed_cross_entropy(net(x_adv), y, share)
-        return target.after_step(x, x_adv, y, settings, weight_decay=True, loss=loss)
 
 
 class LearnedAWPAsReleased(LearnedAsReleased):

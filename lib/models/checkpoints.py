@@ -16,9 +16,9 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")  # where 
 PREFIXES = ("module.", "model.", "net.")  # DataParallel and wrappers; never "1.", which hides a normalisation
 
 
-def save_weights(state: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict as safetensors; equal weights give equal bytes."""
-    path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+def as_safetensors(tensors: dict[str, Tensor]) -> bytes:
+    """The content of a safetensors file; equal tensors give equal bytes."""
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
 
 
 def load_weights(net: nn.Module, path: Path) -> None:
