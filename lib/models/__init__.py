@@ -14,7 +14,7 @@ from torch import nn
 from lib.errors import UserError
 from lib.models.mobilenet_v2 import MobileNetV2
 from lib.models.resnet import PreActResNet, ResNet
-from lib.models.vgg import VGG
+from lib.models.vgg import VGG, VGG16_GROUPS
 from lib.models.wide_resnet import WideResNet, WideResNetWithSubBlock
 
 Model = Callable[..., nn.Module]  # of classes and channels
@@ -44,6 +44,10 @@ def _with_sub_block(depth: str, widen: str) -> Model:
     return partial(WideResNetWithSubBlock, int(depth), int(widen))
 
 
+def _vgg16(width: str | None) -> Model:
+    return partial(VGG, [[n * int(width or 64) // 64 for n in group] for group in VGG16_GROUPS])
+
+
 WIDTH, WIDE = r"(?:-w([1-9]\d{0,3}))?", r"WideResNet-(10|16|22|28|34|40|46|58|70|106)-([1-9]\d?)"
 PATTERNS: dict[str, tuple[str, Callable[..., Model]]] = {
     "ResNet{8, 10, 18, 34}[-w<width>]": (rf"ResNet(8|10|18|34){WIDTH}", _resnet),
@@ -53,7 +57,7 @@ PATTERNS: dict[str, tuple[str, Callable[..., Model]]] = {
     "WideResNet-<depth>-<widening>-sub-block": (rf"{WIDE}-sub-block", _with_sub_block),
     "MobileNetV2": ("MobileNetV2", lambda: MobileNetV2),
     "MobileNetV2-small": ("MobileNetV2-small", lambda: partial(MobileNetV2, MOBILE_SMALL, stem=8, head=64)),
-    "VGG16": ("VGG16", lambda: VGG),
+    "VGG16[-w<width>]": (rf"VGG16{WIDTH}", _vgg16),
     "VGG-small": ("VGG-small", lambda: partial(VGG, ((8, 8), (16, 16), (32,)))),
 }
 """How models are named -> the same as a regular expression, and what its groups make."""

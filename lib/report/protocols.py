@@ -44,7 +44,7 @@ def protocols(table: Table) -> pd.DataFrame:
     """What is behind every attack column: as the paper's authors measured it, and under the other protocol."""
     images: dict[AttackSpec, dict[str, None]] = {}  # the different numbers of images, in order
     for cell in table.cells:
-        count = len(table.workspace.dataset(cell.data).test.labels)
+        _, count = table.workspace.counts(cell.data)
         for column in (column for column in cell.columns if column.attack != "clean"):
             images.setdefault(column, {})[str(column.images or count)] = None
     records = []
