@@ -90,7 +90,7 @@ def test_a_kept_file_that_was_changed_is_named(evidence, tmp_path):
     [
         ("{", "no index that can be read"),
         ("[]", "no index that can be read"),
-        (json.dumps({"form": [0, 0]}), r"other code's \(form \[0, 0\]"),
+        (json.dumps({"form": [0, 0]}), r"made by other code \(form \[0, 0\]"),
     ],
 )
 def test_evidence_of_other_code_or_without_an_index_is_not_shown(evidence, tmp_path, content, sentence):
