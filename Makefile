@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 STRIP_KEYS := metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version metadata.widgets
 
-.PHONY: env lab test test-all check lock clean
+.PHONY: env lab test test-all check lock clean evidence
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make <notebook>   run notebooks/<notebook>.ipynb; its copy goes to outputs/executed/"
 	@echo "make test         run the tests          make test-all   the slow ones too"
 	@echo "make check        lint and types         make lock       renew requirements.lock"
-	@echo "make lab          open JupyterLab"
+	@echo "make lab          open JupyterLab        make evidence   make what params/evidence.yaml lists"
 	@echo "notebooks: $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))"
 
 env: $(READY)
@@ -41,6 +41,10 @@ test-all: $(READY)
 
 check: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# the kept evidence, run by run; ARGS="-n" only prints what is there and what is missing
+evidence: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.evidence $(ARGS)
 
 lock: $(READY)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -4,10 +4,12 @@ from copy import deepcopy
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from lib import ROOT
 from lib.attacks.folding import Folded, folded, same_answers
-from lib.models import MODELS, build
+from lib.models import build
 
 
 def parameters(name):
@@ -15,7 +17,8 @@ def parameters(name):
         return sum(p.numel() for p in build(name, classes=10).parameters())
 
 
-SMALL = [name for name in MODELS if parameters(name) < 1e6]
+SCALES = [yaml.safe_load(path.read_text())["settings"]["models"] for path in (ROOT / "params").glob("*.yaml")]
+SMALL = sorted({name for models in SCALES for name in models.values() if parameters(name) < 1e6})
 
 
 def lived(net, channels=3):

@@ -24,14 +24,14 @@ def publish(store: Store, digest: str = "abc") -> None:
 
 
 def test_a_run_is_there_only_once_it_is_published(tmp_path):
-    store = Store(tmp_path)
+    store = Store(tmp_path).prepared()
     assert not store.has("abc")
     publish(store)
     assert store.has("abc")
 
 
 def test_a_failure_inside_the_block_publishes_nothing_and_leaves_no_litter(tmp_path):
-    store = Store(tmp_path)
+    store = Store(tmp_path).prepared()
     with pytest.raises(ZeroDivisionError), store.publishing("abc") as folder:
         (folder / "half").write_text("half")
         _ = 1 / 0
@@ -40,7 +40,7 @@ def test_a_failure_inside_the_block_publishes_nothing_and_leaves_no_litter(tmp_p
 
 
 def test_a_full_disk_is_said_in_a_sentence_and_publishes_nothing(tmp_path):
-    store = Store(tmp_path)
+    store = Store(tmp_path).prepared()
     with pytest.raises(UserError, match="the disk is full"), store.publishing("abc"):
         full_disk()
     assert not store.has("abc")
@@ -48,7 +48,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_publishes_nothing(tmp_path):
 
 
 def test_a_full_disk_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
-    store = Store(tmp_path)
+    store = Store(tmp_path).prepared()
     store.save_checkpoint("abc", {"step": 1})
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
@@ -60,7 +60,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("harm", ["changed", "truncated", "missing", "no manifest", "manifest is no JSON"])
 def test_a_damaged_run_is_named_and_never_used(tmp_path, harm):
-    store = Store(tmp_path)
+    store = Store(tmp_path).prepared()
     publish(store)
     folder = store.folder("abc")
     if harm == "missing":
@@ -76,7 +76,7 @@ def test_a_damaged_run_is_named_and_never_used(tmp_path, harm):
 
 
 def test_a_damaged_evaluation_is_named(tmp_path):
-    store = Store(tmp_path)
+    store = Store(tmp_path).prepared()
     store.write_rows("abc", "key", [{"k": 1}])
     assert store.read_rows("abc", "key") == [{"k": 1}]
     path = tmp_path / "evaluations" / "abc" / "key.json"
@@ -86,7 +86,7 @@ def test_a_damaged_evaluation_is_named(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    store = Store(tmp_path)
+    store = Store(tmp_path).prepared()
     store.save_checkpoint("abc", {"step": torch.arange(1000)})
     path = tmp_path / "partial" / "abc.pt"
     path.write_bytes(path.read_bytes()[:500])
@@ -97,18 +97,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 def test_an_outputs_folder_that_is_a_file_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "outputs").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        Store(tmp_path / "outputs")
+        Store(tmp_path / "outputs").prepared()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_outputs_folder_without_write_permission_is_refused_in_a_sentence(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="cannot write"):
-        Store(tmp_path / "outputs")
+        Store(tmp_path / "outputs").prepared()
 
 
 def hold(outputs: Path, held: Any) -> None:
-    with Store(outputs).claim("abc"):
+    with Store(outputs).prepared().claim("abc"):
         held.set()
         time.sleep(60)
 
@@ -120,7 +120,7 @@ def test_a_claim_waits_for_its_holder_and_is_free_when_the_holder_is_killed(tmp_
     holder.start()
     assert held.wait(20)
     threading.Timer(0.5, holder.kill).start()
-    with Store(tmp_path).claim("abc"):
+    with Store(tmp_path).prepared().claim("abc"):
         assert not holder.is_alive()
     assert "another process" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lib import ROOT
 from lib.errors import UserError
-from lib.models import MODELS, build
+from lib.models import PATTERNS, build
 from lib.models.checkpoints import as_safetensors, load_weights
 from lib.models.resnet import PreActBlock, PreActResNet, ResNet
 from lib.models.vgg import VGG
@@ -18,6 +18,9 @@ STAND_INS = yaml.safe_load((ROOT / "params" / "quick.yaml").read_text())["settin
     "ResNet18-guide": "ResNet8-w8-guide",
     "WideResNet-70-16-silu": "WideResNet-10-1-silu",
 }
+
+SCALES = [yaml.safe_load(path.read_text())["settings"]["models"] for path in (ROOT / "params").glob("*.yaml")]
+NAMES = sorted({name for models in SCALES for name in models.values()})
 
 
 def on_meta(name, classes=10, channels=3):
@@ -82,16 +85,29 @@ def test_a_forward_takes_as_many_multiplications_as_the_authors(name, size, macs
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 8), (3, 64)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_network_maps_images_of_any_size_to_logits(name, channels, size):
     x = torch.empty(2, channels, size, size, device="meta")
     assert on_meta(name, 10, channels)(x).shape == (2, 10)
 
 
-def test_an_unknown_network_is_refused_with_the_valid_ones():
+@pytest.mark.parametrize(
+    "name", ["ResNet17", "ResNet18-w0", "ResNet34-guide", "WideResNet-11-2", "VGG16-silu", "ResNet18\n"]
+)
+def test_an_unknown_network_is_refused_with_the_names_that_there_are(name):
     with pytest.raises(UserError) as refusal:
-        build("ResNet17", classes=10)
-    assert all(name in str(refusal.value) for name in ("ResNet17", *MODELS))
+        build(name, classes=10)
+    assert repr(name) in str(refusal.value)
+    assert all(pattern in str(refusal.value) for pattern in PATTERNS)
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "ResNet34", "PreActResNet18", "ResNet18-guide"])
+def test_a_width_in_a_name_is_the_channels_of_the_first_stage(name):
+    base, *guide = name.split("-")
+    narrow, full = on_meta("-".join([base, "w16", *guide])), on_meta(name)
+    assert [*narrow.state_dict()] == [*full.state_dict()]
+    assert narrow.conv1.out_channels == 16
+    assert 4 * narrow.linear.in_features == full.linear.in_features
 
 
 @pytest.mark.parametrize("name", STAND_INS)

@@ -21,7 +21,7 @@ from lib.evaluate import ATTACKS, AttackSpec
 from lib.losses import cross_entropy, kl
 from lib.methods import METHODS, Nets, ce_label, kl_teacher_student
 from lib.methods.core import Terms
-from lib.models import MODELS
+from lib.models import architecture
 from lib.models.modes import mode
 from lib.train import PRECISIONS, Schedule, Training, TrainingExtras, build_training
 
@@ -111,7 +111,7 @@ class SpeedParameters:
         counts = (self.steps, self.attack_steps, self.repeats, self.curve_repeats)
         if self.side < 8 or self.batch_size < 0 or min(counts) < 1:
             raise UserError(f"side is at least 8, steps and repeats at least 1, batch_size 0 or more; got {self}")
-        choose("model", self.model, MODELS)
+        architecture(self.model)
         for title in self.methods:
             choose("method", title, RELEASED)
         for axis, points in self.curve.items():

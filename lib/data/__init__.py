@@ -14,7 +14,8 @@ def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path |
     """The data set called `name`; UserError with the remedy where there is none, or its files are missing or damaged.
 
     digits, digits_b and digits_five are embedded; cifar10 and cifar100 lie in torchvision's layout, tiny_imagenet in
-    its archive's, and a folder has train/ and test/. `download` fetches CIFAR; `cache_dir` keeps decoded images.
+    its archive's, and a folder has train/ and test/; cifar10_jpeg is such a folder, cifar10, of the data set's public
+    JPEG copy. `download` fetches CIFAR; `cache_dir` keeps decoded images.
     """
     loaders: dict[str, Callable[[], Dataset]] = {
         "digits": partial(digits, "digits"),
@@ -23,6 +24,7 @@ def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path |
         "cifar10": partial(cifar, 10, data_dir, download),
         "cifar100": partial(cifar, 100, data_dir, download),
         "tiny_imagenet": partial(tiny_imagenet, data_dir, cache_dir),
-        "folder": partial(folder, data_dir, cache_dir),
+        "folder": partial(folder, f"folder {data_dir.name}", data_dir, cache_dir),
+        "cifar10_jpeg": partial(folder, "CIFAR-10 (JPEG)", data_dir / "cifar10", cache_dir),
     }
     return choose("data set", name, loaders)()

@@ -48,7 +48,7 @@ def cifar(classes: int, data_dir: Path, download: bool) -> Dataset:
     return Dataset(f"cifar{classes}", train_split, test_split, tuple(train.classes), padding=4, flip=True)
 
 
-def folder(data_dir: Path, cache_dir: Path | None) -> Dataset:
+def folder(name: str, data_dir: Path, cache_dir: Path | None) -> Dataset:
     """train/<class>/<image> and test/<class>/<image>, the same classes in both, all images of one size."""
     from torchvision.datasets import ImageFolder
 
@@ -64,7 +64,7 @@ def folder(data_dir: Path, cache_dir: Path | None) -> Dataset:
     if train.classes != test.classes:
         raise UserError(f"{data_dir}: train/ has the classes {train.classes}, test/ has {test.classes}")
     samples, test_samples = ([(Path(path), label) for path, label in part.samples] for part in parts)
-    return from_files(f"folder {data_dir.name}", data_dir, samples, test_samples, train.classes, cache_dir)
+    return from_files(name, data_dir, samples, test_samples, train.classes, cache_dir)
 
 
 def from_files(

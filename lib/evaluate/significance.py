@@ -49,13 +49,22 @@ class Accuracy(Share):
     stages: dict[str, str] = field(default_factory=dict, repr=False)  # AutoAttack's flags after each of its stages
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for the run store."""
-        return asdict(self)
+        """Plain values, for the run store; flags are packed, four of them a hexadecimal digit."""
+        return asdict(self) | {"flags": _pack(self.flags), "stages": {s: _pack(f) for s, f in self.stages.items()}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Accuracy":
         """What `to_json` was called on."""
-        return cls(changed(value["column"], {}), value["k"], value["n"], value["flags"], value["stages"])
+        stages = {stage: _unpack(flags) for stage, flags in value["stages"].items()}
+        return cls(changed(value["column"], {}), value["k"], value["n"], _unpack(value["flags"]), stages)
+
+
+def _pack(flags: str) -> str:
+    return f"{int('1' + flags, 2):x}"  # the first one keeps the zeros after it
+
+
+def _unpack(packed: str) -> str:
+    return f"{int(packed, 16):b}"[1:]
 
 
 @dataclass(frozen=True)

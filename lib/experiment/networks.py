@@ -41,11 +41,23 @@ class Workspace:
     @property
     def store(self) -> Store:
         """The run store of this workspace."""
-        return Store(self.outputs)
+        return Store(self.outputs).prepared()
 
     def dataset(self, spec: DataSpec) -> data.Dataset:
         """The data that `spec` names, its subset taken, on the device."""
         return _load(self, spec.name).subset(spec.train_images).to(torch.device(self.device))
+
+    def describe(self, name: str, train_images: int, held_out: int) -> DataSpec:
+        """The spec of the data called `name` as it lies here, which has to have as many images."""
+        whole = _load(self, name)
+        if held_out:
+            data.hold_out(whole.subset(train_images).train, held_out)
+        return DataSpec(name, _digest(self, name), train_images, held_out)
+
+    def counts(self, spec: DataSpec) -> tuple[int, int]:
+        """How many classes the data has and how many test images."""
+        dataset = self.dataset(spec)
+        return len(dataset.classes), len(dataset.test.labels)
 
 
 @lru_cache(maxsize=2)
@@ -53,13 +65,9 @@ def _load(place: Workspace, name: str) -> data.Dataset:
     return data.load(name, data_dir=place.data_dir, download=place.download, cache_dir=place.outputs / "cache")
 
 
-@lru_cache(maxsize=8)  # a digest reads every pixel
-def describe_data(workspace: Workspace, name: str, train_images: int, held_out: int) -> DataSpec:
-    """The spec of the data called `name` as it lies in the workspace, which has to have as many images."""
-    whole = _load(workspace, name)
-    if held_out:
-        data.hold_out(whole.subset(train_images).train, held_out)
-    return DataSpec(name, whole.digest(), train_images, held_out)
+@lru_cache(maxsize=8)  # it reads every pixel
+def _digest(place: Workspace, name: str) -> str:
+    return _load(place, name).digest()
 
 
 def provenance(workspace: Workspace) -> dict[str, Any]:

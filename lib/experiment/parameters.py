@@ -20,7 +20,7 @@ from lib.errors import UserError, check_type, choose, typed
 from lib.evaluate import PRESETS, PROTOCOLS, AttackSpec, at_radius, changed
 from lib.methods import METHODS
 from lib.methods.strategy import UNITS
-from lib.models import MODELS
+from lib.models import architecture
 from lib.train import Schedule
 
 PARAMS = ROOT / "params"
@@ -89,8 +89,8 @@ class Scale:
         refuse("settings", problems)
         for name, known in (("selection", ("test", "held_out")), ("precision", PRECISIONS), ("execution", EXECUTIONS)):
             choose(name, getattr(self, name), dict.fromkeys(known))
-        for model in self.models.values():
-            choose("model", model, MODELS)
+        for name in self.models.values():
+            architecture(name)
 
     def from_paper(self, length_255: float) -> float:
         """A length in [0, 1] from one in 1/255 at the papers' radius of 8/255, in proportion to this scale's radius."""

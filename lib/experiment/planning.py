@@ -147,6 +147,6 @@ def _check(cell: Cell, table: Table) -> Check:
     """A cell's sanity checks; transfers come from the first other network on its data."""
     others = (other.network for other in table.cells + table.controls if other.data == cell.data)
     unrelated = tuple(net for net in others if isinstance(net, RunSpec) and net != cell.network)[:1]
-    images = min(table.scale.sanity_images, len(table.workspace.dataset(cell.data).test.labels))
+    images = min(table.scale.sanity_images, table.workspace.counts(cell.data)[1])
     given = (cell.label, cell.network, cell.data, (), cell.checkpoint, unrelated)
     return Check(*given, images=images, epsilon=table.scale.epsilon_255 / 255)

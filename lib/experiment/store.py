@@ -22,17 +22,21 @@ Rows = list[dict[str, Any]]
 
 
 class Store:
-    """Runs, evaluations and epoch checkpoints under one outputs folder; raises UserError if that cannot be written."""
+    """Runs, evaluations and epoch checkpoints under one outputs folder."""
 
     def __init__(self, outputs: Path) -> None:
         self.outputs = outputs
         self.runs, self.partial, self.claims = outputs / "runs", outputs / "partial", outputs / "claims"
         self.evaluations = outputs / "evaluations"  # beside the runs, which never change once published
-        with disk_errors(outputs):
+
+    def prepared(self) -> "Store":
+        """The store with its folders made; raises UserError if they cannot be written."""
+        with disk_errors(self.outputs):
             for folder in (self.runs, self.partial, self.claims, self.evaluations):
                 folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.runs):
                 pass
+        return self
 
     def folder(self, digest: str) -> Path:
         """Where the run `digest` is or will be."""

@@ -14,7 +14,7 @@ from lib import ROOT
 from lib.errors import UserError, check_type, choose
 from lib.evaluate import PROTOCOLS, AttackSpec, check_fits, heading
 from lib.experiment.jobs import Job
-from lib.experiment.networks import Network, Workspace, describe_data, network
+from lib.experiment.networks import Network, Workspace, network
 from lib.experiment.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml, refuse
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, method_of
 from lib.experiment.table_file import Row, TableFile, pick, read_table
@@ -115,7 +115,7 @@ class Table:
         """The data that stands for the paper's `name`, or for the table's, at this scale."""
         stand_in = choose("data set of this scale", name or self.file.dataset, self.scale.datasets)
         held_out = self.scale.held_out if self.scale.selection == "held_out" else 0
-        return describe_data(self.workspace, stand_in, self.scale.train_images, held_out)
+        return self.workspace.describe(stand_in, self.scale.train_images, held_out)
 
     @property
     def reported(self) -> dict[str, Any]:
@@ -124,15 +124,15 @@ class Table:
 
     def reported_for(self, student: str) -> dict[str, Any]:
         """The entry that a block's numbers stand in: the table's, where the block names none; {} without an item."""
-        entry: Any = read_yaml(PARAMS / "reported" / f"{self.file.paper}.yaml")
         item = self.file.block(student).item or self.file.item
+        entry: Any = read_yaml(PARAMS / "reported" / f"{self.file.paper}.yaml") if item else {}
         for key in item.split(".") if item else ():
             entry = entry[int(key)] if isinstance(entry, list) else choose(f"item of {self.file.paper}", key, entry)
-        return dict(entry) if item else {}
+        return dict(entry)
 
     def headings(self) -> dict[str, str]:
         """Each column's name with what this scale reduces."""
-        images = len(self.workspace.dataset(self.data).test.labels)
+        _, images = self.workspace.counts(self.data)
         return {column.name: heading(column, images) for column in self.columns}
 
     def run(self, student: str, row: Row, teacher: Network | None, seed: int) -> RunSpec:
@@ -207,7 +207,7 @@ class Table:
             refuse(where, {f"it must be {wanted}, got {value}": not fits})
             weights |= {"active": Piecewise((value,), (0.0, 1.0))} if burn_in else {key: float(value)}
         for key in method.beside_class_means if classes else ():
-            own = len(self.workspace.dataset(self.data_of(row.dataset)).classes)
+            own, _ = self.workspace.counts(self.data_of(row.dataset))
             weights[key] = cast(float, weights[key]) * (classes / own)
         return weights
 
@@ -231,9 +231,9 @@ def open_table(name: str, parameters: Parameters) -> Table:
     workspace.store  # noqa: B018  an outputs folder that cannot be written is refused now, not after the training
     table = Table(name, file, parameters, scale, workspace, given)
     for cell in table.cells + table.controls:
-        dataset = workspace.dataset(cell.data)
+        classes, images = workspace.counts(cell.data)
         for column in cell.columns:
-            check_fits(column, len(dataset.test.labels), len(dataset.classes))
+            check_fits(column, images, classes)
     teachers = {(net, table.data) for net in table.teachers.values()}
     for net, data in teachers | {(cell.network, cell.data) for cell in table.cells}:
         if isinstance(net, GivenWeights):

@@ -13,7 +13,7 @@ from lib.data import Dataset
 from lib.errors import choose
 from lib.evaluate import PROTOCOLS
 from lib.experiment.parameters import device_of, read_parameters, refuse
-from lib.models import MODELS, build
+from lib.models import architecture, build
 from lib.models.checkpoints import load_state, read_state
 
 LAYERS = ("", "0.", "normalize.", "normalizer.", "norm.")  # where public files keep a normalisation,
@@ -42,7 +42,7 @@ class Classifier:
     outputs: str = "outputs"
 
     def __post_init__(self) -> None:
-        choose("model", self.model, MODELS)
+        architecture(self.model)
         choose("protocol", self.protocol, PROTOCOLS)
         refuse("parameters", {f"images wants 0 or more, got {self.images}": self.images < 0})
 

@@ -42,7 +42,7 @@ def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
 
 def protocols(table: Table) -> pd.DataFrame:
     """What is behind every attack column: as the paper's authors measured it, and under the other protocol."""
-    tested = [(cell, len(table.workspace.dataset(cell.data).test.labels)) for cell in table.cells]
+    tested = [(cell, table.workspace.counts(cell.data)[1]) for cell in table.cells]
     images = [(c, c.images or count) for cell, count in tested for c in cell.columns if c.attack != "clean"]
     records = []
     for column, own in pd.DataFrame(images, columns=["attack", "n"]).drop_duplicates().groupby("attack", sort=False):

@@ -1,0 +1,77 @@
+"""Make the evidence of params/evidence.yaml, run by run in its order, and keep it: `make evidence`."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from lib.errors import UserError, check_type
+from lib.experiment import kept
+from lib.experiment.parameters import PARAMS, Parameters, read_yaml
+from lib.experiment.planning import Plan, plan
+from lib.experiment.progress import clock, display
+from lib.experiment.table import open_table
+
+
+def plans(given: argparse.Namespace) -> Iterator[Plan]:
+    """The plan of every entry of params/evidence.yaml, in order."""
+    data = {"CIFAR10": given.data} if given.data else {}
+    settings: dict[str, Any] = {"datasets": data} if data else {}
+    for entry in read_yaml(PARAMS / "evidence.yaml")["runs"]:
+        check_type(entry, dict[str, Any], "an entry of evidence.yaml")
+        chosen = {key: entry[key] for key in ("rows", "students", "teachers", "seeds") if key in entry}
+        where = {"data_dir": given.data_dir, "outputs": given.outputs, "device": given.device, "workers": 1}
+        yield plan(open_table(entry["table"], Parameters(scale=given.scale, settings=settings, **where, **chosen)))
+
+
+def show(given: argparse.Namespace) -> None:
+    """Print what is there and what is missing, with the core-hours that it takes here."""
+    frames, seen = [], set[str]()
+    for planned in plans(given):
+        seconds = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
+        jobs = [job for job in (*planned.jobs, *planned.todo) if job not in seconds or job.columns]
+        for job in dict.fromkeys(jobs):
+            if (key := f"{job.digest} {planned.table.name}") not in seen:
+                seen.add(key)
+                state = job.state(planned.table.workspace)
+                hours = seconds.get(job, 0.0) / 3600
+                frames.append({"network": job.label, "table": planned.table.name, "state": state, "core-hours": hours})
+    frame = pd.DataFrame(frames)
+    print(frame.to_string(index=False, float_format="{:.2f}".format))
+    print(f"missing: {frame['core-hours'].sum():.1f} core-hours on this machine")
+
+
+def make(given: argparse.Namespace) -> None:
+    """Make and keep what is missing; an interrupted run goes on from its last epoch or its last attack."""
+    for planned in plans(given):
+        table = planned.table
+        for job, seconds in zip(planned.todo, planned.frame["seconds"], strict=True):
+            print(f"{job.label} ({table.name}): about {clock(seconds)}", flush=True)
+            print(job.do(table.workspace, display(job.label)), flush=True)
+            kept.keep(job, table)
+        for job in planned.jobs:
+            if job not in planned.todo:
+                kept.keep(job, table)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="make evidence", description=__doc__)
+    parser.add_argument("-n", dest="only_show", action="store_true", help="only print what is there")
+    parser.add_argument("--data", default="", help="what stands for CIFAR10: cifar10 or cifar10_jpeg")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--scale", default="small")
+    parser.add_argument("--outputs", default="outputs")
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    os.nice(19)
+    try:
+        show(given) if given.only_show else make(given)
+    except UserError as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from small import parameters
+
+from lib.errors import UserError
+from lib.evaluate import AttackSpec, accuracy
+from lib.experiment import kept
+from lib.experiment.networks import network
+from lib.experiment.parameters import PARAMS, Parameters, load_scale
+from lib.experiment.planning import plan, run
+from lib.experiment.table import open_table
+from lib.experiment.table_file import read_table
+from lib.models import build
+from lib.models.checkpoints import load_weights
+
+ENTRIES = yaml.safe_load((PARAMS / "evidence.yaml").read_text())["runs"]
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    """A table that was run, and the folder in which what it made is kept."""
+    table = open_table("table4_dgad", parameters(tmp_path_factory.mktemp("outputs"), seeds=[0, 1]))
+    planned = plan(table)
+    results, reference = run(planned), tmp_path_factory.mktemp("reference")
+    for job in planned.jobs:
+        kept.keep(job, table, reference)
+    return table, results, reference
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(kept, "SCALES", ("small", "quick"))
+    kept.index.cache_clear()
+
+
+def test_kept_accuracies_are_those_that_were_measured_with_every_flag_and_all_seeds(evidence):
+    table, results, reference = evidence
+    told = {(r.row, r.seed): r.accuracies for r in results if r.role == "cell"}
+    found = {(r.row, r.seed): r.accuracies for r in kept.results(table, reference)}
+    assert found == told
+    assert len(found) == 4
+
+
+def test_kept_accuracies_are_read_where_the_data_is_not(evidence, monkeypatch):
+    table, results, reference = evidence
+    monkeypatch.setattr("lib.data.load", lambda *_, **__: pytest.fail("the data was read"))
+    elsewhere = replace(table, workspace=replace(table.workspace, outputs=reference / "nowhere"))
+    assert len(kept.results(elsewhere, reference)) == sum(r.role == "cell" for r in results)
+
+
+def test_a_kept_network_classifies_as_the_one_that_was_trained(evidence):
+    table, _, reference = evidence
+    path, facts = kept.weights_of("DGAD", reference)
+    cell = next(cell for cell in table.cells if cell.row.row == "DGAD" and cell.seed == 0)
+    test, net = table.workspace.dataset(table.data).test, build(facts["model"], classes=10, channels=1)
+    load_weights(net, path)
+    clean = AttackSpec("Clean", "clean")
+    own = accuracy(network(cell.network, cell.data, table.workspace), test, clean)
+    assert abs(accuracy(net, test, clean).k - own.k) <= 1
+    assert {w.dtype for w in load_file(path).values()} == {torch.float16, torch.int64}
+
+
+def test_keeping_again_changes_no_byte(evidence):
+    table, _, reference = evidence
+    before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+    for job in plan(table).jobs:
+        kept.keep(job, table, reference)
+    assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before
+
+
+def test_a_kept_file_that_was_changed_is_named(evidence, tmp_path):
+    _, _, reference = evidence
+    path, facts = kept.weights_of("PGD-AT", reference)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        with pytest.raises(UserError, match=rf"{facts['run']} is damaged \(best.safetensors\)"):
+            kept.weights_of("PGD-AT", reference)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "no index that can be read"),
+        ("[]", "no index that can be read"),
+        (json.dumps({"form": [0, 0]}), r"made by other code \(form \[0, 0\]"),
+    ],
+)
+def test_evidence_of_other_code_or_without_an_index_is_not_shown(evidence, tmp_path, content, sentence):
+    table, _, _ = evidence
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "index.json").write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        kept.results(table, tmp_path)
+
+
+def test_an_unknown_kept_network_is_refused_with_those_that_there_are(evidence, tmp_path):
+    _, _, reference = evidence
+    with pytest.raises(UserError, match="unknown kept network 'DGUD'; choose one of: .*DGAD"):
+        kept.weights_of("DGUD", reference)
+    with pytest.raises(UserError, match="no evidence is kept"):
+        kept.weights_of("DGAD", tmp_path)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry['table']}: {', '.join(entry['rows'])}")
+def test_what_evidence_lists_are_rows_of_tables(entry):
+    file = read_table(entry["table"])
+    assert {*entry["rows"]} <= {row["row"] for row in file.rows}
+    assert {*entry.get("students", [])} <= {*file.students}
+    load_scale(Parameters(scale="small", seeds=entry.get("seeds", [0])))
