@@ -4,11 +4,10 @@ from copy import deepcopy
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
-from lib import ROOT
 from lib.attacks.folding import Folded, folded, same_answers
+from lib.experiment.parameters import scales
 from lib.models import build
 
 
@@ -17,8 +16,7 @@ def parameters(name):
         return sum(p.numel() for p in build(name, classes=10).parameters())
 
 
-SCALES = [yaml.safe_load(path.read_text())["settings"]["models"] for path in (ROOT / "params").glob("*.yaml")]
-SMALL = sorted({name for models in SCALES for name in models.values() if parameters(name) < 1e6})
+SMALL = sorted({name for scale in scales().values() for name in scale["models"].values() if parameters(name) < 1e6})
 
 
 def lived(net, channels=3):

@@ -8,6 +8,7 @@ from torch import nn
 
 from lib import ROOT
 from lib.errors import UserError
+from lib.experiment.parameters import scales
 from lib.models import PATTERNS, build
 from lib.models.checkpoints import as_safetensors, load_weights
 from lib.models.resnet import PreActBlock, PreActResNet, ResNet
@@ -19,8 +20,7 @@ STAND_INS = yaml.safe_load((ROOT / "params" / "quick.yaml").read_text())["settin
     "WideResNet-70-16-silu": "WideResNet-10-1-silu",
 }
 
-SCALES = [yaml.safe_load(path.read_text())["settings"]["models"] for path in (ROOT / "params").glob("*.yaml")]
-NAMES = sorted({name for models in SCALES for name in models.values()})
+NAMES = sorted({name for scale in scales().values() for name in scale["models"].values()})
 
 
 def on_meta(name, classes=10, channels=3):

@@ -154,8 +154,7 @@ def injected_names(cells: list[str]) -> list[str]:
 
 def load_scale(parameters: Parameters) -> Scale:
     """params/<scale>.yaml with the parameters' `settings` laid over it, mappings entry by entry, and all tried out."""
-    files = {path.stem: path for path in sorted(PARAMS.glob("*.yaml"))}
-    given = merged(read_yaml(choose("scale", parameters.scale, files))["settings"], parameters.settings)
+    given = merged(choose("scale", parameters.scale, scales()), parameters.settings)
     scale: Scale = typed(Scale, given, "settings")
     for name in scale.schedules:
         choose("method", name, {"default": None, **METHODS, **paper_schedules()})
@@ -165,9 +164,15 @@ def load_scale(parameters: Parameters) -> Scale:
     return scale
 
 
+def scales() -> dict[str, dict[str, Any]]:
+    """The settings of every scale, by its name."""
+    files = {path.stem: read_yaml(path) for path in sorted(PARAMS.glob("*.yaml"))}
+    return {name: file["settings"] for name, file in files.items() if "settings" in file}
+
+
 def paper_schedules() -> dict[str, Any]:
     """The schedules of scale `paper`, which has all that a row may name; a smaller scale may have the default alone."""
-    return dict(read_yaml(PARAMS / "paper.yaml")["settings"]["schedules"])
+    return dict(scales()["paper"]["schedules"])
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

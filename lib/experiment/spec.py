@@ -12,9 +12,7 @@ from lib.methods.strategy import StrategySpec
 from lib.train import Schedule
 from lib.train.weights import AWP
 
-RECIPE = (
-    7  # raised when the training code changes what an equal spec computes; 7: CAT, GAIRAT and others as their authors
-)
+RECIPE = 7  # raised when the training code changes what an equal spec computes; 7: CAT, GAIRAT as their code
 
 
 @dataclass(frozen=True)
