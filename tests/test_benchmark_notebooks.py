@@ -58,7 +58,7 @@ def test_what_means_nothing_in_the_speed_run_is_refused_there(tmp_path):
     ("given", "text"),
     [
         ({"sclae": 1}, "unknown parameter 'sclae'; choose from: device, model"),
-        ({"model": "ResNet19"}, "unknown model 'ResNet19'; choose one of: ResNet18"),
+        ({"model": "ResNet19"}, "unknown model 'ResNet19'; a model's name is one of: ResNet"),
         ({"methods": ["TRADE"]}, "unknown method 'TRADE'; choose one of: PGD-AT, TRADES"),
         ({"steps": 0}, "side is at least 8, steps and repeats at least 1"),
         ({"batch_size": -4}, "side is at least 8, steps and repeats at least 1"),

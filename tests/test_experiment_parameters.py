@@ -67,7 +67,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, said):
         ({"columns": {"mine": {"attack": "pdg"}}}, "unknown attack 'pdg'; choose one of: clean, fgsm"),
         ({"columns": {"AA": {"attack": "autoattack", "stages": ["fab"]}}}, "unknown AutoAttack stage 'fab'"),
         ({"precision": "fp8"}, "unknown precision 'fp8'; choose one of: fp32, bf16"),
-        ({"models": {"ResNet18": "ResNet19"}}, "unknown model 'ResNet19'; choose one of: ResNet18"),
+        ({"models": {"ResNet18": "ResNet19"}}, "unknown model 'ResNet19'; a model's name is one of: ResNet"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_in_a_sentence(settings, said):
