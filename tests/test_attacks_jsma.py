@@ -1,5 +1,6 @@
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_as_published_accuracy_of_a_network_with_batch_norm_never_falls(make_net
 
 
 def test_on_digits_a_wrong_target_lowers_accuracy_and_the_true_one_raises_it():
-    digits = load("digits", data_dir=None)
+    digits = load("digits", data_dir=Path("data"))
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
     for _ in range(30):

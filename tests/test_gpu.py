@@ -3,6 +3,7 @@
 import gc
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_every_methods_training_step_runs(name, precision, execution, make_net):
 
 
 def test_images_crafted_in_bf16_leave_the_flags_of_fp32_but_for_one_percent():
-    digits = load("digits", data_dir=None).to(torch.device("cuda"))
+    digits = load("digits", data_dir=Path("data")).to(torch.device("cuda"))
     net = build("ResNet8-w8", classes=10, channels=1).cuda()
     attack = partial(pgd, epsilon=0.15, step_size=0.04, steps=5)
     data, schedule = digits.train, Schedule(4, batch_size=64, lr=0.1)
