@@ -87,13 +87,13 @@ def test_the_worst_case_counts_an_image_as_right_that_is_right_under_every_attac
     columns = [column for column in table.columns if column.name != "CW2"]  # it has no radius
     found = tuple(Accuracy(replace(c, images=0), 18, 20, flags.get(c.name, right(18))) for c in columns)
     comparison = compare(table, [replace(result("PGD-AT", 18), accuracies=found)])
-    (line,) = comparison.worst.to_dict("records")
+    (line,) = comparison.beside.to_dict("records")
     assert (line["row"], line["k"], line["n"], line["flags"]) == ("PGD-AT", 13, 20, ["0" * 5 + "1" * 13 + "00"])
     assert (line["low"], line["high"]) == pytest.approx(wilson(13, 20))
     csv, md, *_, saved = save(comparison, tmp_path)
     assert pd.read_csv(csv).query("column == 'Worst case'").measured.tolist() == [65.0]
     assert "65.0 [" in md.read_text()
-    assert json.loads(saved.read_text())["worst"][0]["flags"] == line["flags"]
+    assert json.loads(saved.read_text())["beside"][0]["flags"] == line["flags"]
     assert "Worst case: right under all of Clean, FGSM, PGD, AA" in comparison.caption
 
 
@@ -107,7 +107,7 @@ def test_the_caption_names_scale_data_stand_ins_teachers_sources_and_what_was_re
         assert part in caption, part
 
 
-def test_the_caption_says_what_pgd_leaves_of_the_images_that_reduced_columns_have(tmp_path):
+def test_beside_a_column_on_fewer_images_stands_the_strongest_attack_on_the_same_ones(tmp_path):
     table = open_table("table4_dgad", parameters(tmp_path))
     flags = {"PGD-AT": "1" * 5 + "0" * 15, "DGAD": "10110" + "1" * 12 + "000"}
 
@@ -115,12 +115,15 @@ def test_the_caption_says_what_pgd_leaves_of_the_images_that_reduced_columns_hav
         columns = [(replace(column, images=0), flags[name][: column.images or 20]) for column in table.columns]
         return replace(result(name, 1), accuracies=tuple(Accuracy(c, f.count("1"), len(f), f) for c, f in columns))
 
-    caption = compare(table, [row("PGD-AT"), row("DGAD")]).caption
-    for part in ("66.7 to 100.0 % of the first 3", "50.0 to 80.0 % of the first 10", "25.0 to 75.0 % of the first 20"):
-        assert part in caption, part
-    assert "of the first 3" not in compare(table, []).caption
+    comparison = compare(table, [row("PGD-AT"), row("DGAD")])
+    found = comparison.beside.set_index(["row", "column"])["measured"]
+    assert found["PGD-AT", "PGD, first 3"] == 100.0
+    assert found["DGAD", "PGD, first 3"] == pytest.approx(200 / 3)
+    assert (found["PGD-AT", "PGD, first 10"], found["DGAD", "PGD, first 10"]) == (50.0, 80.0)
+    assert "PGD, first 3" in comparison._repr_html_()
     same = [replace(a, n=20, flags=flags["DGAD"]) for a in row("DGAD").accuracies]
-    assert "PGD leaves" not in compare(table, [replace(row("DGAD"), accuracies=tuple(same))]).caption
+    alone = compare(table, [replace(row("DGAD"), accuracies=tuple(same))])
+    assert [*alone.beside["column"]] == ["Worst case"]
 
 
 def test_a_caption_speaks_of_reported_numbers_only_where_there_are_some(tmp_path):

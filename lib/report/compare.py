@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib.evaluate import Accuracy, WorstCase, contradictions, describe_all, wilson, worst_case
+from lib.evaluate import ATTACKS, Accuracy, WorstCase, contradictions, describe_all, wilson, worst_case
 from lib.experiment.networks import network_digest
 from lib.experiment.planning import Result
 from lib.experiment.spec import RunSpec
@@ -19,6 +19,7 @@ from lib.report.render import Comparison
 from lib.report.reported import lines, reported
 
 TEST_IMAGES = 10_000  # what the papers' numbers were measured on
+WORST = "Worst case"
 INFERRED = " (inferred)"  # ends the name of a source in a row's `quoted` that no one names
 MARKS_EXPLAINED = (
     "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
@@ -31,13 +32,13 @@ MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "t
 
 def compare(table: Table, results: list[Result]) -> Comparison:
     """Reported, measured and their difference for every cell of the table; a mark is shared inside the noise."""
-    records, worst = [], []
+    records, beside = [], []
     for student, teacher, row in lines(table):
         own = [r for r in results if (r.student, r.row) == (student, row.row)]
         mine = [r for r in own if r.teacher in ("", teacher)]  # a network without one stands under every teacher
         line = {"student": student, "teacher": teacher, "row": row.row}
         records += [line | _cell(table, mine, student, teacher, row, column) for column in table.file.columns]
-        worst += [line | case for case in _worst_case(table, mine)]
+        beside += [line | case for case in (*_same_images(table, mine, results), *_worst_case(table, mine))]
     frame = pd.DataFrame(records)
     source_marks = dict(zip(sorted({*frame["quoted"]} - {""}), "†‡§¶", strict=False))
     frame["source_mark"] = frame["quoted"].map({"": ""} | source_marks)
@@ -49,9 +50,9 @@ def compare(table: Table, results: list[Result]) -> Comparison:
         table.name,
         frame,
         table.headings(),
-        _caption(table, frame, worst[0] if worst else {}, source_marks),
+        _caption(table, frame, next((one for one in beside if one["column"] == WORST), {}), source_marks),
         _provenance(table, results),
-        worst=pd.DataFrame(worst),
+        beside=pd.DataFrame(beside),
         findings={_label(result): result.findings for result in results if result.findings},  # controls' as well
         contradictions={_label(r): found for r in cells if (found := contradictions(r.accuracies))},
         other_protocol=measured[measured["protocol"] != PAPERS].drop(columns="reduced"),
@@ -98,7 +99,24 @@ def _worst_case(table: Table, results: list[Result]) -> list[dict[str, Any]]:
     attacks = {column.name: column.attack for column in table.columns}
     cases = [worst_case([a for a in result.accuracies if a.column.name in attacks]) for result in results]
     known = [one for one in cases if one is not None and sum(attacks[name] != "clean" for name in one.of) > 1]
-    return [{"column": "Worst case", "attack": f"all of {', '.join(one.of)}"} | _mean(known) for one in known[:1]]
+    return [{"column": WORST, "attack": f"all of {', '.join(one.of)}"} | _mean(known) for one in known[:1]]
+
+
+def _same_images(table: Table, own: list[Result], results: list[Result]) -> list[dict[str, Any]]:
+    """What the strongest attack on all images leaves of those that columns on fewer take, which may be easier ones."""
+    bounded = {column.name for column in table.columns if ATTACKS[column.attack].bounded}
+    made = [a for result in results for a in result.accuracies if a.column.name in table.file.columns]
+    most = max((a.n for a in made), default=0)
+    strong = [a for a in made if a.column.name in bounded and a.n == most]
+    if not strong:
+        return []
+    name = min(strong, key=lambda one: one.percent).column.name
+    whole = [a for result in own for a in result.accuracies if a.column.name == name]
+    cells = []
+    for n in sorted({a.n for a in made} - {most}):
+        parts = [WorstCase(a.flags[:n].count("1"), n, (name,), a.flags[:n]) for a in whole]
+        cells.append({"column": f"{name}, first {n}", "attack": name} | _mean(parts))
+    return cells
 
 
 def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
@@ -114,7 +132,7 @@ def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
 
 
 def _caption(table: Table, frame: pd.DataFrame, worst: Mapping[str, Any], source_marks: Mapping[str, str]) -> str:
-    """The text above a table; `frame` has its cells, `worst` is one of its worst cases, or empty."""
+    """The text above a table; `frame` has its cells, `worst` is a worst case of one of its lines, or empty."""
     file, item = table.file, table.file.item.rpartition(".")[2]
     attacks = [column for column in table.columns if column.attack != "clean"]
     data, stand_ins = dict.fromkeys(cell.data.name for cell in table.cells), _stand_ins(table)
@@ -134,7 +152,6 @@ def _caption(table: Table, frame: pd.DataFrame, worst: Mapping[str, Any], source
         MARKS_EXPLAINED,
         f"Attacks: {describe_all(attacks)}." if attacks else "",
         f"Worst case: right under {worst['attack']}, per image, on the first {worst['n']}." if worst else "",
-        _first_images(frame, [column.name for column in attacks if column.attack in ("pgd", "pgd_frozen")]),
         warning if reported and (stand_ins or replaced) else "",
     ]
     return " ".join(filter(None, parts))
@@ -160,16 +177,3 @@ def _stand_ins(table: Table) -> list[str]:
     strategies = [cell.network.strategy for cell in table.cells if isinstance(cell.network, RunSpec)]
     used |= {"ResNet18" for strategy in strategies if strategy and strategy.model}  # the strategy network
     return [f"{own} for {paper}" for paper, own in table.scale.models.items() if own != paper and paper in used]
-
-
-def _first_images(frame: pd.DataFrame, iterated: list[str]) -> str:
-    """What PGD leaves of the first n images that other columns have, as a sentence; "" without such."""
-    pgd = frame[frame["column"].isin(iterated) & (frame["n"] > 0)]
-    counts = sorted(n for n in {*frame["n"]} if 0 < n <= pgd["n"].max())
-    if len(counts) < 2:
-        return ""
-    name, most = pgd.loc[pgd["n"].idxmax(), ["column", "n"]]
-    flags = pgd[(pgd["column"] == name) & (pgd["n"] == most)]["flags"].explode()
-    shares = {n: [100 * one[:n].count("1") / n for one in flags] for n in counts}
-    parts = [f"{min(each):.1f} to {max(each):.1f} % of the first {n}" for n, each in shares.items()]
-    return f"A column on fewer images may have easier ones: {name} leaves {', '.join(parts)} right."

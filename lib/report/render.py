@@ -39,7 +39,8 @@ class Comparison:
     """A table's numbers, one line per student, teacher, row and column, and the caption they are shown under.
 
     `flags` is one string per seed, a character per image; a mark is best, second or empty, within student, teacher and
-    column. `worst` has every row's worst case, `other_protocol` what was measured under another protocol.
+    column. `beside` has every row's worst case, and the strongest attack on the images that columns with fewer take;
+    `other_protocol` what was measured under another protocol.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Comparison:
     headings: dict[str, str]
     caption: str
     provenance: dict[str, Any]
-    worst: pd.DataFrame
+    beside: pd.DataFrame
     findings: dict[str, tuple[Finding, ...]]  # of the sanity checks, by network
     contradictions: dict[str, list[str]]  # what cannot be, by network
     other_protocol: pd.DataFrame
@@ -76,11 +77,11 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
         "provenance": comparison.provenance,
         "sanity": {name: _findings(findings) for name, findings in comparison.findings.items()},
         "contradictions": comparison.contradictions,
-        "worst": json.loads(comparison.worst.to_json(orient="records")),
+        "beside": json.loads(comparison.beside.to_json(orient="records")),
         "cells": json.loads(comparison.frame.drop(columns="flags").to_json(orient="records")),
     }
     texts = {
-        "csv": pd.concat([comparison.frame, comparison.worst]).drop(columns="flags").to_csv(index=False),
+        "csv": pd.concat([comparison.frame, comparison.beside]).drop(columns="flags").to_csv(index=False),
         "md": "\n\n".join([comparison.caption, table, *checks]) + "\n",
         "tex": style.to_latex(caption=comparison.caption.translate(TEX), hrules=True),
         "html": comparison._repr_html_(),
@@ -117,9 +118,9 @@ def _write(texts: Mapping[str, str], outputs: Path, name: str) -> list[Path]:
 def _wide(comparison: Comparison, format: str) -> pd.DataFrame:
     """One line per student, teacher and row; per column three cells, written for html, md or tex."""
     lines: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
-    for record in comparison.frame.to_dict("records") + comparison.worst.to_dict("records"):
+    for record in comparison.frame.to_dict("records") + comparison.beside.to_dict("records"):
         cells, column = lines.setdefault(tuple(record[key] for key in LINE), {}), record["column"]
-        heading = comparison.headings.get(column, column)  # the worst case has none, and is only measured
+        heading = comparison.headings.get(column, column)  # what stands beside them has none
         cells |= {(heading, kind): _cell(record, kind, format) for kind in KINDS if kind in record}
     index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "method"])
     wide = pd.DataFrame(list(lines.values()), index=index).fillna("–")
