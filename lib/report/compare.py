@@ -110,7 +110,7 @@ def _same_images(table: Table, own: list[Result], results: list[Result]) -> list
     strong = [a for a in made if a.column.name in bounded and a.n == most]
     if not strong:
         return []
-    name = min(strong, key=lambda one: one.percent).column.name
+    name = min(reversed(strong), key=lambda one: one.percent).column.name
     whole = [a for result in own for a in result.accuracies if a.column.name == name]
     cells = []
     for n in sorted({a.n for a in made} - {most}):
