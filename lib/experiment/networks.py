@@ -6,7 +6,8 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from datetime import UTC, datetime
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,18 +72,31 @@ def _digest(place: Workspace, name: str) -> str:
 
 
 def provenance(workspace: Workspace) -> dict[str, Any]:
-    """What is running now: code, versions, machine, threads."""
+    """What is running now and when: code, versions, machine, threads."""
     device = torch.device(workspace.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": git("rev-parse", "--short=12", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "device": gpu or f"{device.type} ({platform.machine()})",
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cudnn.allow_tf32 if gpu else None,
     }
+
+
+@cache
+def _processor() -> str:
+    """The processor's name where the system tells it, and which of its instructions torch uses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def git(*arguments: str) -> str:
