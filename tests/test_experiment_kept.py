@@ -13,8 +13,11 @@ from lib.experiment import kept
 from lib.experiment.networks import network
 from lib.experiment.parameters import PARAMS, Parameters, load_scale
 from lib.experiment.planning import plan, run
+from lib.experiment.reference import index, weights_of
 from lib.experiment.table import open_table
 from lib.experiment.table_file import read_table
+from lib.experiment.your_model import Classifier, load, load_data
+from lib.files import file_digest
 from lib.models import build
 from lib.models.checkpoints import load_weights
 
@@ -26,36 +29,37 @@ def evidence(tmp_path_factory):
     """A table that was run, and the folder in which what it made is kept."""
     table = open_table("table4_dgad", parameters(tmp_path_factory.mktemp("outputs"), seeds=[0, 1]))
     planned = plan(table)
-    results, reference = run(planned), tmp_path_factory.mktemp("reference")
+    results, folder = run(planned), tmp_path_factory.mktemp("reference")
     for job in planned.jobs:
-        kept.keep(job, table, reference)
-    return table, results, reference
+        kept.keep(job, table, folder)
+    return table, results, folder
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(kept, "SCALES", ("small", "quick"))
-    kept.index.cache_clear()
+    monkeypatch.setattr("lib.experiment.reference.SCALES", ("small", "quick"))
+    index.cache_clear()
 
 
 def test_kept_accuracies_are_those_that_were_measured_with_every_flag_and_all_seeds(evidence):
-    table, results, reference = evidence
+    table, results, folder = evidence
     told = {(r.row, r.seed): r.accuracies for r in results if r.role == "cell"}
-    found = {(r.row, r.seed): r.accuracies for r in kept.results(table, reference)}
+    found = {(r.row, r.seed): r.accuracies for r in kept.results(table, folder)}
     assert found == told
     assert len(found) == 4
 
 
 def test_kept_accuracies_are_read_where_the_data_is_not(evidence, monkeypatch):
-    table, results, reference = evidence
+    table, results, folder = evidence
     monkeypatch.setattr("lib.data.load", lambda *_, **__: pytest.fail("the data was read"))
-    elsewhere = replace(table, workspace=replace(table.workspace, outputs=reference / "nowhere"))
-    assert len(kept.results(elsewhere, reference)) == sum(r.role == "cell" for r in results)
+    elsewhere = replace(table, workspace=replace(table.workspace, outputs=folder / "nowhere"))
+    assert len(kept.results(elsewhere, folder)) == sum(r.role == "cell" for r in results)
 
 
 def test_a_kept_network_classifies_as_the_one_that_was_trained(evidence):
-    table, _, reference = evidence
-    path, facts = kept.weights_of("DGAD", reference)
+    table, _, folder = evidence
+    path, facts = weights_of("DGAD", folder)
     cell = next(cell for cell in table.cells if cell.row.row == "DGAD" and cell.seed == 0)
     test, net = table.workspace.dataset(table.data).test, build(facts["model"], classes=10, channels=1)
     load_weights(net, path)
@@ -66,21 +70,21 @@ def test_a_kept_network_classifies_as_the_one_that_was_trained(evidence):
 
 
 def test_keeping_again_changes_no_byte(evidence):
-    table, _, reference = evidence
-    before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+    table, _, folder = evidence
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for job in plan(table).jobs:
-        kept.keep(job, table, reference)
-    assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before
+        kept.keep(job, table, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_kept_file_that_was_changed_is_named(evidence, tmp_path):
-    _, _, reference = evidence
-    path, facts = kept.weights_of("PGD-AT", reference)
+    _, _, folder = evidence
+    path, facts = weights_of("PGD-AT", folder)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
         with pytest.raises(UserError, match=rf"{facts['run']} is damaged \(best.safetensors\)"):
-            kept.weights_of("PGD-AT", reference)
+            weights_of("PGD-AT", folder)
     finally:
         path.write_bytes(whole)
 
@@ -102,11 +106,11 @@ def test_evidence_of_other_code_or_without_an_index_is_not_shown(evidence, tmp_p
 
 
 def test_an_unknown_kept_network_is_refused_with_those_that_there_are(evidence, tmp_path):
-    _, _, reference = evidence
+    _, _, folder = evidence
     with pytest.raises(UserError, match="unknown kept network 'DGUD'; choose one of: .*DGAD"):
-        kept.weights_of("DGUD", reference)
+        weights_of("DGUD", folder)
     with pytest.raises(UserError, match="no evidence is kept"):
-        kept.weights_of("DGAD", tmp_path)
+        weights_of("DGAD", tmp_path)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry['table']}: {', '.join(entry['rows'])}")
@@ -115,3 +119,16 @@ def test_what_evidence_lists_are_rows_of_tables(entry):
     assert {*entry["rows"]} <= {row["row"] for row in file.rows}
     assert {*entry.get("students", [])} <= {*file.students}
     load_scale(Parameters(scale="small", seeds=entry.get("seeds", [0])))
+
+
+def test_a_kept_network_is_loaded_by_its_name_as_a_teacher_and_for_an_evaluation(evidence, tmp_path, monkeypatch):
+    _, _, folder = evidence
+    monkeypatch.setattr(weights_of, "__defaults__", (folder,))
+    names = {"WideResNet-34-10": "kept/teacher WideResNet-34-10"}
+    table = open_table("table4_dgad", parameters(tmp_path, teacher_files=names))
+    path, facts = weights_of("teacher WideResNet-34-10")
+    assert table.teachers["WideResNet-34-10"].sha256 == file_digest(path)
+    given = Classifier(weights="kept/DGAD", model=weights_of("DGAD")[1]["model"])
+    net = load(given, load_data(given), given.weights)
+    assert net.training is False
+    assert facts["data"] == "digits"

@@ -9,6 +9,13 @@ from lib.data.sources import cifar, digits, folder
 from lib.data.tiny_imagenet import tiny_imagenet
 from lib.errors import choose
 
+TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "cifar10_jpeg": "CIFAR-10 (JPEG)",
+}
+"""How a data set is called in print, where that is not its name here."""
+
 
 def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path | None = None) -> Dataset:
     """The data set called `name`; UserError with the remedy where there is none, or its files are missing or damaged.
@@ -25,6 +32,6 @@ def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path |
         "cifar100": partial(cifar, 100, data_dir, download),
         "tiny_imagenet": partial(tiny_imagenet, data_dir, cache_dir),
         "folder": partial(folder, f"folder {data_dir.name}", data_dir, cache_dir),
-        "cifar10_jpeg": partial(folder, "CIFAR-10 (JPEG)", data_dir / "cifar10", cache_dir),
+        "cifar10_jpeg": partial(folder, TITLES["cifar10_jpeg"], data_dir / "cifar10", cache_dir),
     }
     return choose("data set", name, loaders)()

@@ -6,28 +6,21 @@ half precision, and every file has its SHA-256 in its run's manifest.
 
 import json
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
-from lib import ROOT
-from lib.errors import UserError, choose
-from lib.evaluate import VERSION
+from lib.errors import choose
 from lib.experiment.jobs import Check, Job
 from lib.experiment.networks import Workspace, made_with, network_digest, stored
 from lib.experiment.parameters import load_scale
 from lib.experiment.planning import Result
-from lib.experiment.spec import RECIPE, DataSpec, RunSpec
+from lib.experiment.reference import FORM, REFERENCE, SCALES, index
+from lib.experiment.spec import DataSpec, RunSpec
 from lib.experiment.store import Store
 from lib.experiment.table import Table
 from lib.files import write_atomically
 from lib.models.checkpoints import as_safetensors
-
-REFERENCE = ROOT / "outputs" / "reference"
-SCALES = ("paper", "gpu", "small")  # the largest first
-FORM = [RECIPE, VERSION]  # evidence of other code is not shown
 
 
 @dataclass(frozen=True)
@@ -81,31 +74,22 @@ def _note(folder: Path, job: Job, table: Table) -> None:
     index.cache_clear()
 
 
-@cache
-def index(folder: Path) -> dict[str, Any]:
-    """What the evidence in `folder` was made with: data, seeds, settings, and the runs behind its names."""
-    try:
-        facts: dict[str, Any] = json.loads((folder / "index.json").read_text())
-        form = facts["form"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"the kept evidence in {folder} has no index that can be read; nothing is shown from it"
-        ) from error
-    if form != FORM:
-        raise UserError(
-            f"the kept evidence in {folder} was made by other code (form {form}, not {FORM}); it is not shown"
-        )
-    return facts
-
-
 def table_of(table: Table, scale: str, reference: Path = REFERENCE) -> Table | None:
     """The same table over the kept evidence of a scale, with its settings and seeds; None where nothing is kept."""
     folder = reference / scale
     if not (folder / "index.json").exists():
         return None
-    facts, given = index(folder), table.parameters
+    facts, given, file = index(folder), table.parameters, table.file
     parameters = replace(given, scale=scale, seeds=facts["seeds"], settings=facts["settings"], teacher_files={})
-    return Table(table.name, table.file, parameters, load_scale(parameters), Kept(folder, folder), {})
+    settings = load_scale(parameters)
+    known = {name for name, own in settings.datasets.items() if own in facts["data"]}
+    students = [name for name in table.students if (file.block(name).dataset or file.dataset) in known]
+    rows = [row for row in table.rows if {row.dataset or file.dataset} <= known]
+    rows = [row for row in rows if not row.only_students or {*row.only_students} & {*students}]
+    if not students or not rows:
+        return None
+    parameters = replace(parameters, students=students, rows=[row.row for row in rows])
+    return Table(table.name, file, parameters, settings, Kept(folder, folder), {})
 
 
 def results(table: Table, reference: Path = REFERENCE) -> list[Result]:
@@ -114,7 +98,7 @@ def results(table: Table, reference: Path = REFERENCE) -> list[Result]:
     for scale in SCALES:
         kept = table_of(table, scale, reference)
         here: dict[tuple[str, str, str], list[Result]] = {}
-        for cell in kept.cells if kept and _described(kept) else ():
+        for cell in kept.cells if kept else ():
             assert kept is not None
             accuracies = stored(cell.network, cell.data, kept.workspace, cell.columns, cell.checkpoint)
             if known := tuple(one for one in accuracies if one is not None):
@@ -124,19 +108,3 @@ def results(table: Table, reference: Path = REFERENCE) -> list[Result]:
                 here.setdefault(line, []).append(result)
         found = here | found
     return [result for each in found.values() for result in each]
-
-
-def _described(table: Table) -> bool:
-    names = {table.scale.datasets.get(row.dataset or table.file.dataset) for row in table.rows}
-    return names <= {*index(table.workspace.outputs)["data"]}
-
-
-def weights_of(name: str, reference: Path = REFERENCE) -> tuple[Path, dict[str, Any]]:
-    """The weights file behind kept/<name> and its facts (model, data, run), checked against its digest."""
-    for scale in SCALES:
-        if (reference / scale / "index.json").exists():
-            known = index(reference / scale)["weights"]
-            facts, store = choose("kept network", name, known), Store(reference / scale)
-            if store.has(facts["run"]):
-                return store.folder(facts["run"]) / "best.safetensors", facts
-    raise UserError(f"no evidence is kept in {reference}, so there is no kept/{name}")

@@ -16,6 +16,7 @@ from lib.evaluate import PROTOCOLS, AttackSpec, check_fits, heading
 from lib.experiment.jobs import Job
 from lib.experiment.networks import Network, Workspace, network
 from lib.experiment.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml, refuse
+from lib.experiment.reference import weights_path
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, method_of
 from lib.experiment.table_file import Row, TableFile, pick, read_table
 from lib.files import file_digest
@@ -221,7 +222,7 @@ def open_table(name: str, parameters: Parameters) -> Table:
     file, scale = read_table(name), load_scale(parameters)
     if "datasets" in parameters.settings:
         scale = replace(scale, title=f"its settings on other data than its own, radius {scale.epsilon_255:g}/255")
-    files = {name: _from_root(path) for name, path in parameters.teacher_files.items()}
+    files = {name: weights_path(path) for name, path in parameters.teacher_files.items()}
     given = {name: file_digest(path) for name, path in files.items()}
     folders, device = (_from_root(parameters.outputs), _from_root(parameters.data_dir)), device_of(parameters.device)
     weights_files = {given[name]: path for name, path in files.items()}

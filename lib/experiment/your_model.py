@@ -13,6 +13,7 @@ from lib.data import Dataset
 from lib.errors import choose
 from lib.evaluate import PROTOCOLS
 from lib.experiment.parameters import device_of, read_parameters, refuse
+from lib.experiment.reference import weights_path
 from lib.models import architecture, build
 from lib.models.checkpoints import load_state, read_state
 
@@ -83,7 +84,7 @@ def load(given: Classifier, dataset: Dataset, weights: str | Path) -> nn.Module:
     a normalisation in it or not; `mean` and `std` give one that is not in it. Raises a UserError for what does not fit.
     """
     net = build(given.model, classes=len(dataset.classes), channels=dataset.channels)
-    path, channels = ROOT / Path(weights).expanduser(), dataset.channels
+    path, channels = weights_path(str(weights)), dataset.channels
     state = read_state(path)
     names = [name for name in state if name in NORMALISATION and name not in net.state_dict()]
     halves = {NORMALISATION[name]: state.pop(name) for name in names}

@@ -1,19 +1,21 @@
 """Reported beside measured, cell by cell, and the caption that says where the numbers come from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from lib.evaluate import ATTACKS, Accuracy, WorstCase, contradictions, describe_all, wilson, worst_case
+from lib.data import TITLES
+from lib.evaluate import ATTACKS, WorstCase, contradictions, describe_all, wilson, worst_case
 from lib.experiment.networks import network_digest
 from lib.experiment.planning import Result
 from lib.experiment.spec import RunSpec
 from lib.experiment.table import Table
 from lib.experiment.table_file import Row
 from lib.methods import METHODS
-from lib.report.differences import marks
+from lib.report.differences import marks, mean_of
+from lib.report.kept import Place, kept_cells
 from lib.report.protocols import PAPERS, measurements
 from lib.report.render import Comparison
 from lib.report.reported import lines, reported
@@ -33,11 +35,14 @@ MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "t
 def compare(table: Table, results: list[Result]) -> Comparison:
     """Reported, measured and their difference for every cell of the table; a mark is shared inside the noise."""
     records, beside = [], []
+    kept, behind_kept = kept_cells(table)
     for student, teacher, row in lines(table):
         own = [r for r in results if (r.student, r.row) == (student, row.row)]
         mine = [r for r in own if r.teacher in ("", teacher)]  # a network without one stands under every teacher
         line = {"student": student, "teacher": teacher, "row": row.row}
-        records += [line | _cell(table, mine, student, teacher, row, column) for column in table.file.columns]
+        for column in table.file.columns:
+            cell = _cell(table, mine, student, teacher, row, column)
+            records.append(line | cell | _kept(kept, (student, teacher, row.row, column)))
         beside += [line | case for case in (*_same_images(table, mine, results), *_worst_case(table, mine))]
     frame = pd.DataFrame(records)
     source_marks = dict(zip(sorted({*frame["quoted"]} - {""}), "†‡§¶", strict=False))
@@ -46,11 +51,12 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     for kind in ("reported", "measured"):
         frame[f"{kind}_mark"] = pd.concat([marks(block, kind) for block in blocks])
     cells, measured = [r for r in results if r.role == "cell"], measurements(table, results)
+    worst = (case for case in beside if case["column"] == WORST)
     return Comparison(
         table.name,
         frame,
         table.headings(),
-        _caption(table, frame, next((one for one in beside if one["column"] == WORST), {}), source_marks),
+        _caption(table, frame, behind_kept if kept else "", next(worst, {}), source_marks),
         _provenance(table, results),
         beside=pd.DataFrame(beside),
         findings={_label(result): result.findings for result in results if result.findings},  # controls' as well
@@ -70,7 +76,7 @@ def _cell(table: Table, results: list[Result], student: str, teacher: str, row: 
     source = row.quoted.get(student, "")
     images = (table.file.quoted_images.get(source, {}) if source else table.file.own_images).get(column, TEST_IMAGES)
     accuracies = [a for result in results for a in result.accuracies if a.column.name == column]
-    measured = _mean(accuracies)
+    measured = mean_of(accuracies)
     value = measured["measured"]
     return {
         "column": column,
@@ -84,22 +90,12 @@ def _cell(table: Table, results: list[Result], student: str, teacher: str, row: 
     }
 
 
-def _mean(seeds: Sequence[Accuracy | WorstCase]) -> dict[str, Any]:
-    """The mean of the seeds, its interval and their spread; the images that they share count once."""
-    if not seeds:
-        return dict.fromkeys(("measured", "low", "high", "sd")) | {"k": 0, "n": 0, "seeds": 0, "flags": []}
-    percents, k, n = pd.Series([one.percent for one in seeds]), round(sum(o.k for o in seeds) / len(seeds)), seeds[0].n
-    low, high = wilson(k, n)
-    number = {"measured": percents.mean(), "k": k, "n": n, "low": low, "high": high, "sd": percents.std()}
-    return number | {"seeds": len(seeds), "flags": [one.flags for one in seeds]}
-
-
 def _worst_case(table: Table, results: list[Result]) -> list[dict[str, Any]]:
     """The seeds' worst case over the paper's columns, as a cell; none where there are fewer than two attacks."""
     attacks = {column.name: column.attack for column in table.columns}
     cases = [worst_case([a for a in result.accuracies if a.column.name in attacks]) for result in results]
     known = [one for one in cases if one is not None and sum(attacks[name] != "clean" for name in one.of) > 1]
-    return [{"column": WORST, "attack": f"all of {', '.join(one.of)}"} | _mean(known) for one in known[:1]]
+    return [{"column": WORST, "attack": f"all of {', '.join(one.of)}"} | mean_of(known) for one in known[:1]]
 
 
 def _same_images(table: Table, own: list[Result], results: list[Result]) -> list[dict[str, Any]]:
@@ -115,7 +111,7 @@ def _same_images(table: Table, own: list[Result], results: list[Result]) -> list
     cells = []
     for n in sorted({a.n for a in made} - {most}):
         parts = [WorstCase(a.flags[:n].count("1"), n, (name,), a.flags[:n]) for a in whole]
-        cells.append({"column": f"{name}, first {n}", "attack": name} | _mean(parts))
+        cells.append({"column": f"{name}, first {n}", "attack": name} | mean_of(parts))
     return cells
 
 
@@ -131,11 +127,21 @@ def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _caption(table: Table, frame: pd.DataFrame, worst: Mapping[str, Any], source_marks: Mapping[str, str]) -> str:
+def _kept(kept: dict[Place, dict[str, Any]], place: Place) -> dict[str, Any]:
+    """What is kept for a cell; a network without a teacher stands under every one."""
+    student, _, row, column = place
+    own = kept.get(place) or kept.get((student, "", row, column)) or mean_of([])
+    return {"kept": own["measured"], **{f"kept_{key}": own.get(key) for key in ("low", "high", "sd", "n", "seeds")}}
+
+
+def _caption(
+    table: Table, frame: pd.DataFrame, kept: str, worst: Mapping[str, Any], source_marks: Mapping[str, str]
+) -> str:
     """The text above a table; `frame` has its cells, `worst` is a worst case of one of its lines, or empty."""
     file, item = table.file, table.file.item.rpartition(".")[2]
     attacks = [column for column in table.columns if column.attack != "clean"]
-    data, stand_ins = dict.fromkeys(cell.data.name for cell in table.cells), _stand_ins(table)
+    data = dict.fromkeys(TITLES.get(cell.data.name, cell.data.name) for cell in table.cells)
+    stand_ins = _stand_ins(table)
     nets = table.teachers.items()
     trained = [f"{name} by {METHODS[net.method].title}" for name, net in nets if isinstance(net, RunSpec)]
     replaced = sorted(table.parameters.settings.keys() - {"execution"})  # each run's is in the provenance
@@ -145,6 +151,7 @@ def _caption(table: Table, frame: pd.DataFrame, worst: Mapping[str, Any], source
         f"{file.title}{f' ({file.paper.upper()}, {item})'.replace('_', '-') if item else ''}, accuracy in %.",
         f"Reported: {_behind_reported(table)}." if reported else "",
         f"Measured at scale '{table.scale_name}': {table.scale.title}; data: {', '.join(data)}.",
+        kept,
         f"Settings replaced: {', '.join(replaced)}." if replaced else "",
         f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
         f"Teachers trained here: {', '.join(trained)}." if trained else "",

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from lib.evaluate import Paired, paired
+from lib.evaluate import Accuracy, Paired, WorstCase, paired, wilson
 from lib.experiment.table import Table
 from lib.report.render import Comparison
 
@@ -26,6 +27,16 @@ def difference(kind: str, one: pd.Series, other: pd.Series) -> Paired | None:
     p, q, n, m = one["reported"], other["reported"], one["reported_n"], other["reported_n"]
     error = math.sqrt(p * (100 - p) / n + q * (100 - q) / m)
     return Paired(min(n, m), p - q, error, math.erfc(abs(p - q) / error / math.sqrt(2)) if error else float(p == q))
+
+
+def mean_of(seeds: Sequence[Accuracy | WorstCase]) -> dict[str, Any]:
+    """The mean of the seeds, its interval and their spread; the images that they share count once."""
+    if not seeds:
+        return dict.fromkeys(("measured", "low", "high", "sd")) | {"k": 0, "n": 0, "seeds": 0, "flags": []}
+    percents, k, n = pd.Series([one.percent for one in seeds]), round(sum(o.k for o in seeds) / len(seeds)), seeds[0].n
+    low, high = wilson(k, n)
+    number = {"measured": percents.mean(), "k": k, "n": n, "low": low, "high": high, "sd": percents.std()}
+    return number | {"seeds": len(seeds), "flags": [one.flags for one in seeds]}
 
 
 def marks(block: pd.DataFrame, kind: str) -> pd.Series:

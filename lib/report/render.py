@@ -16,7 +16,7 @@ from lib.evaluate import Finding, Report, strip, summary
 from lib.experiment.table import show_path
 from lib.files import disk_errors, write_atomically
 
-KINDS = ("reported", "measured", "difference")
+KINDS = ("reported", "kept", "measured", "difference")
 LINE = ["student", "teacher", "row"]  # what names a line of a table
 MARKS = {  # format -> how it writes a number that is best or second in its column, or plain
     "html": {"best": "<b>{}</b>", "second": "<u>{}</u>", "difference": '<span style="color: #777">{}</span>'},
@@ -118,10 +118,11 @@ def _write(texts: Mapping[str, str], outputs: Path, name: str) -> list[Path]:
 def _wide(comparison: Comparison, format: str) -> pd.DataFrame:
     """One line per student, teacher and row; per column three cells, written for html, md or tex."""
     lines: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
+    kinds = [kind for kind in KINDS if kind != "kept" or comparison.frame["kept"].notna().any()]
     for record in comparison.frame.to_dict("records") + comparison.beside.to_dict("records"):
         cells, column = lines.setdefault(tuple(record[key] for key in LINE), {}), record["column"]
         heading = comparison.headings.get(column, column)  # what stands beside them has none
-        cells |= {(heading, kind): _cell(record, kind, format) for kind in KINDS if kind in record}
+        cells |= {(heading, kind): _cell(record, kind, format) for kind in kinds if kind in record}
     index = pd.MultiIndex.from_tuples(lines, names=["student", "teacher", "method"])
     wide = pd.DataFrame(list(lines.values()), index=index).fillna("–")
     return wide.set_axis(pd.MultiIndex.from_tuples(wide.columns), axis=1)
@@ -137,8 +138,9 @@ def _cell(record: Mapping[str, Any], kind: str, format: str) -> str:
     elif kind == "difference":
         text = f"{value:+.1f}"
     else:
-        spread = f" ± {record['sd']:.1f}" if record["seeds"] > 1 else ""
-        text = f"{value:.1f}{spread} [{record['low']:.1f}, {record['high']:.1f}]"
+        of = "kept_" if kind == "kept" else ""
+        spread = f" ± {record[of + 'sd']:.1f}" if record[of + "seeds"] > 1 else ""
+        text = f"{value:.1f}{spread} [{record[of + 'low']:.1f}, {record[of + 'high']:.1f}]"
     mark = record.get(f"{kind}_mark") or kind
     return MARKS[format].get(mark, "{}").format(text.translate(TEX) if format == "tex" else text)
 
