@@ -90,7 +90,8 @@ def execute(name: str, folder: Path, /, **given: Any) -> Any:
         patch.chdir(ROOT)
         copy = papermill.execute_notebook(path, None, given, engine_name="in_process", progress_bar=False)
     outs = [out for cell in copy.cells if cell.cell_type == "code" for out in cell.outputs]
-    assert not [out.text for out in outs if out.get("name") == "stderr"]
+    said = [out.text for out in outs if out.get("name") == "stderr"]
+    assert not said, said
     return copy
 
 

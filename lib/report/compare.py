@@ -44,7 +44,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
             cell = _cell(table, mine, student, teacher, row, column)
             records.append(line | cell | _kept(kept, (student, teacher, row.row, column)))
         beside += [line | case for case in (*_same_images(table, mine, results), *_worst_case(table, mine))]
-    frame = pd.DataFrame(records)
+    frame = pd.DataFrame(records).astype({"reported": float})
     source_marks = dict(zip(sorted({*frame["quoted"]} - {""}), "†‡§¶", strict=False))
     frame["source_mark"] = frame["quoted"].map({"": ""} | source_marks)
     blocks = [block for _, block in frame.groupby(["student", "teacher", "column"], sort=False)]

@@ -13,9 +13,17 @@ from lib.experiment.planning import Result
 from lib.experiment.reference import REFERENCE, index
 from lib.experiment.table import Table
 from lib.report.differences import mean_of
-from lib.report.reported import reported_with_sources
+from lib.report.reported import lines, reported_with_sources
 
 Place = tuple[str, str, str, str]  # student, teacher, row, column
+
+
+def kept_results(table: Table) -> list[Result]:
+    """The kept accuracies of the table's rows; none where there is no evidence that can be shown."""
+    try:
+        return kept.results(table)
+    except UserError:
+        return []
 
 
 def kept_cells(table: Table) -> tuple[dict[Place, dict[str, Any]], str]:
@@ -54,9 +62,10 @@ def _behind(results: list[Result]) -> str:
 def reported_and_kept(table: Table) -> Styler:
     """The paper's numbers with whom it quotes them from, and beside each what is kept for the row."""
     reported, (cells, caption) = reported_with_sources(table), kept_cells(table)
-    lines = dict.fromkeys([*reported.index, *(place[:3] for place in cells)])
+    known = dict.fromkeys([*reported.index, *(place[:3] for place in cells)])
+    rows = list(known) or [(student, teacher, row.row) for student, teacher, row in lines(table)]
     records = []
-    for student, teacher, row in lines:
+    for student, teacher, row in rows:
         record: dict[tuple[str, str], str] = {}
         for column in table.file.columns:
             value = reported[column].get((student, teacher, row))
@@ -65,5 +74,5 @@ def reported_and_kept(table: Table) -> Styler:
                 own = cells.get((student, teacher, row, column)) or cells.get((student, "", row, column))
                 record[column, "kept"] = f"{own['measured']:.1f} [{own['low']:.1f}, {own['high']:.1f}]" if own else "–"
         records.append(record | {("source", ""): reported["source"].get((student, teacher, row), "")})
-    frame = pd.DataFrame(records, index=pd.MultiIndex.from_tuples(lines, names=reported.index.names))
+    frame = pd.DataFrame(records, index=pd.MultiIndex.from_tuples(rows, names=reported.index.names))
     return frame.set_axis(pd.MultiIndex.from_tuples(frame.columns), axis=1).style.set_caption(caption)

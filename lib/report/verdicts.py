@@ -1,0 +1,82 @@
+"""What the papers claim of one method over another, and whether it holds in some results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lib.evaluate import Paired, paired
+from lib.experiment.networks import Workspace
+from lib.experiment.parameters import PARAMS, Parameters, load_scale, read_yaml
+from lib.experiment.planning import Result
+from lib.experiment.table import Table
+from lib.experiment.table_file import read_table
+from lib.report.reported import lines, reported
+
+
+def verdicts(results: Sequence[Result]) -> pd.DataFrame:
+    """Every claim of params/claims.yaml: the lead that the paper prints, the one in `results`, and what follows.
+
+    A lead is in points, with 1.96 standard errors; it holds or does not where a paired test can tell (p < 0.05).
+    """
+    records = []
+    for claim in read_yaml(PARAMS / "claims.yaml")["claims"]:
+        for column in claim["columns"]:
+            lead = difference(results, claim["better"], claim["than"], column)
+            record = {"paper": claim["paper"], "claim": claim["claim"], "column": column}
+            record |= {"printed lead": _printed(claim, column), "lead": None, "±": None, "n": None, "p": None}
+            if lead is not None:
+                record |= {"lead": lead.difference, "±": 1.96 * lead.error, "n": lead.n, "p": lead.p}
+            records.append(record | {"verdict": verdict(lead)})
+    return pd.DataFrame(records)
+
+
+def verdict(lead: Paired | None) -> str:
+    """In words: does a claimed lead hold?"""
+    if lead is None:
+        return "not run"
+    if not lead.significant:
+        return "inside the noise"
+    return "holds" if lead.difference > 0 else "does not hold: the other way round"
+
+
+def difference(results: Sequence[Result], one: str, other: str, column: str) -> Paired | None:
+    """The lead of a row over another in a column, paired by image; None where one of them was not measured."""
+    flags = {
+        row: [a.flags for r in results if r.row == row for a in r.accuracies if a.column.name == column]
+        for row in (one, other)
+    }
+    return paired(flags[one], flags[other]) if all(flags.values()) else None
+
+
+def paired_matrix(results: Sequence[Result], column: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The lead of every row over every other in points, and its p; rows from the most accurate on."""
+    percent: dict[str, list[float]] = {}
+    for result in results:
+        for one in result.accuracies:
+            if one.column.name == column:
+                percent.setdefault(result.row, []).append(one.percent)
+    names = sorted(percent, key=lambda row: -sum(percent[row]) / len(percent[row]))
+    leads = {(a, b): difference(results, a, b, column) for a in names for b in names}
+    tables = [
+        pd.DataFrame([[getattr(leads[a, b], what) for b in names] for a in names], names, names)
+        for what in ("difference", "p")
+    ]
+    return tables[0], tables[1]
+
+
+def _printed(claim: dict[str, Any], column: str) -> float | None:
+    """The lead that the paper prints; None where it prints no such pair."""
+    if "printed" not in claim:
+        return None
+    table = _as_printed(claim["table"])
+    rows = {row.row: (student, teacher, row) for student, teacher, row in reversed(lines(table))}
+    values = [reported(table, *rows[name], column) for name in claim["printed"]]
+    return None if None in values else round(values[0] - values[1], 2)  # type: ignore[operator]
+
+
+def _as_printed(name: str) -> Table:
+    """A paper's table to read its printed numbers from, with no data behind it."""
+    given, nowhere = Parameters(), Path()
+    return Table(name, read_table(name), given, load_scale(given), Workspace(nowhere, nowhere), {})
