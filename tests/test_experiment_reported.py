@@ -113,8 +113,10 @@ def test_dynats_d2rs_and_las_ats_tables_share_the_runs_that_are_the_same(tmp_pat
     [
         ("table1_dynat", "DYNAT-Inner-AWP (alpha=1)", 100, 0.0002, (75, 90)),
         ("table3_dynat", "DYNAT-Inner-GAIRAT (ResNet-18)", 120, 0.0005, (59, 89)),
+        ("table4_dynat", "MART", 120, 0.0035, (74, 89, 99)),
         ("table4_dynat", "MAIL", 120, 0.0035, (75, 90, 100)),
         ("table4_dynat", "DYNAT-MAIL-Inner", 120, 0.0035, (75, 90, 100)),
+        ("table1_d2r", "RAT (TRADES)", 200, 0.0005, (99, 149)),
         ("table1_d2r", "D2R-CAG", 100, 0.0002, (75, 90)),
         ("table2_d2r", "D2R (alpha=30, beta=20)", 100, 0.0002, (75, 90)),
     ],

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from cases import (
     STEPS,
     C,
@@ -20,8 +21,10 @@ from cases import (
     terms_of,
 )
 
+from lib import ROOT
 from lib.attacks.pgd import pgd
 from lib.data import Split
+from lib.losses import smoothed_cross_entropy
 from lib.methods import METHODS, Nets, ce_label, gair, kl_clean, kl_teacher, kl_teacher_student, mail, weight_at
 from lib.methods.reweighting import CountIterates, geometry_weight, margin_weight
 from lib.train import Schedule, build_training
@@ -46,7 +49,7 @@ def pgd_at_smoothed(c):
 
 
 def trades_smoothed(c):
-    return smoothed_loss(c.s, c.y, 0.9) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+    return smoothed_loss(c.s, c.y, 0.91) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
 
 
 def mart(c):
@@ -365,6 +368,15 @@ def test_akd_gives_the_label_what_is_left_of_the_teachers_share():
     target = 0.7 * case.t_adv.softmax(1) + 0.3 * torch.eye(C)[case.y]
     expected = -(target * case.s_adv.softmax(1).log()).sum(1).mean()
     torch.testing.assert_close(loss_of("akd", case, mixing=0.7), expected)
+
+
+def test_gowals_labels_share_a_smoothing_of_a_tenth_among_all_ten_classes_the_true_one_too():
+    logits, y = torch.randn(20, 10, dtype=torch.double), torch.arange(20) % 10
+    given = METHODS["trades_smoothed"].weights["true_share"]
+    expected = torch.nn.functional.cross_entropy(logits, y, label_smoothing=0.1)
+    torch.testing.assert_close(smoothed_cross_entropy(logits, y, given).mean(), expected)
+    table = yaml.safe_load((ROOT / "params" / "tables" / "table5_las_at.yaml").read_text())
+    assert [row["weights"] for row in table["rows"] if row["method"] == "trades_smoothed"] == [{"true_share": given}]
 
 
 def test_adaad_weighs_the_clean_divergence_with_what_is_left_of_the_adversarial_weight():

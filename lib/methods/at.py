@@ -84,7 +84,7 @@ METHODS: dict[str, Method] = {
     "trades": Method("TRADES", kl_clean, trades, _TRADES),
     "trades_as_released": Method("TRADES (code)", kl_clean, trades_as_released, _TRADES),
     "pgd_at_smoothed": _uniform("PGD-AT (smoothed labels)", ce_label, pgd_at_smoothed, {"true_share": 0.7}),
-    "trades_smoothed": _uniform("TRADES (smoothed labels)", kl_clean, trades_smoothed, {**_TRADES, "true_share": 0.9}),
+    "trades_smoothed": _uniform("TRADES (smoothed labels)", kl_clean, trades_smoothed, {**_TRADES, "true_share": 0.91}),
     "mart": Method("MART", ce_label, mart, {"beta": 6.0}),
     "fat": _uniform("FAT", ce_label, pgd_at, criterion=UntilWrong, criterion_weights=_PATIENCE),
     "sat": _uniform("SAT", ce_label, pgd_at, criterion=UntilGap, criterion_weights=_GAP),
