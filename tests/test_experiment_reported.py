@@ -130,6 +130,19 @@ def test_dynats_and_d2rs_rows_have_the_schedules_of_their_code_at_the_papers_sca
     assert {(s.epochs, s.weight_decay, s.milestones) for s in schedules} == {(epochs, decay, drops)}
 
 
+def test_darts_code_is_a_row_with_its_radius_step_and_weight_decay(tmp_path):
+    """Keras adds 0.002 w^2 to the loss, whose slope is that of a weight decay of 0.004."""
+    row, outputs = "DART (code)", str(tmp_path)
+    given = Parameters(
+        scale="paper", rows=[row], outputs=outputs, device="cpu", settings={"datasets": {"CIFAR10": "digits"}}
+    )
+    (cell,) = open_table("table7_las_at", given).cells
+    run = cell.network
+    assert (run.method, run.attack_steps, run.schedule.epochs) == ("dart_as_released", 10, 120)
+    assert (run.epsilon, run.step_size) == (pytest.approx(0.031), pytest.approx(0.031 / 4))
+    assert (run.schedule.lr, run.schedule.decay, run.schedule.weight_decay) == (0.01, 1e-4, 2 * 0.002)
+
+
 @pytest.mark.parametrize(
     ("name", "column", "images"),
     [("table1_dynat", "AA", 1000), ("table4_dynat", "APGD", 1000), ("table2_d2r", "AA", 0)],
