@@ -109,23 +109,25 @@ def dynat_inner_gairat(c):
     return label_loss(c.g, c.y) + gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.g.argmax(1), 0.8)
 
 
-def d2r(c, of=lambda p, q: divergence(p, q).mean() / C, reverse=False, held=lambda s, g: (s, g)):
-    """`of` is the divergence of a batch, `reverse` its direction at x', `held` what is kept still in the difference."""
+def d2r(c, of=lambda p, q: divergence(p, q) / C, reverse=False, held=lambda s, g: (s, g), whole=False):
+    """`of` is the divergence, `reverse` its direction at x', `held` is still in the difference, |.| of the `whole`."""
     a, s, g = (z.softmax(1) for z in (c.s_adv, c.s, c.g))
     square = ((c.s_adv - c.g) ** 2).mean()
     adv = of(a, g) if reverse else of(g, a)
     s, g = held(s, g)
-    return label_loss(c.g, c.y).mean() + square + 30 * adv + 20 * abs(of(s, g) - of(g, s))
+    difference = of(s, g) - of(g, s)
+    symmetric = difference.mean().abs() if whole else sum(abs(one) for one in difference) / len(difference)
+    return label_loss(c.g, c.y).mean() + square + 30 * adv.mean() + 20 * symmetric
 
 
 def d2r_one_sided(c):
     s, g = c.s.softmax(1), c.g.softmax(1)
     positive = divergence(s, g).mean() > divergence(g, s).mean()
-    return d2r(c, held=lambda s, g: (s, g.detach()) if positive else (s.detach(), g))
+    return d2r(c, held=lambda s, g: (s, g.detach()) if positive else (s.detach(), g), whole=True)
 
 
 def d2r_code(c):
-    return d2r(c, of=lambda p, q: (-q.log() * p + (p + 1e-5).log() * p).mean(), reverse=True)
+    return d2r(c, of=lambda p, q: (-q.log() * p + (p + 1e-5).log() * p).mean(1), reverse=True, whole=True)
 
 
 def ard(c):
@@ -247,7 +249,8 @@ FORMULAS = {
     "dynat_mail_inner": ("axg", lambda c: dynat(c, mail_weight(c.s_adv, c.g.argmax(1), -0.5, 10))),
     "d2r": ("axg", d2r),
     "d2r_as_released": ("axg", d2r_code),
-    "d2r_summed": ("axg", lambda c: d2r(c, of=lambda p, q: divergence(p, q).mean())),
+    "d2r_one_sign": ("axg", lambda c: d2r(c, whole=True)),
+    "d2r_summed": ("axg", lambda c: d2r(c, of=divergence)),
     "d2r_one_sided": ("axg", d2r_one_sided),
     "d2r_no_cag": ("axg", d2r),
     "d2r_no_cag_as_released": ("axg", d2r_code),
