@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from lib.attacks.pgd import PerImage, at_image, pgd, uniform
-from lib.attacks.stopping import StoppingCriterion, Trajectory, UntilConverged, UntilGap, UntilWrong
+from lib.attacks.stopping import (
+    StoppingCriterion,
+    Trajectory,
+    UntilConverged,
+    UntilConvergedAsReleased,
+    UntilGap,
+    UntilWrong,
+)
 from lib.losses import cross_entropy
 from lib.methods.reweighting import CountIterates
 
@@ -191,6 +198,35 @@ def test_the_first_order_condition_is_never_negative_on_an_attacks_way(make_net,
     attacked(Spy(x, y, 0.1, bound=-1.0), x, y, net, epsilon=0.1, step_size=0.03, start=uniform)
     assert len(values) == 6 * STEPS
     assert min(values) > -1e-5
+
+
+def dart_by_hand(net, x, y, start, bound):
+    """x' of DART's loop for one image, and every FOSC: a step, then FOSC about the start, which decides on the next."""
+    now, values = start, [float("inf")]
+    while len(values) <= STEPS and values[-1] > bound:
+        now = now.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(cross_entropy(net(now), y).sum(), now)
+        now = torch.minimum(torch.maximum(now + 0.03 * slope.sign(), x - 0.1), x + 0.1).clamp(0, 1).detach()
+        here = now.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(cross_entropy(net(here), y).sum(), here)
+        values.append((0.1 * slope.abs().sum() - ((now - start) * slope).sum()).item())
+    return now, values[1:]
+
+
+def test_darts_code_takes_every_first_step_and_measures_the_condition_from_the_random_start(make_net, batch):
+    (x, y), net = batch, make_net().eval()
+    start = uniform(x, 0.1, torch.Generator().manual_seed(0))
+    ones = [(net, x[i : i + 1], y[i : i + 1], start[i : i + 1]) for i in range(len(x))]
+    every = sorted(value for one in ones for value in dart_by_hand(*one, bound=-1.0)[1])
+    for bound in (1e9, every[len(every) // 2] - 1e-6, -1.0):
+        expected = [dart_by_hand(*one, bound) for one in ones]
+        criterion = UntilConvergedAsReleased(x, y, 0.1, bound=bound)
+        settings = {"epsilon": 0.1, "step_size": 0.03, "start": uniform, "generator": torch.Generator().manual_seed(0)}
+        x_adv = attacked(criterion, x, y, net, **settings)
+        torch.testing.assert_close(x_adv, torch.cat([one for one, _ in expected]))
+        taken = {len(values) for _, values in expected}
+        assert taken == {1} if bound == 1e9 else taken == {STEPS} if bound == -1.0 else len(taken) > 1
+    assert attacked(UntilConverged(x, y, 0.1, bound=1e9), x, y, net, **settings | {"start": at_image}).equal(x)
 
 
 # --- counting -----------------------------------------------------------------------------------------------------

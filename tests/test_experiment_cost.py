@@ -25,7 +25,7 @@ def flops(tmp_path_factory):
 
 def test_attacks_that_stop_by_image_are_counted_as_if_none_stopped(flops):
     madry = flops("table7_las_at", "Madry-AT")
-    for row in ("FAT", "DART"):
+    for row in ("FAT", "DART", "DART (code)"):
         assert flops("table7_las_at", row) == pytest.approx(madry, rel=0.1)
 
 

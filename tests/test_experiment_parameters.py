@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
+import torch
 import yaml
 
 from lib.errors import UserError
 from lib.evaluate import PRESETS, AttackSpec
 from lib.experiment.parameters import PARAMS, Parameters, device_of, injected_names, load_scale, validate
+from lib.methods import METHODS
 
 
 def test_what_papermill_injects_is_read_from_the_kernel_history():
@@ -92,6 +96,56 @@ def test_every_schedule_that_a_row_names_is_one_of_the_papers():
         table = yaml.safe_load(path.read_text())
         named = {row["schedule"] for row in table["rows"] + table.get("more_rows", []) if row.get("schedule")}
         assert named <= set(scale.schedules), path.name
+
+
+FROM_0 = {  # the first epochs at a lower rate in codes that count epochs from 0, or give a share of the training
+    **{"default": (100, 150), "pgd_at": (100, 105), "pgd_at_as_released": (100, 105), "las_at": (99, 104)},
+    **{"las_trades": (75, 90), "las_awp": (100, 150), "rice": (100, 150), "sat": (40, 60, 80), "mail": (75, 90, 100)},
+    **{"lbgat": (75, 90), "lbgat_tiny": (75, 90)},
+}
+FROM_1 = {  # in codes that count from 1; GAIRAT's hybrid has GAIRAT's
+    **{"trades_76": (75,), "mart_90": (75, 90), "mart_120": (75, 90, 100), "fat": (60, 90), "dynat_gairat": (60, 90)},
+    **{"rat": (100, 150), "dart": (60, 100), "dart_as_released": (60, 100)},
+}
+
+
+def test_every_schedule_drops_where_its_authors_code_does_whichever_number_they_begin_to_count_with():
+    scale, steps = load_scale(Parameters(scale="paper")), 391
+    assert {*FROM_0, *FROM_1, "gowal"} == set(scale.schedules)
+    for name, drops, first in [(n, d, i) for i, each in enumerate((FROM_0, FROM_1)) for n, d in each.items()]:
+        schedule = replace(scale.schedule(name), decay=0.0)
+        _, scheduler = schedule.build(torch.nn.Linear(1, 1), 50_000)
+        for epoch in range(1 if schedule.first_lr else 0, schedule.epochs):
+            expected = 0.1 ** len([drop for drop in drops if epoch + first >= drop])
+            for step in (epoch * steps, epoch * steps + steps - 1):
+                assert scheduler.lr_lambdas[0](step) == pytest.approx(expected), (name, epoch)
+
+
+@pytest.mark.parametrize(("method", "row_schedule"), [("gairat", "fat"), ("gairat_smoothed", "fat")])
+def test_gairats_weights_begin_with_the_first_drop_of_its_rate_at_index_59_of_120(method, row_schedule):
+    schedule = load_scale(Parameters(scale="paper")).schedule(row_schedule)
+    begins = METHODS[method].all_weights["active"].shares[0] * schedule.epochs
+    assert begins == schedule.milestones[0] == 59
+
+
+def test_darts_rate_falls_by_a_ten_thousandth_per_step_beside_its_two_drops():
+    """Keras divides the rate by 1 + decay times the steps made: at the first drop it is 30 % of what it was."""
+    schedule = load_scale(Parameters(scale="paper")).schedule("dart_as_released")
+    _, scheduler = schedule.build(torch.nn.Linear(1, 1), 50_000)
+    rates = [0.01 * scheduler.lr_lambdas[0](epoch * 391) for epoch in (0, 1, 58, 59, 119)]
+    assert rates == pytest.approx([0.01, 0.01 / 1.0391, 0.01 / 3.2678, 0.001 / 3.3069, 0.0001 / 5.6529])
+
+
+def test_gowals_cycle_rises_for_10_of_its_400_epochs():
+    schedule = load_scale(Parameters(scale="paper")).schedule("gowal")
+    optimizer, scheduler = schedule.build(torch.nn.Linear(1, 1), 10 * 1024)
+    rates = []
+    for _ in range(4000):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates.index(max(rates)) == 100 - 1
+    assert max(rates) == pytest.approx(0.4)
 
 
 def test_the_paper_scale_is_the_common_protocol_of_dgad():

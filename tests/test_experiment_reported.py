@@ -113,8 +113,10 @@ def test_dynats_d2rs_and_las_ats_tables_share_the_runs_that_are_the_same(tmp_pat
     [
         ("table1_dynat", "DYNAT-Inner-AWP (alpha=1)", 100, 0.0002, (75, 90)),
         ("table3_dynat", "DYNAT-Inner-GAIRAT (ResNet-18)", 120, 0.0005, (59, 89)),
+        ("table4_dynat", "MART", 120, 0.0035, (74, 89, 99)),
         ("table4_dynat", "MAIL", 120, 0.0035, (75, 90, 100)),
         ("table4_dynat", "DYNAT-MAIL-Inner", 120, 0.0035, (75, 90, 100)),
+        ("table1_d2r", "RAT (TRADES)", 200, 0.0005, (99, 149)),
         ("table1_d2r", "D2R-CAG", 100, 0.0002, (75, 90)),
         ("table2_d2r", "D2R (alpha=30, beta=20)", 100, 0.0002, (75, 90)),
     ],
@@ -126,6 +128,19 @@ def test_dynats_and_d2rs_rows_have_the_schedules_of_their_code_at_the_papers_sca
     given = Parameters(scale="paper", rows=[row], outputs=str(tmp_path), device="cpu", settings=settings)
     schedules = {cell.network.schedule for cell in open_table(name, given).cells}
     assert {(s.epochs, s.weight_decay, s.milestones) for s in schedules} == {(epochs, decay, drops)}
+
+
+def test_darts_code_is_a_row_with_its_radius_step_and_weight_decay(tmp_path):
+    """Keras adds 0.002 w^2 to the loss, whose slope is that of a weight decay of 0.004."""
+    row, outputs = "DART (code)", str(tmp_path)
+    given = Parameters(
+        scale="paper", rows=[row], outputs=outputs, device="cpu", settings={"datasets": {"CIFAR10": "digits"}}
+    )
+    (cell,) = open_table("table7_las_at", given).cells
+    run = cell.network
+    assert (run.method, run.attack_steps, run.schedule.epochs) == ("dart_as_released", 10, 120)
+    assert (run.epsilon, run.step_size) == (pytest.approx(0.031), pytest.approx(0.031 / 4))
+    assert (run.schedule.lr, run.schedule.decay, run.schedule.weight_decay) == (0.01, 1e-4, 2 * 0.002)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from lib import report
 from lib.errors import UserError
 from lib.experiment import networks, runs
-from lib.experiment.parameters import PARAMS, Parameters
+from lib.experiment.parameters import PARAMS, Parameters, load_scale
 from lib.experiment.spec import GivenWeights, RunSpec
 from lib.experiment.table import open_table
 from lib.methods import METHODS, NominalBatch
@@ -246,6 +246,18 @@ def test_a_blocks_rows_take_its_data_network_guide_and_numbers(tmp_path):
     plain = next(cell.network for cell in table.cells if cell.row.row == "PGD-AT")
     assert (plain.model, plain.guide) == ("WideResNet-34-10", "")
     assert [table.reported_for(name)["dataset"][:9] for name in own] == ["CIFAR-10", "CIFAR-100", *["Tiny Imag"] * 2]
+
+
+def test_the_other_guide_that_d2r_names_for_tiny_imagenet_is_one_setting_away(tmp_path):
+    for scale in ("paper", "gpu", "quick"):
+        settings = {
+            **DIGITS_FOR_ALL,
+            "models": {"ResNet18": load_scale(Parameters(scale=scale)).models["PreActResNet18"]},
+        }
+        chosen = {"rows": ["D2R-CAG"], "students": ["TinyImgNet1"], "settings": settings}
+        (cell,) = open_table("table1_d2r", Parameters(scale=scale, outputs=str(tmp_path), device="cpu", **chosen)).cells
+        assert cell.network.guide == cell.network.model
+        assert "PreActResNet" in cell.network.guide
 
 
 def test_a_blocks_data_is_its_own(tmp_path):

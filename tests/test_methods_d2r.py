@@ -22,6 +22,7 @@ from lib.methods.d2r import kl_mean, kl_mean_as_released
 
 D2R = [name for name in METHODS if name.startswith("d2r")]
 CAG = [name for name in D2R if METHODS[name].guide_mode == "eval"]
+PRINTED = ("d2r", "d2r_no_cag", "d2r_summed")  # eq. 2 to the letter
 TABLE_2 = [(0, 1), (1, 0), (20, 1), (30, 1), (30, 20)]
 
 
@@ -51,7 +52,7 @@ def test_d2rs_loss_is_eq_2_with_means_over_classes_whatever_its_weights(name, la
     ours = loss_of(name, case, guide_weight=lam, adv_weight=float(alpha), skl_weight=float(beta))
     square = ((case.g - case.s_adv) ** 2).mean()
     adv = divergence(case.g.softmax(1), case.s_adv.softmax(1)).mean() / C
-    theirs = lam * label_loss(case.g, case.y).mean() + square + alpha * adv + beta * abs(skl(case).mean()) / C
+    theirs = lam * label_loss(case.g, case.y).mean() + square + alpha * adv + beta * skl(case).abs().mean() / C
     assert_equal_with_gradients(ours, theirs, (case.s, case.s_adv, case.g))
 
 
@@ -86,11 +87,31 @@ def test_the_adversarial_divergence_is_the_guides_from_the_targets_as_printed_an
     assert not divergence(a, g).allclose(divergence(g, a), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", PRINTED)
+def test_eq_2_takes_the_absolute_value_of_every_image_and_then_the_mean(name):
+    case = with_sign(True)
+    ours = terms_of(name, case, skl_weight=1.0)["skl"] * (1 if name == "d2r_summed" else C)
+    theirs = torch.stack([abs(one) for one in skl(case)])
+    torch.testing.assert_close(ours, theirs)
+    assert_equal_with_gradients(ours.mean(), theirs.mean(), (case.s, case.g))
+
+
+def test_eq_2s_mean_of_absolute_values_is_larger_than_the_codes_absolute_value_of_the_mean():
+    """On random logits by a quarter and more; they are equal only where all differences of a batch have one sign."""
+    case = with_sign(True)
+    each, batch = (terms_of(name, case)["skl"].mean() for name in ("d2r", "d2r_one_sign"))
+    assert each > 1.25 * batch
+    with torch.no_grad():
+        alike = skl(case) > 0
+    ours, theirs = (terms_of(name, case)["skl"][alike] for name in ("d2r", "d2r_one_sign"))
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("positive", [True, False])
-@pytest.mark.parametrize("name", [name for name in D2R if name != "d2r_one_sided"])
-def test_the_absolute_value_is_taken_of_the_batch_not_of_each_image(name, positive):
+@pytest.mark.parametrize("name", [name for name in D2R if name not in (*PRINTED, "d2r_one_sided")])
+def test_the_code_takes_the_absolute_value_of_the_batch_not_of_each_image(name, positive):
     case = with_sign(positive)
-    ours = terms_of(name, case, skl_weight=1.0)["skl"].mean() * (1 if name == "d2r_summed" else C)
+    ours = terms_of(name, case, skl_weight=1.0)["skl"].mean() * C
     theirs = skl(case).mean() * (1 if positive else -1)
     torch.testing.assert_close(ours, theirs, atol=2e-5 * C, rtol=0)
     slopes = (torch.autograd.grad(value, (case.s, case.g)) for value in (ours, theirs))
@@ -111,7 +132,7 @@ def test_a_target_that_answers_as_its_guide_has_no_symmetric_term():
 @pytest.mark.parametrize("positive", [True, False])
 def test_the_remarks_difference_moves_the_target_where_it_is_positive_and_else_the_guide(positive):
     case = with_sign(positive)
-    terms, both = terms_of("d2r_one_sided", case), terms_of("d2r", case)
+    terms, both = terms_of("d2r_one_sided", case), terms_of("d2r_one_sign", case)
     torch.testing.assert_close(terms, both)
     assert moved_by(case, terms) == moved_by(case, both) | {"skl": {"s"} if positive else {"g"}}
     mover = case.s if positive else case.g

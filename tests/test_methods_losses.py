@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from cases import (
     STEPS,
     C,
@@ -20,8 +21,10 @@ from cases import (
     terms_of,
 )
 
+from lib import ROOT
 from lib.attacks.pgd import pgd
 from lib.data import Split
+from lib.losses import smoothed_cross_entropy
 from lib.methods import METHODS, Nets, ce_label, gair, kl_clean, kl_teacher, kl_teacher_student, mail, weight_at
 from lib.methods.reweighting import CountIterates, geometry_weight, margin_weight
 from lib.train import Schedule, build_training
@@ -46,7 +49,7 @@ def pgd_at_smoothed(c):
 
 
 def trades_smoothed(c):
-    return smoothed_loss(c.s, c.y, 0.9) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
+    return smoothed_loss(c.s, c.y, 0.91) + 6 * divergence(c.s.softmax(1), c.s_adv.softmax(1))
 
 
 def mart(c):
@@ -106,23 +109,25 @@ def dynat_inner_gairat(c):
     return label_loss(c.g, c.y) + gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.g.argmax(1), 0.8)
 
 
-def d2r(c, of=lambda p, q: divergence(p, q).mean() / C, reverse=False, held=lambda s, g: (s, g)):
-    """`of` is the divergence of a batch, `reverse` its direction at x', `held` what is kept still in the difference."""
+def d2r(c, of=lambda p, q: divergence(p, q) / C, reverse=False, held=lambda s, g: (s, g), whole=False):
+    """`of` is the divergence, `reverse` its direction at x', `held` is still in the difference, |.| of the `whole`."""
     a, s, g = (z.softmax(1) for z in (c.s_adv, c.s, c.g))
     square = ((c.s_adv - c.g) ** 2).mean()
     adv = of(a, g) if reverse else of(g, a)
     s, g = held(s, g)
-    return label_loss(c.g, c.y).mean() + square + 30 * adv + 20 * abs(of(s, g) - of(g, s))
+    difference = of(s, g) - of(g, s)
+    symmetric = difference.mean().abs() if whole else sum(abs(one) for one in difference) / len(difference)
+    return label_loss(c.g, c.y).mean() + square + 30 * adv.mean() + 20 * symmetric
 
 
 def d2r_one_sided(c):
     s, g = c.s.softmax(1), c.g.softmax(1)
     positive = divergence(s, g).mean() > divergence(g, s).mean()
-    return d2r(c, held=lambda s, g: (s, g.detach()) if positive else (s.detach(), g))
+    return d2r(c, held=lambda s, g: (s, g.detach()) if positive else (s.detach(), g), whole=True)
 
 
 def d2r_code(c):
-    return d2r(c, of=lambda p, q: (-q.log() * p + (p + 1e-5).log() * p).mean(), reverse=True)
+    return d2r(c, of=lambda p, q: (-q.log() * p + (p + 1e-5).log() * p).mean(1), reverse=True, whole=True)
 
 
 def ard(c):
@@ -225,6 +230,7 @@ FORMULAS = {
     "fat": ("a", lambda c: label_loss(c.s_adv, c.y)),
     "sat": ("a", lambda c: label_loss(c.s_adv, c.y)),
     "dart": ("a", lambda c: label_loss(c.s_adv, c.y)),
+    "dart_as_released": ("a", lambda c: label_loss(c.s_adv, c.y) * label_loss(c.s_adv, c.y).detach()),
     "gairat": ("a", gairat),
     "gairat_smoothed": ("a", lambda c: gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.y, 0.8)),
     "mail_at": ("a", lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * label_loss(c.s_adv, c.y)),
@@ -243,7 +249,8 @@ FORMULAS = {
     "dynat_mail_inner": ("axg", lambda c: dynat(c, mail_weight(c.s_adv, c.g.argmax(1), -0.5, 10))),
     "d2r": ("axg", d2r),
     "d2r_as_released": ("axg", d2r_code),
-    "d2r_summed": ("axg", lambda c: d2r(c, of=lambda p, q: divergence(p, q).mean())),
+    "d2r_one_sign": ("axg", lambda c: d2r(c, whole=True)),
+    "d2r_summed": ("axg", lambda c: d2r(c, of=divergence)),
     "d2r_one_sided": ("axg", d2r_one_sided),
     "d2r_no_cag": ("axg", d2r),
     "d2r_no_cag_as_released": ("axg", d2r_code),
@@ -367,6 +374,15 @@ def test_akd_gives_the_label_what_is_left_of_the_teachers_share():
     torch.testing.assert_close(loss_of("akd", case, mixing=0.7), expected)
 
 
+def test_gowals_labels_share_a_smoothing_of_a_tenth_among_all_ten_classes_the_true_one_too():
+    logits, y = torch.randn(20, 10, dtype=torch.double), torch.arange(20) % 10
+    given = METHODS["trades_smoothed"].weights["true_share"]
+    expected = torch.nn.functional.cross_entropy(logits, y, label_smoothing=0.1)
+    torch.testing.assert_close(smoothed_cross_entropy(logits, y, given).mean(), expected)
+    table = yaml.safe_load((ROOT / "params" / "tables" / "table5_las_at.yaml").read_text())
+    assert [row["weights"] for row in table["rows"] if row["method"] == "trades_smoothed"] == [{"true_share": given}]
+
+
 def test_adaad_weighs_the_clean_divergence_with_what_is_left_of_the_adversarial_weight():
     case = make_case()
     clean = divergence(case.t.softmax(1), case.s.softmax(1))
@@ -380,13 +396,15 @@ def test_adaad_weighs_the_clean_divergence_with_what_is_left_of_the_adversarial_
         ("fat", "patience", 120, {0: 0, 49: 0, 50: 1, 89: 1, 90: 2, 119: 2}),
         ("sat", "gap", 100, {0: 0, 30: 0, 40: 0.1, 50: 0.2, 70: 0.4, 99: 0.4}),
         ("dart", "bound", 120, {0: 0.5, 50: 0.25, 99: 0.005, 100: 0, 119: 0}),
-        ("gairat", "active", 120, {0: 0, 59: 0, 60: 1, 119: 1}),
+        ("dart_as_released", "bound", 120, {0: 0.5, 50: 0.25, 99: 0.005, 100: 0, 119: 0}),
+        ("dart_as_released", "active", 120, {0: 0, 1: 1, 119: 1}),
+        ("gairat", "active", 120, {0: 0, 58: 0, 59: 1, 119: 1}),
         ("mail_at", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
         ("mail_trades", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
         ("mail_mse", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
         ("dynat_mail_at", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
         ("dynat_mail_inner", "active", 120, {0: 0, 75: 0, 76: 1, 119: 1}),
-        ("dynat_inner_gairat", "active", 120, {0: 0, 69: 0, 70: 1, 119: 1}),
+        ("dynat_inner_gairat", "active", 120, {0: 0, 68: 0, 69: 1, 119: 1}),
     ],
 )
 def test_a_curriculum_changes_at_the_epochs_of_its_authors(name, weight, epochs, values):
@@ -401,6 +419,7 @@ def test_a_curriculum_changes_at_the_epochs_of_its_authors(name, weight, epochs,
 @pytest.mark.parametrize(
     ("name", "plain", "chosen"),
     [
+        ("dart_as_released", "pgd_at", {}),
         ("gairat", "pgd_at", {}),
         ("mail_at", "pgd_at", {}),
         ("mail_trades", "trades", {"trade_off": 5.0}),

@@ -3,7 +3,7 @@ import yaml
 from small import parameters
 
 from lib import ROOT, report
-from lib.experiment.parameters import PARAMS
+from lib.experiment.parameters import PARAMS, Parameters, load_scale
 from lib.experiment.table import open_table
 
 TABLES = sorted((PARAMS / "tables").glob("*.yaml"))
@@ -32,7 +32,39 @@ def test_dynats_and_d2rs_transcription_is_kept_word_for_word(name):
     if not original.exists():
         pytest.skip("the transcription lies beside the project where it is developed")
     original, kept = (yaml.safe_load(path.read_text()) for path in (original, PARAMS / "reported" / f"{name}.yaml"))
+    assert kept.pop("audit")  # what was found later stands apart
     assert kept == {"meta": original["meta"], **original[name]}
+
+
+def test_d2rs_clean_accuracy_falls_at_every_rise_of_alpha_where_the_prose_says_that_it_increases():
+    (claim,) = [one for one in report.paper("d2r")["audit"] if one.get("column") == "Clean"]
+    entry = report.paper("d2r")["table_2"]
+    rows = {row["id"]: row for row in entry["rows"]}
+    clean = report.printed(entry).loc[claim["rows"], claim["column"]]
+    assert [rows[name]["alpha"] for name in claim["rows"]] == [0, 1, 20, 30]
+    assert clean.tolist() == [88.35, 88.14, 86.48, 85.87]
+    assert "increases" in claim["claim"]
+    assert clean.is_monotonic_decreasing
+
+
+def test_d2rs_text_cites_the_panel_of_figure_2_that_does_not_draw_what_it_says():
+    (claim,) = [one for one in report.paper("d2r")["audit"] if "cited" in one]
+    panels = report.paper("d2r")["figures"]["fig_2"]["panels"]
+    assert f"({claim['cited']})" in claim["claim"]
+    assert "KL" in panels[claim["drawn"]]
+    assert "KL" not in panels[claim["cited"]]
+
+
+def test_dynats_schedule_is_lbgats_for_the_hundred_epochs_of_figure_3s_caption():
+    audit, scale = report.paper("dynat")["audit"], load_scale(Parameters(scale="paper"))
+    (epochs,) = [one["epochs"] for one in audit if "epochs" in one]
+    (name,) = [one["schedule"] for one in audit if "schedule" in one]
+    table = yaml.safe_load((PARAMS / "tables" / "fig3_dynat.yaml").read_text())
+    assert {row["schedule"] for row in table["rows"]} == {name}
+    assert scale.schedule(name).epochs == epochs == 100
+    (text,) = report.choices("dynat").query("question == 'Schedule'")["reason"]
+    assert "caption of Figure 3" in text
+    assert "section 4.1" in text
 
 
 def entry_of(table, student=""):

@@ -121,6 +121,9 @@ def test_nesterovs_momentum_looks_ahead_and_is_off_by_default():
         ({"weight_decay": -1.0}, "a weight_decay >= 0"),
         ({"milestones": (-1,)}, "milestones >= 0"),
         ({"first_lr": 0.01}, "milestones where there is a first_lr"),
+        ({"decay": 1e-4}, "milestones where there is a first_lr or a decay"),
+        ({"rise": 0.0}, r"a rise in \(0, 1\)"),
+        ({"milestones": (1,), "decay": -1.0}, "a decay >= 0"),
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused_with_what_it_wants(settings, message):

@@ -87,6 +87,19 @@ class UntilConverged(StoppingCriterion):
 
 
 @dataclass(eq=False)
+class UntilConvergedAsReleased(UntilConverged):
+    """The same where every image takes its first step, and x is the attack's start and not the image (DART's code)."""
+
+    begun: bool = field(default=False, init=False)
+
+    def __call__(self, x_adv: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        if self.begun:
+            return super().__call__(x_adv, gradient, index)
+        self.begun, self.x = True, self.x.index_copy(0, index, x_adv.to(self.x))
+        return torch.ones_like(index, dtype=torch.bool)
+
+
+@dataclass(eq=False)
 class Trajectory(StoppingCriterion):
     """Records one PGD on its way: `right[t]` (N,), which images are right at iterate t, and the iterates at `at`.
 

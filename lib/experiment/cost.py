@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib.attacks.autoattack import PASSES as STAGE_PASSES
 from lib.attacks.pgd import input_gradient
-from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
+from lib.attacks.stopping import UntilConverged, UntilConvergedAsReleased, UntilGap, UntilWrong
 from lib.data import Split, to_float
 from lib.evaluate import AttackSpec
 from lib.experiment.jobs import Check, Job
@@ -28,7 +28,12 @@ from lib.train.meter import timed
 QUICK = 0.2  # seconds; work on two images that takes longer is not repeated on a whole batch
 PASSES = {"clean": 0.5, "fgsm": 1, "fgsm_random": 1, "jsma": 150, "jsma_as_published": 150}  # of an image
 SANITY = AttackSpec("sanity checks", "pgd", steps=360)  # their passes, Square's forwards among them
-STOPPING = (UntilWrong, UntilGap, UntilConverged)  # an untrained network would stop them at once
+STOPPING = (
+    UntilWrong,
+    UntilGap,
+    UntilConverged,
+    UntilConvergedAsReleased,
+)  # an untrained network would stop them at once
 Cost: TypeAlias = "pd.Series[float]"
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lib import attacks
 from lib.attacks.pgd import Objective, PerImage
-from lib.attacks.stopping import UntilConverged, UntilGap, UntilWrong
+from lib.attacks.stopping import UntilConverged, UntilConvergedAsReleased, UntilGap, UntilWrong
 from lib.losses import boosted_cross_entropy, cross_entropy, kl, kl_floored, smoothed_cross_entropy
 from lib.methods.core import Method, Nets, Piecewise, Ramp, Terms, Weight, constant
 
@@ -35,6 +35,12 @@ def pgd_at_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms
     """CE(S(x'), y), then a forward of x that has no loss: it pulls the batch-norm statistics to the clean images."""
     student_adv, _ = nets.student(x_adv), constant(nets.student, x)
     return {"adv": cross_entropy(student_adv, y)}
+
+
+def dart_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, active: float) -> Terms:
+    """w CE(S(x'), y), w = 1 in the first epoch and then CE(S(x'), y) itself, detached (DART's code: w in eval mode)."""
+    loss = cross_entropy(nets.student(x_adv), y)
+    return {"adv": (1 + active * (loss.detach() - 1)) * loss}
 
 
 def trades(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, trade_off: float) -> Terms:
@@ -74,6 +80,7 @@ _TRADES: dict[str, Weight] = {"trade_off": 6.0}
 _PATIENCE: dict[str, Weight] = {"patience": Piecewise((50 / 120, 90 / 120), (0.0, 1.0, 2.0))}
 _GAP: dict[str, Weight] = {"gap": Ramp(30 / 100, 70 / 100, 0.0, 0.4)}
 _BOUND: dict[str, Weight] = {"bound": Ramp(0.0, 100 / 120, 0.5, 0.0)}
+_dart = partial(Method, objective=ce_label, start=attacks.uniform, criterion_weights=_BOUND)
 
 METHODS: dict[str, Method] = {
     "natural": Method("natural training", None, natural),
@@ -84,9 +91,15 @@ METHODS: dict[str, Method] = {
     "trades": Method("TRADES", kl_clean, trades, _TRADES),
     "trades_as_released": Method("TRADES (code)", kl_clean, trades_as_released, _TRADES),
     "pgd_at_smoothed": _uniform("PGD-AT (smoothed labels)", ce_label, pgd_at_smoothed, {"true_share": 0.7}),
-    "trades_smoothed": _uniform("TRADES (smoothed labels)", kl_clean, trades_smoothed, {**_TRADES, "true_share": 0.9}),
+    "trades_smoothed": _uniform("TRADES (smoothed labels)", kl_clean, trades_smoothed, {**_TRADES, "true_share": 0.91}),
     "mart": Method("MART", ce_label, mart, {"beta": 6.0}),
     "fat": _uniform("FAT", ce_label, pgd_at, criterion=UntilWrong, criterion_weights=_PATIENCE),
     "sat": _uniform("SAT", ce_label, pgd_at, criterion=UntilGap, criterion_weights=_GAP),
-    "dart": Method("DART", ce_label, pgd_at, {}, attacks.uniform, criterion=UntilConverged, criterion_weights=_BOUND),
+    "dart": _dart("DART", loss=pgd_at, criterion=UntilConverged),
+    "dart_as_released": _dart(
+        "DART (code)",
+        loss=dart_as_released,
+        weights={"active": Piecewise((1 / 120,), (0.0, 1.0))},
+        criterion=UntilConvergedAsReleased,
+    ),
 }

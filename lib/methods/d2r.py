@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from lib.attacks.pgd import Objective, PerImage
@@ -34,24 +35,37 @@ def kl_mean_as_released(target: Tensor, logits: Tensor) -> Tensor:
     return (p * ((p + 1e-5).log() - logits.log_softmax(1))).mean(1)
 
 
+def of_batch(difference: Tensor) -> Tensor:
+    """(N,) whose mean is |mean(difference)|: each image's own difference, times the sign of the batch's mean."""
+    return difference * difference.mean().detach().sign()
+
+
 def d2r(
-    nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, divergence: Divergence = kl_mean, **weights: float
+    nets: Nets,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    *,
+    divergence: Divergence = kl_mean,
+    absolute: Callable[[Tensor], Tensor] = torch.abs,
+    **weights: float,
 ) -> Terms:
     """lambda CE(G(x), y) + MSE(S(x'), G(x)) + alpha KL(G(x) || S(x')) + beta |KL(S(x) || G(x)) - KL(G(x) || S(x))|.
 
-    D2R eqs. 1 and 2 as printed; lambda, alpha and beta are the weights of `weighted`. Nothing is detached: every term
-    but the first moves both networks. ADG is beta = 0.
+    D2R eqs. 1 and 2 as printed, with the expectation outside of |.|: every image has its own absolute value. lambda,
+    alpha and beta are the weights of `weighted`. Nothing is detached: every term but the first moves both networks.
+    ADG is beta = 0.
     """
     student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
-    adv, skl = divergence(guide, student_adv), divergence(student, guide) - divergence(guide, student)
+    adv, skl = divergence(guide, student_adv), absolute(divergence(student, guide) - divergence(guide, student))
     return weighted(cross_entropy(guide, y), logit_mse(student_adv, guide), adv, skl, **weights)
 
 
 def d2r_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, **weights: float) -> Terms:
-    """D2R with alpha KL(S(x') || G(x)) in place of the reverse, and every sum p log p a sum p log(p + 1e-5)."""
+    """D2R with alpha KL(S(x') || G(x)) in place of the reverse, |.| `of_batch`, and p log(p + 1e-5) for p log p."""
     student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
     adv = kl_mean_as_released(student_adv, guide)
-    skl = kl_mean_as_released(student, guide) - kl_mean_as_released(guide, student)
+    skl = of_batch(kl_mean_as_released(student, guide) - kl_mean_as_released(guide, student))
     return weighted(cross_entropy(guide, y), logit_mse(student_adv, guide), adv, skl, **weights)
 
 
@@ -60,16 +74,15 @@ def d2r_one_sided(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, **weights: fl
     student_adv, student, guide = nets.student(x_adv), nets.student(x), nets.guide(x)
     positive = (kl_mean(student, guide) - kl_mean(guide, student)).mean() > 0
     s, g = (student, guide.detach()) if positive else (student.detach(), guide)
-    adv, skl = kl_mean(guide, student_adv), kl_mean(s, g) - kl_mean(g, s)
+    adv, skl = kl_mean(guide, student_adv), of_batch(kl_mean(s, g) - kl_mean(g, s))
     return weighted(cross_entropy(guide, y), logit_mse(student_adv, guide), adv, skl, **weights)
 
 
 def weighted(
     guide: Tensor, mse: Tensor, adv: Tensor, skl: Tensor, *, guide_weight: float, adv_weight: float, skl_weight: float
 ) -> Terms:
-    """lambda guide + mse + alpha adv + beta |skl|; the absolute value is the batch's, one sign for all its images."""
-    sign = skl.mean().detach().sign()
-    return {"guide": guide_weight * guide, "mse": mse, "adv": adv_weight * adv, "skl": skl_weight * sign * skl}
+    """lambda guide + mse + alpha adv + beta skl."""
+    return {"guide": guide_weight * guide, "mse": mse, "adv": adv_weight * adv, "skl": skl_weight * skl}
 
 
 _D2R: dict[str, Weight] = {"guide_weight": 1.0, "adv_weight": 30.0, "skl_weight": 20.0}
@@ -80,6 +93,7 @@ METHODS: dict[str, Method] = {
     "d2r": _cag("D2R-CAG", kl_guide_as_printed, d2r),
     "d2r_as_released": _cag("D2R-CAG (code)", kl_guide, d2r_as_released),
     "d2r_summed": _cag("D2R-CAG (sums over classes)", kl_guide_as_printed, partial(d2r, divergence=kl)),
+    "d2r_one_sign": _cag("D2R-CAG (one sign per batch)", kl_guide_as_printed, partial(d2r, absolute=of_batch)),
     "d2r_one_sided": _cag("D2R-CAG (one side per batch)", kl_guide_as_printed, d2r_one_sided),
     "d2r_no_cag": _beside("D2R", kl_clean, d2r),
     "d2r_no_cag_as_released": _beside("D2R (code)", kl_clean, d2r_as_released),

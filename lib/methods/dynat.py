@@ -60,7 +60,7 @@ def dynat_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, true_shar
 _beside = partial(Method, trains_guide=True)
 _inner = partial(_beside, guide_mode="train_at_every_step", attack_label=guides_answer)
 _DYNAT: dict[str, Weight] = {"target_weight": 1.0, "trade_off": 0.0}
-_GAIR: dict[str, Weight] = {"true_share": 0.8, "lam": -1.0, "active": Piecewise((70 / 120,), (0.0, 1.0))}
+_GAIR: dict[str, Weight] = {"true_share": 0.8, "lam": -1.0, "active": Piecewise((69 / 120,), (0.0, 1.0))}
 
 METHODS: dict[str, Method] = {
     "lbgat": _beside("LBGAT", kl_clean, lbgat, {"trade_off": 0.0}),

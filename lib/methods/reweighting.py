@@ -37,7 +37,7 @@ def gair(loss: Loss, term: str = "adv") -> Loss:
     """`loss` with one term times GAIRAT's weight of each image (Zhang et al. 2021), from `CountIterates`.
 
     Right is what the attack's label says, so the method's `attack_label` where it has one. `active` is 0 during the
-    burn-in, when every weight is 1, and 1 afterwards.
+    burn-in, when every weight is 1, and 1 afterwards: the code's "from epoch 60" counts from 1, index 59 of 120.
     """
 
     def weighted(
@@ -84,7 +84,7 @@ def _times(terms: Terms, name: str, weight: Tensor, active: float) -> Terms:
 
 
 SMOOTHED: dict[str, Weight] = {"true_share": 0.8}
-GAIR: dict[str, Weight] = {"lam": -1.0, "active": Piecewise((60 / 120,), (0.0, 1.0))}
+GAIR: dict[str, Weight] = {"lam": -1.0, "active": Piecewise((59 / 120,), (0.0, 1.0))}
 MAIL: dict[str, Weight] = {"active": Piecewise((76 / 120,), (0.0, 1.0))}
 MAIL_AT: dict[str, Weight] = {"bias": -0.5, "slope": 10.0, **MAIL}
 _counted = partial(Method, start=attacks.uniform_in_image, criterion=CountIterates)

@@ -12,7 +12,10 @@ from lib.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0."""
+    """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0.
+
+    Milestones count epochs from 0, as the first with the lower rate.
+    """
 
     epochs: int
     batch_size: int = 128
@@ -22,6 +25,8 @@ class Schedule:
     milestones: tuple[int, ...] = ()
     nesterov: bool = False
     first_lr: float = 0.0  # the first epoch's, where it has one of its own
+    rise: float = 0.3  # the share of one cycle in which the rate rises
+    decay: float = 0.0  # with milestones: at step t the rate is divided by 1 + decay t as well
 
     def __post_init__(self) -> None:
         wanted = {
@@ -32,7 +37,9 @@ class Schedule:
             "a weight_decay >= 0": 0 <= self.weight_decay < math.inf,
             "milestones >= 0": min(self.milestones, default=0) >= 0,
             "a first_lr >= 0": 0 <= self.first_lr < math.inf,
-            "milestones where there is a first_lr": bool(self.milestones) or not self.first_lr,
+            "milestones where there is a first_lr or a decay": self.milestones or not (self.first_lr or self.decay),
+            "a rise in (0, 1)": 0 < self.rise < 1,
+            "a decay >= 0": 0 <= self.decay < math.inf,
         }
         for what, met in wanted.items():
             if not met:
@@ -46,12 +53,14 @@ class Schedule:
         """SGD over all parameters, and the scheduler that is stepped once per batch."""
         sgd = SGD(net.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
         if not self.milestones:
-            return sgd, OneCycleLR(sgd, self.lr, total_steps=max(2, self.steps(images)), cycle_momentum=False)
+            steps = max(2, self.steps(images))
+            return sgd, OneCycleLR(sgd, self.lr, steps, pct_start=self.rise, cycle_momentum=False)
         per_epoch = self.steps(images) // self.epochs
 
         def factor(step: int) -> float:
             if step < per_epoch and self.first_lr:
                 return self.first_lr / self.lr
-            return 0.1 ** sum(step // per_epoch >= milestone for milestone in self.milestones)
+            drops = sum(step // per_epoch >= milestone for milestone in self.milestones)
+            return 0.1**drops / (1 + self.decay * step)
 
         return sgd, LambdaLR(sgd, factor)
