@@ -291,7 +291,7 @@ def test_the_released_reward_is_one_number_for_the_batch_of_cut_l1_and_two_accur
     for _ in range(2):
         x_hat = judged_by_hand(copy, x, y, uniform_start(x, g), stops=True)
         tries.append((clean_loss(copy, x_hat, y), x_hat))
-    x_hat = torch.where((tries[1][0] > tries[0][0])[:, None, None, None], tries[1][1], tries[0][1])
+    x_hat = torch.where((tries[1][0] >= tries[0][0])[:, None, None, None], tries[1][1], tries[0][1])
     in_train_mode = deepcopy(copy)
     copy.eval()
     robust, accurate = ((copy(z).argmax(1) == y).float().mean() for z in (x_hat, x))
@@ -379,6 +379,17 @@ def test_las_awps_judging_attack_alone_goes_on_with_broken_images(make_net, batc
     starts = [uniform_start(x, g) for g in [Generator().manual_seed(0)] for _ in range(2)]
     still = torch.stack([(x_hat - s).abs().amax((1, 2, 3)) < 1e-6 for s in starts]).any(0)
     assert still.tolist() == [stops] * 6
+    assert (x_hat - x).abs().max() <= EPSILON + 1e-6
+
+
+@pytest.mark.parametrize(("right", "stops", "forwards"), [(0, True, 4), (0, False, 22), (1, True, 22)])
+def test_the_released_judging_attack_makes_four_forwards_where_no_image_is_right(make_net, right, stops, forwards):
+    net, x = make_net().train(), torch.rand(6, 3, 4, 4)
+    net[-1].weight.data.zero_()
+    net[-1].bias.data.copy_(9.0 * (torch.arange(10) == 0))  # class 0, whatever the image
+    y = torch.ones(6, dtype=torch.long).index_fill(0, torch.arange(right), 0)
+    x_hat = judged_as_released(net, x, y, fake_target(), stops)
+    assert net[1].num_batches_tracked == forwards
     assert (x_hat - x).abs().max() <= EPSILON + 1e-6
 
 
