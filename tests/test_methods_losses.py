@@ -225,6 +225,7 @@ FORMULAS = {
     "fat": ("a", lambda c: label_loss(c.s_adv, c.y)),
     "sat": ("a", lambda c: label_loss(c.s_adv, c.y)),
     "dart": ("a", lambda c: label_loss(c.s_adv, c.y)),
+    "fat_as_released": ("a", lambda c: label_loss(c.s_adv, c.y)),
     "gairat": ("a", gairat),
     "gairat_smoothed": ("a", lambda c: gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.y, 0.8)),
     "mail_at": ("a", lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * label_loss(c.s_adv, c.y)),

@@ -89,4 +89,7 @@ METHODS: dict[str, Method] = {
     "fat": _uniform("FAT", ce_label, pgd_at, criterion=UntilWrong, criterion_weights=_PATIENCE),
     "sat": _uniform("SAT", ce_label, pgd_at, criterion=UntilGap, criterion_weights=_GAP),
     "dart": Method("DART", ce_label, pgd_at, {}, attacks.uniform, criterion=UntilConverged, criterion_weights=_BOUND),
+    "fat_as_released": _uniform(
+        "FAT (code)", ce_label, pgd_at, jitter=attacks.gaussian, criterion=UntilWrong, criterion_weights=_PATIENCE
+    ),
 }
