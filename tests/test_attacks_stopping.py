@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lib.attacks.pgd import PerImage, at_image, pgd, uniform
+from lib.attacks.pgd import PerImage, at_image, gaussian, pgd, uniform
 from lib.attacks.stopping import (
     StoppingCriterion,
     Trajectory,
@@ -301,3 +301,17 @@ def test_a_frozen_image_counts_as_wrong_from_its_first_mistake_on():
     path = Trajectory(x, y, 1.0, freeze=True)
     attacked(path, x, y)
     assert torch.stack(path.right).tolist() == [[True, True], [True, True], [True, False], [False, False]]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_jittered_step_is_the_signed_step_plus_noise_in_the_ball_for_the_images_that_move_alone(images, plain):
+    x, y = images
+    g, again = (torch.Generator().manual_seed(3) for _ in range(2))
+    x_adv = attacked(UntilWrong(x, y, 1.0), x, y, plain=plain, jitter=gaussian, generator=again, epsilon=0.5)
+    now = x.clone()
+    for _ in range(STEPS):
+        going = (now < 0.75).flatten()
+        now[going] += STEP + 0.001 * torch.randn(now[going].shape, generator=g)
+        now = now.clamp(x - 0.5, x + 0.5).clamp(0, 1)
+    torch.testing.assert_close(x_adv, now)
+    assert (x_adv - attacked(UntilWrong(x, y, 1.0), x, y, plain=plain, epsilon=0.5)).abs().max() > 1e-4

@@ -1,10 +1,12 @@
 import pytest
 import yaml
 
+from lib import ROOT
 from lib.evaluate import PROTOCOLS
 from lib.experiment.parameters import PARAMS, Parameters, load_scale
 from lib.experiment.table import open_table
 from lib.methods import METHODS
+from lib.methods.strategies import STRATEGIES
 
 TABLES = sorted((PARAMS / "tables").glob("*.yaml"))
 
@@ -155,6 +157,69 @@ def test_autoattack_is_measured_as_its_authors_did_and_under_the_common_protocol
     common = [scale.column(preset) for preset in PROTOCOLS[table["also"]].values() if preset != "Clean"]
     assert {(c.epsilon, c.images) for c in common} == {(8 / 255, 0)}
     assert not any("frozen" in c.attack for c in common)
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "epsilon", "batch", "attack_mode"),
+    [
+        ("table7_las_at", "CAT (code)", 0.032, 200, "train"),
+        ("table7_las_at", "FAT (code)", 0.031, 128, "eval"),
+        ("table2_las_at", "FAT (code)", 0.031, 128, "eval"),
+        ("table2_las_at", "TRADES (code)", 0.031, 128, "eval"),
+        ("table2_las_at", "PGD-AT (code)", 8 / 255, 128, "train"),
+        ("table2_las_at", "AWP (code)", 8 / 255, 128, "train"),
+        ("table2_las_at", "LAS-AWP (code)", 8 / 255, 128, "eval"),
+        ("table3_las_at", "PGD-AT (code)", 8 / 255, 128, "train"),
+    ],
+)
+def test_a_baselines_released_form_has_its_radius_batch_and_mode(tmp_path, table, row, epsilon, batch, attack_mode):
+    settings = {"datasets": {"CIFAR10": "digits", "CIFAR100": "digits"}}
+    given = Parameters(scale="paper", rows=[row], outputs=str(tmp_path), device="cpu", settings=settings)
+    (cell,) = open_table(table, given).cells
+    spec = cell.network
+    assert spec.epsilon == pytest.approx(epsilon)
+    assert (spec.schedule.batch_size, METHODS[spec.method].attack_mode) == (batch, attack_mode)
+
+
+def test_las_ats_choices_name_the_rows_that_train_at_another_radius_and_lbgats_first_rate():
+    given = yaml.safe_load((PARAMS / "choices" / "las_at.yaml").read_text())
+    choices = {one["question"]: one["choice"] for one in given["choices"]}
+    tables = [yaml.safe_load(path.read_text()) for path in TABLES if path.stem.endswith("las_at")]
+    rows = [row for table in tables for row in table["rows"] + table.get("more_rows", [])]
+    others = {row["row"].split(" (W")[0] for row in rows if row.get("own_radius") or "epsilon_255" in row}
+    assert others == {"GAIRAT", "LBGAT", "TRADES (code)", "FAT (code)", "CAT (code)"}
+    assert all(name in choices["Radius and step of the baselines"] for name in others)
+    schedules = yaml.safe_load((PARAMS / "paper.yaml").read_text())["settings"]["schedules"]
+    assert schedules["lbgat"]["first_lr"] == 0.02
+    assert choices["LBGAT's first epoch"] == "at a rate of 0.02"
+
+
+def test_the_released_las_at_moves_its_strategy_network_by_0_215_at_the_most_and_the_papers_without_a_bound():
+    given = yaml.safe_load((PARAMS / "paper.yaml").read_text())["settings"]["schedules"]["las_at"]
+    code, ours = STRATEGIES["las_pgd_at_as_released"], STRATEGIES["las_at"]
+    steps = given["epochs"] * -(-50000 // given["batch_size"]) // code.every
+    assert steps * code.lr * code.clip / (1 - code.momentum) == pytest.approx(0.215)
+    assert ours.clip == float("inf")
+
+
+def test_las_ats_target_falls_in_rate_at_milestones_and_does_not_keep_the_constant_of_eq_14(tmp_path):
+    given = Parameters(scale="paper", outputs=str(tmp_path), device="cpu", settings={"datasets": {"CIFAR10": "digits"}})
+    cells = open_table("table2_las_at", given).cells
+    assert all(cell.network.schedule.milestones for cell in cells if cell.row.row.startswith("LAS-"))
+    text = " ".join((ROOT / "notebooks" / "walkthrough_las_at.ipynb").read_text().split())
+    assert all(said in text for said in ("**Theorem 1**", "**Eq. 14**", "**eq. 15**", "No code follows from either"))
+
+
+def test_one_of_dgads_sixteen_jsma_numbers_equals_a_clean_accuracy_and_none_is_below_one():
+    paper = yaml.safe_load((PARAMS / "reported" / "dgad.yaml").read_text())
+    clean = {row: values for row, values in paper["table4"]["ResNet18"].items() if row in paper["table7"]["VGG16"]}
+    leads = {
+        teacher: [paper["table7"][s][row][2] - clean[row][teacher][0] for s in ("ResNet34", "VGG16") for row in clean]
+        for teacher in ("WideResNet-34-10", "WideResNet-34-20")
+    }
+    assert {len(all_leads) for all_leads in leads.values()} == {16}
+    assert min(leads["WideResNet-34-10"]) > 0
+    assert [lead for lead in leads["WideResNet-34-20"] if lead <= 0] == [0]
 
 
 def test_table_4_offers_every_released_form_of_its_methods():

@@ -3,6 +3,7 @@
 import re
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -127,3 +128,31 @@ def test_an_unknown_method_is_refused_with_the_valid_ones():
     assert method_of("pgd_at").objective is ce_label
     with pytest.raises(UserError, match="unknown method 'tradess'; choose one of: .*trades"):
         method_of("tradess")
+
+
+@pytest.mark.parametrize(("name", "mode"), [("rice_pgd_at_as_released", True), ("pgd_at_uniform_as_released", False)])
+def test_rice_attacks_in_train_mode_and_las_awp_in_eval_mode_from_one_start(name, mode, make_net, batch):
+    training, student, *_ = training_of(name, make_net, batch)
+    (x, y), g, attack = batch, torch.Generator().manual_seed(training.seed), training.attack.keywords
+    net, epsilon = deepcopy(student).train(mode), attack["epsilon"]
+    x_adv, _ = training.craft(x, y)
+    now = (x + epsilon * (2 * torch.rand(x.shape, generator=g) - 1)).clamp(0, 1)
+    for _ in range(attack["steps"]):
+        now.requires_grad_()
+        (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(net(now), y), now)
+        moved = (now.detach() + attack["step_size"] * slope.sign() - x).clamp(-epsilon, epsilon)
+        now = (x + moved).clamp(0, 1)
+    torch.testing.assert_close(x_adv, now)
+
+
+def test_fats_code_adds_a_thousandth_of_noise_to_every_step_and_fat_does_not(make_net, batch):
+    moved, net = {}, make_net()
+    for name in ("fat", "fat_as_released"):
+        training, *_ = training_of(name, lambda: deepcopy(net), batch)
+        training.attack = partial(training.attack, epsilon=0.5, steps=1)
+        training.weights = {"patience": 9.0}  # images that are wrong already move too
+        moved[name], _ = training.craft(*batch)
+    inside = ((moved["fat"] - batch[0]).abs() < 0.49) & (moved["fat"] > 0.01) & (moved["fat"] < 0.99)
+    noise = (moved["fat_as_released"] - moved["fat"])[inside]
+    assert noise.numel() > 50
+    assert noise.std().item() == pytest.approx(0.001, rel=0.3)

@@ -291,7 +291,7 @@ def test_the_released_reward_is_one_number_for_the_batch_of_cut_l1_and_two_accur
     for _ in range(2):
         x_hat = judged_by_hand(copy, x, y, uniform_start(x, g), stops=True)
         tries.append((clean_loss(copy, x_hat, y), x_hat))
-    x_hat = torch.where((tries[1][0] > tries[0][0])[:, None, None, None], tries[1][1], tries[0][1])
+    x_hat = torch.where((tries[1][0] >= tries[0][0])[:, None, None, None], tries[1][1], tries[0][1])
     in_train_mode = deepcopy(copy)
     copy.eval()
     robust, accurate = ((copy(z).argmax(1) == y).float().mean() for z in (x_hat, x))
@@ -379,6 +379,17 @@ def test_las_awps_judging_attack_alone_goes_on_with_broken_images(make_net, batc
     starts = [uniform_start(x, g) for g in [Generator().manual_seed(0)] for _ in range(2)]
     still = torch.stack([(x_hat - s).abs().amax((1, 2, 3)) < 1e-6 for s in starts]).any(0)
     assert still.tolist() == [stops] * 6
+    assert (x_hat - x).abs().max() <= EPSILON + 1e-6
+
+
+@pytest.mark.parametrize(("right", "stops", "forwards"), [(0, True, 4), (0, False, 22), (1, True, 22)])
+def test_the_released_judging_attack_makes_four_forwards_where_no_image_is_right(make_net, right, stops, forwards):
+    net, x = make_net().train(), torch.rand(6, 3, 4, 4)
+    net[-1].weight.data.zero_()
+    net[-1].bias.data.copy_(9.0 * (torch.arange(10) == 0))  # class 0, whatever the image
+    y = torch.ones(6, dtype=torch.long).index_fill(0, torch.arange(right), 0)
+    x_hat = judged_as_released(net, x, y, fake_target(), stops)
+    assert net[1].num_batches_tracked == forwards
     assert (x_hat - x).abs().max() <= EPSILON + 1e-6
 
 
@@ -590,20 +601,30 @@ def test_equal_rewards_move_a_search_nowhere(monkeypatch, name):
     assert strategy.parameters[0].detach().abs().max() == 0
 
 
-def test_cat_spreads_zero_to_k_steps_evenly_with_steps_of_the_ball_over_k():
+def test_cat_leaves_a_part_clean_and_gives_the_others_one_to_k_steps_the_last_taking_what_is_over():
     strategy, target = built(STRATEGIES["cat"]), fake_target()
-    for level in range(5):
+    for level, parts in {0: [23], 1: [11, 12], 3: [5, 5, 5, 8], 10: [*[2] * 10, 3]}.items():
         strategy.level = level
-        sizes = []
-        for _ in range(50):
-            settings = strategy.settings(target, torch.zeros(20, 1, 1, 1))
-            counts = settings["steps"].bincount().tolist()
-            assert len(counts) == level + 1
-            assert max(counts) - min(counts) <= 1
-            assert settings["step_size"].unique().numel() == 1
-            sizes.append(settings["step_size"][0].item() / (2 * EPSILON / max(1, level)))
-        assert min(sizes) >= 1 - 1e-6
-        assert 5 / max(1, level) < max(sizes) <= 10 / max(1, level) + 1e-6
+        settings = strategy.settings(target, torch.zeros(23, 1, 1, 1))
+        assert settings["steps"].tolist() == [n for n, size in enumerate(parts) for _ in range(size)]
+        assert settings["epsilon"].tolist() == pytest.approx([0.0] * parts[0] + [EPSILON] * (23 - parts[0]))
+
+
+def test_cats_step_is_two_radii_over_the_images_own_steps_at_the_least_and_drawn_per_part():
+    strategy, target, seen = built(STRATEGIES["cat"]), fake_target(), []
+    strategy.level = 10
+    for _ in range(400):
+        settings = strategy.settings(target, torch.zeros(22, 1, 1, 1))
+        parts = (settings["step_size"] / EPSILON).view(11, 2)
+        assert parts[:, 0].equal(parts[:, 1])
+        seen.append(parts[1:, 0])
+    lowest, highest = torch.stack(seen).amin(0), torch.stack(seen).amax(0)
+    least = [2, 1, 2 / 3, 0.5, 0.4, 1 / 3, 2 / 7, 0.25, 2 / 9, 0.2]  # of the radius, for 1 to 10 steps
+    for n, (low, high, bound) in enumerate(zip(lowest.tolist(), highest.tolist(), least, strict=True), 1):
+        most = bound * 10 / n
+        assert bound * (1 - 1e-6) <= low <= bound + 0.05 * (most - bound) + 1e-6
+        assert most - 0.05 * (most - bound) - 1e-6 <= high <= most * (1 + 1e-6)
+    assert all(draws[0] / 2 != draws[1] for draws in seen)
 
 
 def test_cats_level_rises_when_the_score_stands_still_and_no_further_than_it_may():
@@ -615,13 +636,14 @@ def test_cats_level_rises_when_the_score_stands_still_and_no_further_than_it_may
     assert levels == [0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2]
 
 
-def test_cat_attacks_part_of_the_batch_only(make_net, batch):
+@pytest.mark.parametrize("name", ["pgd_at_uniform", "cat_pgd_at_as_released"])
+def test_cat_trains_on_clean_images_at_level_zero_and_attacks_all_but_one_part_later(make_net, batch, name):
     strategy = built(STRATEGIES["cat"])
-    strategy.level = 1
-    training = make_training(make_net(), strategy, replace(METHODS["pgd_at"], start=lambda x, epsilon, generator: x))
-    x_adv, settings = training.craft_under(*batch, strategy.settings(training, batch[0]))
-    moved = (x_adv - batch[0]).abs().amax((1, 2, 3)) > 0
-    assert moved.tolist() == (settings["steps"] == 1).tolist() == [False, True] * 3
+    training = make_training(make_net(), strategy, name)
+    for level, moved in ((0, [False] * 6), (1, [False] * 3 + [True] * 3), (2, [False] * 2 + [True] * 4)):
+        strategy.level = level
+        x_adv, _ = training.craft_under(*batch, strategy.settings(training, batch[0]))
+        assert ((x_adv - batch[0]).abs().amax((1, 2, 3)) > 0).tolist() == moved
 
 
 # --- specs --------------------------------------------------------------------------------------------------------

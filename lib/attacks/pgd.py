@@ -73,12 +73,14 @@ def pgd(
     start: Start = uniform_in_image,
     generator: Generator | None = None,
     criterion: Criterion | None = None,
+    jitter: Start = at_image,
 ) -> Tensor:
     """x' <- P(x' + step_size sign(grad objective(x'))), P the projection to the epsilon-ball of x and to [0, 1].
 
     FGSM is steps=1 from `at_image` with step_size=epsilon. The last iterate is returned, detached.
     Shapes: x (N, C, H, W) in [0, 1]; epsilon, step_size and steps are numbers or per-image tensors (N,).
     An image stops after its own number of steps, or for good where the `criterion` is False (see `PerImage`).
+    `jitter` is applied after every signed step, before the projection: `gaussian` is FAT's code.
     Only the gradient of the input is taken: no parameter's `.grad` is touched. Networks' modes are the caller's.
     """
     if any((value.min() if isinstance(value, Tensor) else value) < 0 for value in (epsilon, step_size, steps)):
@@ -86,14 +88,23 @@ def pgd(
     radius, size = (per_image(v, x) if isinstance(v, Tensor) else v for v in (epsilon, step_size))
     x_adv = start(x, radius, generator)
     if criterion is not None or isinstance(steps, Tensor):
-        return project(_moving_images(objective, x, x_adv, (radius, size, steps), criterion), x, radius)
+        moved = _moving_images(
+            objective, x, x_adv, (radius, size, steps), criterion, lambda z, radius: jitter(z, radius, generator)
+        )
+        return project(moved, x, radius)
     for _ in range(int(steps)):  # without a synchronisation with the device
-        x_adv = project(x_adv + size * input_gradient(objective, x_adv).sign(), x, radius)
+        moved = x_adv + size * input_gradient(objective, x_adv).sign()
+        x_adv = project(jitter(moved, radius, generator), x, radius)
     return project(x_adv, x, radius)
 
 
 def _moving_images(
-    objective: Objective, x: Tensor, x_adv: Tensor, settings: tuple[float | Tensor, ...], criterion: Criterion | None
+    objective: Objective,
+    x: Tensor,
+    x_adv: Tensor,
+    settings: tuple[float | Tensor, ...],
+    criterion: Criterion | None,
+    noise: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """PGD on the images that still move; the others wait outside of the batch, or inside if the objective wants all."""
     radius, size, steps = (per_image(value, x) for value in settings)
@@ -109,7 +120,8 @@ def _moving_images(
         if criterion is not None:
             going = criterion(x_adv[index], gradient, index)
             index, gradient = index[going], gradient[going]
-        x_adv[index] = project(x_adv[index] + size[index] * gradient.sign(), x[index], radius[index])
+        moved = noise(x_adv[index] + size[index] * gradient.sign(), radius[index])
+        x_adv[index] = project(moved, x[index], radius[index])
     return x_adv
 
 

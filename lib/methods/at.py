@@ -87,13 +87,18 @@ METHODS: dict[str, Method] = {
     "pgd_at": _clipped("PGD-AT", ce_label, pgd_at),
     "pgd_at_as_released": _clipped("PGD-AT (AdaAD's code)", ce_label, pgd_at_as_released),
     "pgd_at_uniform": _uniform("PGD-AT (uniform start)", ce_label, pgd_at),
-    "pgd_at_uniform_as_released": _uniform("PGD-AT (Rice's code, uniform start)", ce_label, pgd_at_as_released),
+    "pgd_at_uniform_as_released": _uniform("PGD-AT (LAS-AWP's code)", ce_label, pgd_at_as_released),
+    "rice_pgd_at_as_released": _uniform("PGD-AT (Rice's code)", ce_label, pgd_at_as_released, attack_mode="train"),
+    "cat_pgd_at_as_released": Method("PGD-AT (CAT's code)", ce_label, pgd_at, {}, attacks.uniform, attack_mode="train"),
     "trades": Method("TRADES", kl_clean, trades, _TRADES),
     "trades_as_released": Method("TRADES (code)", kl_clean, trades_as_released, _TRADES),
     "pgd_at_smoothed": _uniform("PGD-AT (smoothed labels)", ce_label, pgd_at_smoothed, {"true_share": 0.7}),
     "trades_smoothed": _uniform("TRADES (smoothed labels)", kl_clean, trades_smoothed, {**_TRADES, "true_share": 0.91}),
     "mart": Method("MART", ce_label, mart, {"beta": 6.0}),
     "fat": _uniform("FAT", ce_label, pgd_at, criterion=UntilWrong, criterion_weights=_PATIENCE),
+    "fat_as_released": _uniform(
+        "FAT (code)", ce_label, pgd_at, jitter=attacks.gaussian, criterion=UntilWrong, criterion_weights=_PATIENCE
+    ),
     "sat": _uniform("SAT", ce_label, pgd_at, criterion=UntilGap, criterion_weights=_GAP),
     "dart": _dart("DART", loss=pgd_at, criterion=UntilConverged),
     "dart_as_released": _dart(

@@ -98,6 +98,7 @@ class Method:
     attack_label: Callable[[Nets, Tensor, Tensor], Tensor] | None = None  # (nets, x, y) -> (N,), the attack's y
     criterion: Callable[..., StoppingCriterion] | None = None
     criterion_weights: Mapping[str, Weight] = field(default_factory=dict)
+    jitter: attacks.Start = attacks.at_image  # after every step of an attack that has a criterion
 
     @property
     def extended(self) -> bool:

@@ -130,7 +130,8 @@ def judged(net: Net, x: Tensor, y: Tensor, target: Target) -> Tensor:
 def judged_as_released(net: Net, x: Tensor, y: Tensor, target: Target, stops: bool) -> Tensor:
     """The same twice, the larger cross-entropy of each image kept; `stops`: only images that are right now move.
 
-    In train mode the others of a batch decide too, so an image that was wrong may be right, and move, again.
+    In train mode the others of a batch decide too, so an image that was wrong may be right, and move, again. With
+    `stops` a try ends where no image is right: its first forward and the one that judges it are then all it makes.
     """
     best, highest, step_size = x, torch.full_like(x[:, 0, 0, 0], -math.inf), target.epsilon / 4
     recorder = Recorder(net)
@@ -140,8 +141,10 @@ def judged_as_released(net: Net, x: Tensor, y: Tensor, target: Target, stops: bo
             gradient = input_gradient(lambda z: cross_entropy(recorder(z), y), x_hat)
             _, logits = recorder.outputs.pop()
             moving = (logits.argmax(1) == y) | (not stops)
+            if not moving.any():
+                break
             x_hat = project(x_hat + moving[:, None, None, None] * step_size * gradient.sign(), x, target.epsilon)
         loss = cross_entropy(net(x_hat), y)
-        best = torch.where((loss > highest)[:, None, None, None], x_hat, best)
+        best = torch.where((loss >= highest)[:, None, None, None], x_hat, best)
         highest = torch.maximum(loss, highest)
     return best

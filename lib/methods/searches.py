@@ -12,7 +12,7 @@ from lib.losses import cross_entropy, reinforce
 from lib.methods.las_at import judged
 from lib.methods.strategy import Settings, Strategy, StrategySpec, Target, draw, log_prob
 
-WARM_STEPS = 10.0  # CAT's step is the diameter over the steps times U(1, 10 / steps)
+WARM_STEPS = 10.0  # CAT's step is the diameter over the image's steps times U(1, 10 / steps)
 
 
 class SampleAgnostic(Strategy):
@@ -105,19 +105,21 @@ class CAT(Strategy):
     """Curriculum adversarial training (Cai et al. 2018): the batch in k + 1 equal parts attacked with 0 to k steps.
 
     k grows from 0 to `candidates`, by one when the score has not risen for `patience`, a share of the training. The
-    step is 2 epsilon / k times U(1, 10 / k), per batch. CAT's restart from the best weights is left out.
+    part with n steps has a step of 2 epsilon / n times U(1, 10 / n), drawn per part, and the one with 0 is left clean;
+    the last takes what is over of the batch. CAT's restart from the best weights is left out.
     """
 
     state = ("level", "best", "since")
     level, best, since = 0, -1.0, 0.0  # since: the share of the training at which the score last rose
 
     def settings(self, target: Target, x: Tensor) -> Settings:
-        """Steps 0 to k in turn over the batch, whose order is random already."""
-        level = max(1, self.level)
-        steps = torch.arange(len(x), device=x.device) % (self.level + 1)
-        u = torch.rand((), generator=target.generator, device=x.device)
-        size = (2 * target.epsilon / level) * (1 + u * max(WARM_STEPS / level - 1, 0.0))
-        return {"steps": steps, "step_size": size.expand(len(x))}
+        """Radius, steps and step size of each part of the batch, whose order is random already."""
+        each = max(1, len(x) // (self.level + 1))
+        steps = (torch.arange(len(x), device=x.device) // each).clamp(max=self.level)
+        n = torch.arange(self.level + 1, device=x.device).clamp(min=1)
+        u = torch.rand(n.shape, generator=target.generator, device=x.device)
+        size = (2 * target.epsilon / n) * (1 + u * (WARM_STEPS / n - 1).clamp(min=0))
+        return {"epsilon": target.epsilon * (steps > 0), "steps": steps, "step_size": size[steps]}
 
     def after_epoch(self, target: Target, score: float) -> None:
         """The next level, once the score stands still."""

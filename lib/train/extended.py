@@ -107,6 +107,7 @@ class ExtendedTraining(Training):
                 radius, weights = chosen.get("epsilon", self.epsilon), self.current_weights(method.criterion_weights)
                 criterion = chosen["criterion"] = method.criterion(x, label, radius, **weights)
                 nets = replace(nets, student=criterion.listen(nets.student))
+                chosen["jitter"] = method.jitter
             x_adv = self.maximise(method.objective(nets, x, label), x, start, **chosen)
         return x_adv, settings | (criterion.observed() if method.criterion is not None else {})
 
