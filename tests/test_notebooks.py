@@ -152,6 +152,7 @@ def test_a_model_of_ones_own_is_evaluated(tmp_path):
     [
         ("table4_dgad", ["DGAD", "DGAD (code)"]),
         ("table4_dgad", ["PGD-AT", "TRADES"]),
+        ("table4_dgad", ["AdaAD (KL as printed)", "DGAD (KL as printed)"]),
         ("table1_las_at", ["PGD-AT", "k=1", "Frozen"]),
         ("table2_las_at", ["LBGAT", "LAS-TRADES", "LAS-AWP", *(f"LAS-{b} (code)" for b in ("AT", "TRADES", "AWP"))]),
         ("table1_dynat", ["DYNAT", "DYNAT-Inner", "DYNAT-Inner-AWP (alpha=1)"]),
