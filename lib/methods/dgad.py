@@ -15,7 +15,7 @@ Rule = Callable[[Tensor, Tensor], Tensor]  # (teacher's logits (N, C), y (N,)) -
 def dgad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, **rules: Rule) -> Terms:
     """ST: KL(st(T(x)) || S(x)); AT: KL(at(T(x')) || S(x')); all: beta (1/C)||S(x) - S(x')||^2.
 
-    DGAD eqs. 5 to 9, the KL turned and the square taken as in its code.
+    DGAD eqs. 5 to 9 (MAP, ELS, PCR), the KL turned and the square taken as in its code.
     ST are the images whose clean view the teacher gets wrong (MAP), AT the others. `rules` are those of `dgad_parts`.
     """
     clean, adv, pcr, wrong = dgad_parts(nets, x, x_adv, y, **rules)

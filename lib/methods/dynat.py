@@ -32,12 +32,12 @@ def lbgat_frozen(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
 
 
 def guides_answer(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
-    """l = argmax G(x): the dynamic label (N,) (DYNAT eq. 7)."""
+    """l = argmax G(x): the dynamic label (N,) (DYNAT eq. 3)."""
     return constant(nets.guide, x).argmax(1)
 
 
 def dynat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, target_weight: float, trade_off: float) -> Terms:
-    """CE(G(x), y) + beta CE(S(x'), l) + alpha KL(S(x) || S(x')), l = argmax G(x) (DYNAT eq. 3).
+    """CE(G(x), y) + beta CE(S(x'), l) + alpha KL(S(x) || S(x')), l = argmax G(x) (DYNAT eq. 6).
 
     beta is `target_weight`, alpha `trade_off`. No gradient crosses between the networks: the label is an argmax.
     """
