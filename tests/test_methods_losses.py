@@ -243,7 +243,6 @@ FORMULAS = {
     "gairat": ("a", gairat),
     "gairat_smoothed": ("a", lambda c: gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.y, 0.8)),
     "mail_at": ("a", lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * label_loss(c.s_adv, c.y)),
-    "mail_at_smoothed": ("a", lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * smoothed_loss(c.s_adv, c.y, 0.8)),
     "mail_trades": ("xa", mail_trades),
     "rat_trades": ("ax", rat_trades),
     "lbgat": ("axg", lbgat),

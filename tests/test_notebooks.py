@@ -157,6 +157,7 @@ def test_a_model_of_ones_own_is_evaluated(tmp_path):
         ("table2_las_at", ["LBGAT", "LAS-TRADES", "LAS-AWP", *(f"LAS-{b} (code)" for b in ("AT", "TRADES", "AWP"))]),
         ("table1_dynat", ["DYNAT", "DYNAT-Inner", "DYNAT-Inner-AWP (alpha=1)"]),
         ("table2_dynat", ["DYNAT-AWP (alpha=1)", "DYNAT-AWP (beta=1)"]),
+        ("table3_dynat", ["GAIRAT (smoothed; WRN)", "DYNAT-Inner-GAIRAT (0.82; WRN)"]),
         ("table4_dynat", ["MAIL", "MAIL-TRADES", "LBGAT", "MAIL (MSE)"]),
         ("table1_d2r", ["D2R-CAG", "D2R-CAG (as printed)"]),
         ("table2_d2r", ["D2R (alpha=30, beta=20)", "D2R (alpha=30, beta=0)", "D2R-CAG (sums over classes)"]),
