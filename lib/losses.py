@@ -44,7 +44,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def swap_labels(logits: Tensor, y: Tensor) -> Tensor:
-    """Exchange the largest logit with the true class's; equal to swapping the probabilities (DGAD eq. 7).
+    """Exchange the largest logit with the true class's; equal to swapping the probabilities (DGAD eqs. 6, 7).
 
     Where the prediction is already y nothing changes. Returns (N, C), a copy.
     """

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from cases import (
     assert_equal_with_gradients,
     divergence,
@@ -19,6 +20,8 @@ from cases import (
 
 from lib.attacks.pgd import pgd
 from lib.data import Split
+from lib.experiment.parameters import PARAMS
+from lib.losses import smoothed_target
 from lib.methods import METHODS, ce_label, guides_answer
 from lib.methods.reweighting import margin_weight
 from lib.train import Schedule, TrainingExtras, build_training
@@ -65,6 +68,15 @@ def test_the_smoothed_dynamic_label_has_its_share_for_the_guides_answer_and_the_
     log_p = case.s_adv.log_softmax(1)
     own = log_p[range(6), case.g.argmax(1)]
     torch.testing.assert_close(adv, -(share * own + (1 - share) / 4 * (log_p.sum(1) - own)))
+
+
+def test_smoothing_of_0_2_leaves_0_8_or_where_all_ten_classes_share_it_0_82():
+    shared = 0.8 * torch.eye(10)[[3]] + 0.2 / 10
+    torch.testing.assert_close(smoothed_target(torch.tensor([3]), 10, 0.82), shared)
+    assert METHODS["dynat_inner_gairat"].weights["true_share"] == 0.8
+    assert METHODS["gairat_smoothed"].weights["true_share"] == 0.8
+    table = yaml.safe_load((PARAMS / "tables" / "table3_dynat.yaml").read_text())
+    assert [one.get("weights") for one in table["more_rows"]] == [None, {"true_share": 0.82}]
 
 
 # --- the attack ---------------------------------------------------------------------------------------------------

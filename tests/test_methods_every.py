@@ -7,10 +7,12 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from cases import STEPS, batches_seen, forwards_of, make_training, numbers, observed
 from torch import nn
 
 from lib.errors import UserError
+from lib.experiment.parameters import PARAMS
 from lib.experiment.spec import method_of
 from lib.methods import METHODS, Nets, ce_label
 from lib.methods.strategies import build
@@ -103,6 +105,18 @@ def test_its_code_is_twelve_digits_that_depend_on_the_source_of_its_loss(name):
     assert re.fullmatch(r"[0-9a-f]{12}", METHODS[name].code)
     other = replace(METHODS[name], loss=lambda nets, x, x_adv, y, **weights: {"a": nets.student(x).sum(1)})
     assert METHODS[name].code != other.code
+
+
+def named_in(value):
+    """Every method that a table file names, in a row, as a teacher's, or as a weight perturbation's."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = {value["method"]} if isinstance(value, dict) and "method" in value else set()
+    return own.union(*map(named_in, parts))
+
+
+def test_every_method_is_a_row_of_a_table():
+    tables = [yaml.safe_load(path.read_text()) for path in (PARAMS / "tables").glob("*.yaml")]
+    assert named_in(tables) == {*METHODS}
 
 
 @pytest.mark.parametrize("name", TAUGHT)

@@ -154,6 +154,21 @@ def adaad(c):
     return divergence(c.t_adv.softmax(1), c.s_adv.softmax(1))
 
 
+def adaad_kl_as_printed(c):
+    p, q = c.t_adv.softmax(1), c.s_adv.softmax(1)
+    return (q * (q.log() - p.log())).sum(1)
+
+
+def dgad_kl_as_printed(c):
+    """One image at a time, the student's distribution before the logarithm."""
+    losses = []
+    for i, label in enumerate(c.y.tolist()):
+        wrong = c.t[i].argmax().item() != label
+        p, q = (z[i].softmax(0) for z in ((c.t, c.s) if wrong else (c.t_adv, c.s_adv)))
+        losses.append((q * (q.log() - swapped(p, label).log())).sum())
+    return sum(losses) / len(losses) + 5 * dgad_consistency(c)
+
+
 def dgad_branches(c):
     """One image at a time: the clean divergences of the images the teacher gets wrong, the adversarial of the rest."""
     clean, adv = [], []
@@ -237,7 +252,6 @@ FORMULAS = {
     "gairat": ("a", gairat),
     "gairat_smoothed": ("a", lambda c: gair_weight(c.kappa) * smoothed_loss(c.s_adv, c.y, 0.8)),
     "mail_at": ("a", lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * label_loss(c.s_adv, c.y)),
-    "mail_at_smoothed": ("a", lambda c: mail_weight(c.s_adv, c.y, -0.5, 10) * smoothed_loss(c.s_adv, c.y, 0.8)),
     "mail_trades": ("xa", mail_trades),
     "rat_trades": ("ax", rat_trades),
     "lbgat": ("axg", lbgat),
@@ -266,7 +280,9 @@ FORMULAS = {
     "akd": ("a", akd),
     "adaad": ("xa", adaad),
     "adaad_as_released": ("xa", lambda c: adaad(c) / 10),
+    "adaad_kl_as_printed": ("xa", adaad_kl_as_printed),
     "dgad": ("xa", dgad),
+    "dgad_kl_as_printed": ("xa", dgad_kl_as_printed),
     "dgad_as_printed": ("xa", dgad_as_printed),
     "dgad_map": ("xa", lambda c: pieces(c)),
     "dgad_map_pcr": ("xa", lambda c: pieces(c) + 5 * dgad_consistency(c)),

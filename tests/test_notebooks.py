@@ -152,11 +152,13 @@ def test_a_model_of_ones_own_is_evaluated(tmp_path):
     [
         ("table4_dgad", ["DGAD", "DGAD (code)"]),
         ("table4_dgad", ["PGD-AT", "TRADES"]),
+        ("table4_dgad", ["AdaAD (KL as printed)", "DGAD (KL as printed)"]),
         ("table1_las_at", ["PGD-AT", "k=1", "Frozen"]),
         ("table2_las_at", ["LBGAT", "LAS-TRADES", "LAS-AWP", *(f"LAS-{b} (code)" for b in ("AT", "TRADES", "AWP"))]),
         ("table7_las_at", ["DART", "DART (code)"]),
         ("table1_dynat", ["DYNAT", "DYNAT-Inner", "DYNAT-Inner-AWP (alpha=1)"]),
         ("table2_dynat", ["DYNAT-AWP (alpha=1)", "DYNAT-AWP (beta=1)"]),
+        ("table3_dynat", ["GAIRAT (smoothed; WRN)", "DYNAT-Inner-GAIRAT (0.82; WRN)"]),
         ("table4_dynat", ["MAIL", "MAIL-TRADES", "LBGAT", "MAIL (MSE)"]),
         ("table1_d2r", ["D2R-CAG", "D2R-CAG (as printed)"]),
         (

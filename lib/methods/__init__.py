@@ -15,7 +15,7 @@ from lib.methods.at import ce_label, kl_clean
 from lib.methods.core import Method, Net, Nets, NominalBatch, Piecewise, Ramp, Weight, weight_at
 from lib.methods.d2r import d2r, d2r_as_released, d2r_one_sided, kl_guide, kl_guide_as_printed, of_batch
 from lib.methods.dgad import dgad, dgad_parts
-from lib.methods.distillation import kl_teacher, kl_teacher_student
+from lib.methods.distillation import kl_student_teacher, kl_teacher, kl_teacher_student
 from lib.methods.dynat import dynat, dynat_smoothed, guides_answer
 from lib.methods.reweighting import gair, mail
 

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from lib.losses import kl, mix_labels, smooth_labels, softmax_distance, softmax_mse, swap_labels
 from lib.methods.core import Method, Nets, NominalBatch, Terms, Weight, constant
-from lib.methods.distillation import kl_teacher_student
+from lib.methods.distillation import Divergence, kl_as_printed, kl_student_teacher, kl_teacher_student
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # (teacher's logits (N, C), y (N,)) -> the logits (N, C) to learn from
 
 
 def dgad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, beta: float, **rules: Rule) -> Terms:
-    """ST: KL(st(T(x)) || S(x)); AT: KL(at(T(x')) || S(x')); all: beta (1/C)||S(x) - S(x')||^2 (DGAD eqs. 5, 7).
+    """ST: KL(st(T(x)) || S(x)); AT: KL(at(T(x')) || S(x')); all: beta (1/C)||S(x) - S(x')||^2.
 
+    DGAD eqs. 5 to 9 (MAP, ELS, PCR), the KL turned and the square taken as in its code.
     ST are the images whose clean view the teacher gets wrong (MAP), AT the others. `rules` are those of `dgad_parts`.
     """
     clean, adv, pcr, wrong = dgad_parts(nets, x, x_adv, y, **rules)
@@ -28,16 +29,19 @@ def dgad_parts(
     y: Tensor,
     st: Rule = swap_labels,
     at: Rule = swap_labels,
-    consistency: Callable[[Tensor, Tensor], Tensor] = softmax_mse,
+    consistency: Divergence = softmax_mse,
+    divergence: Divergence = kl,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per image (N,): the clean KL, the adversarial KL, the consistency term, and whether the teacher errs on x.
 
-    `st` and `at` are what is done to the teacher's answers: `swap_labels` is DGAD's ELS, the ablation has other rules.
+    `st` and `at` are what is done to the teacher's answers: `swap_labels` is ELS (DGAD eqs. 6, 7), the ablation has
+    other rules. `divergence` takes the teacher's logits first.
     """
     teacher, teacher_adv = constant(nets.teacher, x), constant(nets.teacher, x_adv)
     student, student_adv = nets.student(x), nets.student(x_adv)
     wrong = teacher.argmax(1) != y
-    return kl(st(teacher, y), student), kl(at(teacher_adv, y), student_adv), consistency(student, student_adv), wrong
+    clean, adv = divergence(st(teacher, y), student), divergence(at(teacher_adv, y), student_adv)
+    return clean, adv, consistency(student, student_adv), wrong
 
 
 def as_taught(logits: Tensor, y: Tensor) -> Tensor:
@@ -85,6 +89,7 @@ def dgad_mobilenet_as_released(
 
 _taught = partial(Method, objective=kl_teacher_student, needs_teacher=True)
 _map, _printed = partial(dgad, st=as_taught, at=as_taught), partial(dgad, consistency=softmax_distance)
+_printed_kl = partial(dgad, divergence=kl_as_printed)
 _smoothing, _mixing = partial(dgad_relabelled, relabel=smooth_labels), partial(dgad_relabelled, relabel=mix_labels)
 _PCR: dict[str, Weight] = {"beta": 5.0}
 _NO_PCR: dict[str, Weight] = {"beta": 0.0}
@@ -102,6 +107,7 @@ METHODS: dict[str, Method] = {
     "dgad_smoothing": _taught("DGAD, smoothing", loss=_smoothing, weights={**_PCR, "share": 0.1}),
     "dgad_mixing": _taught("DGAD, mixing", loss=_mixing, weights={**_PCR, "share": 0.5}),
     "dgad_as_printed": _taught("DGAD (PCR as printed)", loss=_printed, weights=_PCR),
+    "dgad_kl_as_printed": Method("DGAD (KL as printed)", kl_student_teacher, _printed_kl, _PCR, needs_teacher=True),
     "dgad_as_released": _taught("DGAD (code)", loss=dgad_as_released, weights=_CODE),
     "dgad_mobilenet_as_released": _taught("DGAD (code, MobileNetV2)", loss=dgad_mobilenet_as_released, weights=_MOBILE),
 }

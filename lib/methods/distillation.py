@@ -1,5 +1,6 @@
 """Distillation from a robust teacher: ARD, IAD, RSLAD, AKD, AdaAD, as printed and as their authors released them."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,6 +12,8 @@ from lib.losses import cross_entropy, kl
 from lib.methods.at import ce_label
 from lib.methods.core import Method, Nets, Piecewise, Terms, Weight, constant
 
+Divergence = Callable[[Tensor, Tensor], Tensor]  # (teacher's logits (N, C), student's) -> (N,)
+
 
 def kl_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(T(x) || S(x')), T(x) computed once: RSLAD."""
@@ -20,6 +23,16 @@ def kl_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
 def kl_teacher_student(nets: Nets, x: Tensor, y: Tensor) -> Objective:
     """KL(T(x') || S(x')), the gradient through both networks: AdaAD, DGAD."""
     return PerImage(lambda x_adv: kl(nets.teacher(x_adv), nets.student(x_adv)))
+
+
+def kl_student_teacher(nets: Nets, x: Tensor, y: Tensor) -> Objective:
+    """KL(S(x') || T(x')), the gradient through both networks: AdaAD and DGAD as DGAD prints them (eqs. 4, 5)."""
+    return PerImage(lambda x_adv: kl(nets.student(x_adv), nets.teacher(x_adv)))
+
+
+def kl_as_printed(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(q || p) (N,), p = softmax(target) the teacher's: the direction of every KL in DGAD (eqs. 1 to 5, 8)."""
+    return kl(logits, target)
 
 
 def ard(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, temperature: float) -> Terms:
@@ -75,11 +88,12 @@ def akd(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, mixing: float) -> Te
     return {"adv": cross_entropy(nets.student(x_adv), target)}
 
 
-def adaad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
-    """a KL(T(x') || S(x')) + (1 - a) KL(T(x) || S(x)), a = 1 (Huang et al. 2023; DGAD eq. 4)."""
+def adaad(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float, divergence: Divergence = kl) -> Terms:
+    """a KL(T(x') || S(x')) + (1 - a) KL(T(x) || S(x)), a = 1 (Huang et al. 2023; DGAD eq. 4 has S first)."""
     teacher, teacher_adv = constant(nets.teacher, x), constant(nets.teacher, x_adv)
     student, student_adv = constant(nets.student, x, unless=1 - adv_weight), nets.student(x_adv)
-    return {"adv": adv_weight * kl(teacher_adv, student_adv), "clean": (1 - adv_weight) * kl(teacher, student)}
+    adv, clean = divergence(teacher_adv, student_adv), divergence(teacher, student)
+    return {"adv": adv_weight * adv, "clean": (1 - adv_weight) * clean}
 
 
 def adaad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_weight: float) -> Terms:
@@ -88,6 +102,7 @@ def adaad_as_released(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, adv_we
 
 
 _taught = partial(Method, needs_teacher=True)
+_printed = partial(adaad, divergence=kl_as_printed)
 _HEAT: dict[str, Weight] = {"temperature": 30.0}
 _TRUST: dict[str, Weight] = {"exponent": Piecewise((60 / 200,), (0.0, 0.1))}
 
@@ -101,4 +116,5 @@ METHODS: dict[str, Method] = {
     "akd": _taught("AKD", ce_label, akd, {"mixing": 0.5}, attacks.uniform_in_image),
     "adaad": _taught("AdaAD", kl_teacher_student, adaad, {"adv_weight": 1.0}),
     "adaad_as_released": _taught("AdaAD (code, CIFAR-10)", kl_teacher_student, adaad_as_released, {"adv_weight": 1.0}),
+    "adaad_kl_as_printed": _taught("AdaAD (KL as printed)", kl_student_teacher, _printed, {"adv_weight": 1.0}),
 }

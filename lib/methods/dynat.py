@@ -32,12 +32,12 @@ def lbgat_frozen(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
 
 
 def guides_answer(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
-    """l = argmax G(x): the dynamic label (N,) (DYNAT eq. 7)."""
+    """l = argmax G(x): the dynamic label (N,) (DYNAT eq. 3)."""
     return constant(nets.guide, x).argmax(1)
 
 
 def dynat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, target_weight: float, trade_off: float) -> Terms:
-    """CE(G(x), y) + beta CE(S(x'), l) + alpha KL(S(x) || S(x')), l = argmax G(x) (DYNAT eq. 3).
+    """CE(G(x), y) + beta CE(S(x'), l) + alpha KL(S(x) || S(x')), l = argmax G(x) (DYNAT eq. 6).
 
     beta is `target_weight`, alpha `trade_off`. No gradient crosses between the networks: the label is an argmax.
     """
@@ -50,7 +50,8 @@ def dynat(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, target_weight: flo
 def dynat_smoothed(nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor, *, true_share: float) -> Terms:
     """CE(G(x), y) + CE(S(x'), t), t = true_share for class l, the rest of it shared by the others.
 
-    Our reading of "label smoothing" in DYNAT's hybrid with GAIRAT, whose code is not public.
+    Our reading of "label smoothing 0.2" in DYNAT's hybrid with GAIRAT, whose code is not public: true_share 0.8. Were
+    the 0.2 shared by all C classes it would be 0.8 + 0.2 / C, 0.82 on CIFAR-10.
     """
     student_adv, _, guide = nets.student(x_adv), constant(nets.student, x), nets.guide(x)
     adv = smoothed_cross_entropy(student_adv, guide.argmax(1), true_share)

@@ -83,7 +83,6 @@ def _times(terms: Terms, name: str, weight: Tensor, active: float) -> Terms:
     return {**terms, name: (1 + active * (weight - 1)) * terms[name]}
 
 
-SMOOTHED: dict[str, Weight] = {"true_share": 0.8}
 GAIR: dict[str, Weight] = {"lam": -1.0, "active": Piecewise((59 / 120,), (0.0, 1.0))}
 MAIL: dict[str, Weight] = {"active": Piecewise((76 / 120,), (0.0, 1.0))}
 MAIL_AT: dict[str, Weight] = {"bias": -0.5, "slope": 10.0, **MAIL}
@@ -91,8 +90,9 @@ _counted = partial(Method, start=attacks.uniform_in_image, criterion=CountIterat
 
 METHODS: dict[str, Method] = {
     "gairat": _counted("GAIRAT", ce_label, gair(pgd_at), GAIR),
-    "gairat_smoothed": _counted("GAIRAT (smoothed labels)", ce_label, gair(pgd_at_smoothed), {**SMOOTHED, **GAIR}),
+    "gairat_smoothed": _counted(
+        "GAIRAT (smoothed labels)", ce_label, gair(pgd_at_smoothed), {"true_share": 0.8, **GAIR}
+    ),
     "mail_at": Method("MAIL-AT", ce_label, mail(pgd_at), MAIL_AT),
-    "mail_at_smoothed": Method("MAIL-AT (smoothed labels)", ce_label, mail(pgd_at_smoothed), {**SMOOTHED, **MAIL_AT}),
     "mail_trades": Method("MAIL-TRADES", kl_clean, mail(trades), {"trade_off": 5.0, "bias": 0.0, "slope": 2.0, **MAIL}),
 }

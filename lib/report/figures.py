@@ -47,7 +47,7 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
                 look = {"color": f"C{i % 10}", "marker": "os^Dv"[i // 10 % 5], "ls": "", "ms": 5}
                 bars = {"xerr": intervals(x)[:, None], "yerr": intervals(y)[:, None], "elinewidth": 0.7}
                 upper.errorbar(x.measured, y.measured, label=row, **bars, **look)
-                lower.plot(x.reported, y.reported, alpha=0.4, **look)
+                lower.plot(*pd.Series([x.reported, y.reported], dtype=float), alpha=0.4, **look)
         for own in (one for one in results if one.role == "teacher" and one.student == teacher):
             percent = {a.column.name: a.percent for a in own.accuracies}
             star = {"ms": 10, "color": "grey", "alpha": 0.5, "label": "the teacher"}
