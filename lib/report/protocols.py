@@ -1,11 +1,13 @@
 """What stands beside the paper's table: controls, teachers, and the same networks under another protocol."""
 
+from collections import defaultdict
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.evaluate import PROTOCOLS, heading
+from lib.evaluate import PROTOCOLS, AttackSpec, heading
 from lib.experiment.planning import Result
 from lib.experiment.spec import GivenWeights
 from lib.experiment.table import Table
@@ -16,15 +18,20 @@ PAPERS = "the paper's"  # protocol
 
 
 def undefended_control(table: Table, results: list[Result]) -> pd.DataFrame:
-    """What the controls show: per student and attack, the undefended network beside the weakest of the table's rows."""
+    """What the controls show: per student and attack, the undefended network beside the weakest of the table's rows.
+
+    With several seeds, the means over them.
+    """
+    seeds = defaultdict[tuple[str, str, AttackSpec], dict[str, list[float]]](lambda: defaultdict(list))
+    for result, own in ((r, a) for r in results for a in r.accuracies):
+        name = f"{result.row} ← {result.teacher}" if result.teacher else result.row
+        seeds[result.role, result.student, own.column][name].append(own.percent)
     records = []
-    rows = [(r, a, f" ← {r.teacher}" if r.teacher else "") for r in results if r.role == "cell" for a in r.accuracies]
-    for control, own in ((r, a) for r in results if r.role == "control" for a in r.accuracies):
-        where = (control.student, own.column)
-        rivals = {r.row + taught: a.percent for r, a, taught in rows if (r.student, a.column) == where}
+    for (_, student, column), undefended in ((key, own) for key, own in seeds.items() if key[0] == "control"):
+        rivals = {row: fmean(own) for row, own in seeds.get(("cell", student, column), {}).items()}
         if rivals:
             weakest = min(rivals, key=rivals.__getitem__)
-            record = {"student": control.student, "attack": own.column.name, control.row: own.percent}
+            record = {"student": student, "attack": column.name} | {row: fmean(own) for row, own in undefended.items()}
             records.append(record | {"weakest row": weakest, "its accuracy": rivals[weakest]})
     return pd.DataFrame(records)
 
@@ -34,7 +41,11 @@ def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
     records, headings = [], table.headings()
     for result in (result for result in results if result.role == "teacher"):
         net = table.teachers[result.student]
-        origin = "a given file" if isinstance(net, GivenWeights) else f"trained here by {METHODS[net.method].title}"
+        origin = (
+            f"a given file of a {net.model}"
+            if isinstance(net, GivenWeights)
+            else f"trained here by {METHODS[net.method].title}"
+        )
         values = {headings[a.column.name]: round(a.percent, 1) for a in result.accuracies}
         records.append({"teacher": result.student, "weights": origin, **values})
     return pd.DataFrame(records)
