@@ -84,10 +84,7 @@ def sweep(comparison: Comparison, line: str, axis: str, label: str = "fixed") ->
 
 
 def bars(comparison: Comparison, kind: str = "measured") -> Figure:
-    """Each column's measured (with intervals) or reported accuracy as a group of bars, one per row; a panel per block.
-
-    A block is a student with a teacher.
-    """
+    """Each column's measured (with intervals) or reported accuracy as a group of bars; a panel per block."""
     blocks = dict(iter(comparison.frame.groupby(["student", "teacher"], sort=False)))
     figure, axes = panels(len(blocks), 1, 1, 3.0 * len(blocks))
     for axis, ((student, teacher), block) in zip(axes[:, 0], blocks.items(), strict=True):

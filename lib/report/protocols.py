@@ -18,20 +18,16 @@ PAPERS = "the paper's"  # protocol
 
 
 def undefended_control(table: Table, results: list[Result]) -> pd.DataFrame:
-    """What the controls show: per student and attack, the undefended network beside the weakest of the table's rows.
-
-    With several seeds, the means over them.
-    """
-    seeds = defaultdict[tuple[str, str, AttackSpec], dict[str, list[float]]](lambda: defaultdict(list))
-    for result, own in ((r, a) for r in results for a in r.accuracies):
-        name = f"{result.row} ← {result.teacher}" if result.teacher else result.row
-        seeds[result.role, result.student, own.column][name].append(own.percent)
-    records = []
-    for (_, student, column), undefended in ((key, own) for key, own in seeds.items() if key[0] == "control"):
-        rivals = {row: fmean(own) for row, own in seeds.get(("cell", student, column), {}).items()}
+    """What the controls show: per student and attack, the undefended network and the weakest row, seeds' means."""
+    seeds = defaultdict[tuple[str, str, AttackSpec, str], list[float]](list)
+    for r, own in ((result, a) for result in results for a in result.accuracies):
+        seeds[r.role, r.student, own.column, f"{r.row} ← {r.teacher}" if r.teacher else r.row].append(own.percent)
+    means, records = {key: fmean(percents) for key, percents in seeds.items()}, []
+    for (_, student, column, row), percent in ((key, mean) for key, mean in means.items() if key[0] == "control"):
+        rivals = {key[3]: mean for key, mean in means.items() if key[:3] == ("cell", student, column)}
         if rivals:
             weakest = min(rivals, key=rivals.__getitem__)
-            record = {"student": student, "attack": column.name} | {row: fmean(own) for row, own in undefended.items()}
+            record = {"student": student, "attack": column.name, row: percent}
             records.append(record | {"weakest row": weakest, "its accuracy": rivals[weakest]})
     return pd.DataFrame(records)
 
