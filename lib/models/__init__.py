@@ -24,12 +24,8 @@ Model = Callable[..., nn.Module]  # of classes and channels
 
 BLOCKS = {"8": (1, 1, 1), "10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}  # per stage, by depth
 GUIDE_STRIDES = {"8": (1, 1, 2), "18": (1, 1, 2, 2)}  # of the guides that LBGAT's code trains: they halve later
-WIDE_RESNETS: dict[str, Model] = {
-    "": WideResNet,
-    "-silu": partial(WideResNet, activation=F.silu),
-    "-sub-block": WideResNetWithSubBlock,
-    "-deepmind": DeepMindWideResNet,
-}
+WIDE_RESNETS: dict[str | None, Model] = {None: WideResNet, "-silu": partial(WideResNet, activation=F.silu)}
+WIDE_RESNETS |= {"-sub-block": WideResNetWithSubBlock, "-deepmind": DeepMindWideResNet}
 MOBILE_SMALL = ((1, 8, 1, 2), (6, 16, 1, 1), (6, 32, 1, 2))
 
 
@@ -42,7 +38,7 @@ def _pre_act_resnet(depth: str, width: str | None, deepmind: str | None) -> Mode
 
 
 def _wide_resnet(depth: str, widen: str, kind: str | None) -> Model:
-    return partial(WIDE_RESNETS[kind or ""], int(depth), int(widen))
+    return partial(WIDE_RESNETS[kind], int(depth), int(widen))
 
 
 def _vgg16(width: str | None) -> Model:

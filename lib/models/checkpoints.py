@@ -45,7 +45,7 @@ def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     }
     if differences := [f"{kind}: {abridged(names, most=6)}" for kind, names in problems.items() if names]:
         named = fitting(bare(state))
-        differences += [f"the file fits {' and '.join(named)}"] if named else []
+        differences += [f"with its own number of classes the file fits {' and '.join(named)}"] if named else []
         raise UserError(f"{path} does not fit {type(net).__name__}; nothing was loaded. {'; '.join(differences)}")
     net.load_state_dict(state)
 
