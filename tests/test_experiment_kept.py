@@ -128,7 +128,7 @@ def test_a_kept_network_is_loaded_by_its_name_as_a_teacher_and_for_an_evaluation
     table = open_table("table4_dgad", parameters(tmp_path, teacher_files=names))
     path, facts = weights_of("teacher WideResNet-34-10")
     assert table.teachers["WideResNet-34-10"].sha256 == file_digest(path)
-    given = Classifier(weights="kept/DGAD", model=weights_of("DGAD")[1]["model"])
+    given = Classifier(weights="kept/DGAD")
     net = load(given, load_data(given), given.weights)
     assert net.training is False
     assert facts["data"] == "digits"

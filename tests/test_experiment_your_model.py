@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lib.errors import UserError
-from lib.experiment.your_model import Classifier, Normalised, load, load_data, validate
+from lib.experiment.your_model import Classifier, load, load_data, validate
 from lib.models import build
+from lib.models.deepmind import Normalise
 
 MEAN, STD = torch.tensor([0.4]), torch.tensor([0.25])
 
@@ -26,7 +27,7 @@ def net():
 def logits(path, digits, **given):
     x = digits.test.images[:4].float() / (255 if digits.test.images.dtype == torch.uint8 else 1)
     with torch.no_grad():
-        return load(replace(Classifier(device="cpu"), **given), digits, path)(x), x
+        return load(replace(Classifier(device="cpu", model="ResNet8-w8"), **given), digits, path)(x), x
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,26 @@ def test_what_does_not_fit_is_refused_with_the_reason(tmp_path, digits, net, giv
         logits(tmp_path / "net.pt", digits, **given)
 
 
+def test_a_file_whose_keys_fit_several_networks_wants_the_model_named(tmp_path, digits, net):
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"net\.pt fits ResNet8-w8 and ResNet8-w8-guide, whose keys are the same"):
+        logits(tmp_path / "net.pt", digits, model="")
+
+
+def test_a_file_that_fits_no_network_wants_the_model_named(tmp_path, digits):
+    torch.save({"weight": torch.ones(3)}, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"fits no network of lib/models; say which model it is"):
+        logits(tmp_path / "net.pt", digits, model="")
+
+
+def test_a_normalisation_in_front_that_is_not_in_the_file_is_refused_until_it_is_given(tmp_path, digits, net):
+    torch.save({f"module.1.{name}": tensor for name, tensor in net.state_dict().items()}, tmp_path / "net.pt")
+    with pytest.raises(UserError, match="does not fit ResNet"):
+        logits(tmp_path / "net.pt", digits)
+    ours, x = logits(tmp_path / "net.pt", digits, mean=[0.4], std=[0.25])
+    torch.testing.assert_close(ours, net((x - 0.4) / 0.25).detach(), atol=1e-5, rtol=1e-4)
+
+
 def test_a_file_that_wants_to_run_code_is_refused(tmp_path, digits, net):
     torch.save(net, tmp_path / "net.pt")
     with pytest.raises(UserError, match="wants to run code"):
@@ -102,7 +123,7 @@ def test_a_wrong_parameter_is_refused_in_a_sentence(given, message):
 
 
 def test_a_normalised_networks_gradient_is_with_respect_to_the_image():
-    net = Normalised(nn.Flatten(), torch.tensor([0.5]), torch.tensor([0.1]))
+    net = nn.Sequential(Normalise(torch.tensor([0.5]), torch.tensor([0.1])), nn.Flatten())
     x = torch.rand(1, 1, 2, 2, requires_grad=True)
     (gradient,) = torch.autograd.grad(net(x).sum(), x)
     torch.testing.assert_close(gradient, torch.full_like(x, 10.0))

@@ -240,5 +240,5 @@ def test_a_bad_teacher_file_ends_a_table_with_one_sentence(tmp_path, harm):
 )
 def test_a_wrong_parameter_of_ones_own_model_ends_with_one_sentence(tmp_path, given, sentence):
     torch.save(build("ResNet8-w8", classes=10, channels=1).state_dict(), tmp_path / "mine.pt")
-    given = {"weights": str(tmp_path / "mine.pt"), "images": 8} | given
+    given = {"weights": str(tmp_path / "mine.pt"), "model": "ResNet8-w8", "images": 8} | given
     assert sentence in refusal("evaluate_your_model", tmp_path, **given)

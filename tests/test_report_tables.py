@@ -259,6 +259,16 @@ def test_the_undefended_student_stands_beside_the_weakest_row(table):
     assert control.loc["PGD-20"].tolist() == ["ResNet18", 5.0, "DGAD", 70.0]
 
 
+def test_with_several_seeds_the_undefended_control_compares_their_means(table):
+    """The last seed alone would call PGD-AT the weakest, at 45 %."""
+    hits = {"PGD-AT": (19, 9), "DGAD": (12, 12)}
+    measured = [result(row, k, seed=seed) for row, own in hits.items() for seed, k in enumerate(own)]
+    measured += [replace(result("Natural", k, seed=seed), role="control") for seed, k in enumerate((1, 4))]
+    control = report.undefended_control(table, measured)
+    assert control["attack"].tolist() == list(COLUMNS)
+    assert control.iloc[0, 2:].tolist() == [12.5, "DGAD", 60.0]
+
+
 def test_the_teachers_table_names_the_teachers_own_method(tmp_path):
     table = whole("table8_dgad", tmp_path)
     frame = report.teachers_table(table, [teacher("ResNet18 (TRADES)")])
@@ -295,3 +305,34 @@ def test_bars_stand_for_every_row_and_column_with_the_measured_ones_intervals(tm
     (axis,) = figures.bars(comparison, "reported").axes
     assert [bar.get_height() for bar in axis.patches] == [82.56, 53.15, 82.88, 53.71]
     assert not axis.collections
+
+
+def test_bars_of_several_students_and_teachers_have_a_panel_for_each_with_its_own_numbers(tmp_path):
+    table = whole("table4_dgad", tmp_path, rows=["PGD-AT", "DGAD"])
+    taught = {teacher: 11 + i for i, teacher in enumerate(table.teacher_names)}
+    measured = [attacked(table, "PGD-AT", 10)]
+    measured += [replace(attacked(table, "DGAD", hits), teacher=name) for name, hits in taught.items()]
+    comparison = compare(table, measured)
+    panels = figures.bars(comparison).axes
+    assert len(panels) == len(table.students) * len(table.teacher_names) == 4
+    for panel, hits in zip(panels[:2], taught.values(), strict=True):  # the other student was not run
+        assert [bar.get_height() for bar in panel.patches] == [50.0] * 5 + [5.0 * hits] * 5
+        ends = [segment[:, 1] for lines in panel.collections for segment in lines.get_segments()]
+        assert ends[-1].tolist() == pytest.approx(wilson(hits, 20))
+    printed = comparison.frame.query("row == 'DGAD'")["reported"].tolist()
+    drawn = [bar.get_height() for panel in figures.bars(comparison, "reported").axes for bar in panel.patches[5:]]
+    assert drawn == printed
+
+
+def test_where_nothing_was_measured_the_figures_draw_what_was_reported(tmp_path):
+    table = whole("table4_dgad", tmp_path, rows=["PGD-AT", "DGAD"], students=["ResNet18"])
+    comparison = compare(table, [])
+    axes = figures.robust_against_clean(table, comparison, [], "PGD").axes
+    printed = comparison.frame.set_index(["teacher", "row", "column"])["reported"]
+    upper, lower = axes[:2], axes[2:]
+    assert all(pd.isna(line.get_xdata()).all() for axis in upper for line in axis.lines)
+    for axis, teacher in zip(lower, table.teacher_names, strict=True):
+        points = [(*line.get_xdata(), *line.get_ydata()) for line in axis.lines]
+        assert points == [(printed[teacher, row, "Clean"], printed[teacher, row, "PGD"]) for row in ("PGD-AT", "DGAD")]
+    assert not any(bar.get_height() for axis in figures.bars(comparison).axes for bar in axis.patches)
+    assert figures.ranked(comparison, "PGD").axes

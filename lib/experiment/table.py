@@ -21,6 +21,7 @@ from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, method_of
 from lib.experiment.table_file import Row, TableFile, pick, read_table
 from lib.files import file_digest
 from lib.methods import Piecewise, Weight
+from lib.models.checkpoints import chosen, read_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +180,12 @@ class Table:
                     yield Cell(*job, student=student, teacher=name, row=row, seed=seed)
 
     def _network(self, student: str, row: Row, teacher: Network | None, seed: int) -> Network:
-        """The weights given for a row or a teacher by its name, or the run that trains it."""
+        """The weights given for a row or a teacher by its name, in their own layout, or the run that trains it."""
         run = self.run(student, row, teacher, seed)
-        return GivenWeights(run.model, self.given[row.row]) if row.row in self.given else run
+        if (sha256 := self.given.get(row.row)) is None:
+            return run
+        path = self.workspace.weights_files[sha256]
+        return GivenWeights(chosen(run.model, read_state(path), path), sha256)
 
     def _named(self, names: list[str]) -> tuple[AttackSpec, ...]:
         presets = choose("protocol", self.file.protocol or self.file.paper, PROTOCOLS) | self.file.same_as

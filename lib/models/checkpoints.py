@@ -1,7 +1,9 @@
 """Weights on disk: written as safetensors, read back strictly, never by running code from a file."""
 
 import pickle
+import re
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lib.errors import UserError, abridged
+from lib.models import fitting
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")  # where public checkpoints put their weights
-PREFIXES = ("module.", "model.", "net.")  # DataParallel and wrappers; never "1.", which hides a normalisation
+PREFIXES = ("module.", "model.", "net.", "0.")  # DataParallel and wrappers; never "1.", which hides a normalisation
+LAYOUT = re.compile("-(silu|sub-block|deepmind|guide)$")  # what a name of a depth and a width may end in
 
 
 def as_safetensors(tensors: dict[str, Tensor]) -> bytes:
@@ -29,8 +33,7 @@ def load_weights(net: nn.Module, path: Path) -> None:
 def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Load the tensors read from `path` into `net`, prefixes taken off; UserError, and none loaded, if one misfits."""
     own = net.state_dict()
-    while not own.keys() & state.keys() and (found := [p for p in PREFIXES if all(n.startswith(p) for n in state)]):
-        state = {name.removeprefix(found[0]): tensor for name, tensor in state.items()}
+    state = bare(state, own)
     problems = {
         "missing": own.keys() - state.keys(),
         "unexpected": state.keys() - own.keys(),
@@ -41,8 +44,32 @@ def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         },
     }
     if differences := [f"{kind}: {abridged(names, most=6)}" for kind, names in problems.items() if names]:
+        named = fitting(bare(state))
+        differences += [f"with its own number of classes the file fits {' and '.join(named)}"] if named else []
         raise UserError(f"{path} does not fit {type(net).__name__}; nothing was loaded. {'; '.join(differences)}")
     net.load_state_dict(state)
+
+
+def bare(state: dict[str, Tensor], own: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors without the prefixes that all of their names have, as far as none is one of `own`."""
+    while not {*own} & state.keys() and (found := [p for p in PREFIXES if all(n.startswith(p) for n in state)]):
+        state = {name.removeprefix(found[0]): tensor for name, tensor in state.items()}
+    return state
+
+
+def chosen(model: str, state: dict[str, Tensor], path: Path) -> str:
+    """`model` if the tensors read from `path` fit it, else the network they fit of its depth and width; of any if "".
+
+    Raises a UserError where they fit several, whose keys are the same, or without a `model` none.
+    """
+    named = fitting(bare(state))
+    near = [name for name in named if not model or LAYOUT.sub("", name) == LAYOUT.sub("", model)]
+    if len(near) == 1:
+        return near[0]
+    if model in named or (model and not near):
+        return model
+    same = f"{' and '.join(near)}, whose keys are the same and whose logits are not"
+    raise UserError(f"{path} fits {same if near else 'no network of lib/models'}; say which model it is")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
     figure, axes = panels(2, len(blocks), 1.25, 4.6)
     for (student, teacher), (upper, lower) in zip(blocks, axes.T, strict=True):
         block = comparison.frame.query("student == @student and teacher == @teacher").set_index(["row", "column"])
+        block = block[["measured", "low", "high", "reported"]].astype(float)
         for i, row in enumerate(row.row for row in table.rows):
             if (row, robust) in block.index:
                 x, y = block.loc[(row, "Clean")], block.loc[(row, robust)]
@@ -84,15 +85,20 @@ def sweep(comparison: Comparison, line: str, axis: str, label: str = "fixed") ->
 
 
 def bars(comparison: Comparison, kind: str = "measured") -> Figure:
-    """Each column's measured (with intervals) or reported accuracy as a group of bars, one per row."""
-    figure, ((axis,),) = panels(1, 1, 1, 3.0)
-    wide = comparison.frame.pivot_table(kind, "column", "row", aggfunc="first", sort=False, dropna=False)
-    reach = np.stack([intervals(own) for _, own in comparison.frame.groupby("row", sort=False)])
-    bars = {"yerr": reach if kind == "measured" else None, "error_kw": {"lw": 0.7}, "width": 0.8}
-    wide.astype(float).plot.bar(ax=axis, rot=0, ylabel=f"{kind} accuracy, %", xlabel="column of the table", **bars)
-    headings = [comparison.headings[column].replace(" (", "\n(") for column in wide.index]
-    axis.set_xticks(range(len(wide)), headings if kind == "measured" else wide.index, fontsize=7)
-    axis.legend(fontsize=7, ncols=2, **ABOVE)
+    """Each column's measured (with intervals) or reported accuracy as a group of bars; a panel per block."""
+    blocks = dict(iter(comparison.frame.groupby(["student", "teacher"], sort=False)))
+    figure, axes = panels(len(blocks), 1, 1, 3.0 * len(blocks))
+    for axis, ((student, teacher), block) in zip(axes[:, 0], blocks.items(), strict=True):
+        wide = block.astype({kind: float}).pivot(index="column", columns="row", values=kind)
+        wide = wide.loc[block["column"].unique(), block["row"].unique()]
+        reach = np.stack([intervals(own) for _, own in block.groupby("row", sort=False)])
+        look = {"yerr": reach if kind == "measured" else None, "error_kw": {"lw": 0.7}, "width": 0.8, "legend": False}
+        wide.plot.bar(ax=axis, rot=0, ylabel=f"{kind} accuracy, %", xlabel="column of the table", **look)
+        headings = [comparison.headings[column].replace(" (", "\n(") for column in wide.index]
+        axis.set_xticks(range(len(wide)), headings if kind == "measured" else wide.index, fontsize=7)
+        axis.legend(fontsize=7, ncols=2, **ABOVE)
+        if len(blocks) > 1:
+            axis.set_title(f"{student} ← {teacher}" if teacher else student, fontsize=8, loc="left")
     return finished(figure)
 
 

@@ -31,8 +31,9 @@ def finished(figure: Figure) -> Figure:
 
 
 def intervals(cells: pd.DataFrame | pd.Series) -> np.ndarray:
-    """How far the 95 % Wilson intervals reach below and above the measured numbers: (2,) of a cell, (2, N) of N."""
-    return np.array([cells["measured"] - cells["low"], cells["high"] - cells["measured"]], dtype=float)
+    """How far the 95 % Wilson intervals reach below and above measured numbers, or NaN: (2,) of a cell, (2, N) of N."""
+    low, measured, high = (np.array(cells[name], dtype=float) for name in ("low", "measured", "high"))
+    return np.array([measured - low, high - measured])
 
 
 def save(figure: Figure, name: str, outputs: Path) -> list[Path]:

@@ -1,11 +1,13 @@
 """What stands beside the paper's table: controls, teachers, and the same networks under another protocol."""
 
+from collections import defaultdict
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.evaluate import PROTOCOLS, heading
+from lib.evaluate import PROTOCOLS, AttackSpec, heading
 from lib.experiment.planning import Result
 from lib.experiment.spec import GivenWeights
 from lib.experiment.table import Table
@@ -16,15 +18,16 @@ PAPERS = "the paper's"  # protocol
 
 
 def undefended_control(table: Table, results: list[Result]) -> pd.DataFrame:
-    """What the controls show: per student and attack, the undefended network beside the weakest of the table's rows."""
-    records = []
-    rows = [(r, a, f" ← {r.teacher}" if r.teacher else "") for r in results if r.role == "cell" for a in r.accuracies]
-    for control, own in ((r, a) for r in results if r.role == "control" for a in r.accuracies):
-        where = (control.student, own.column)
-        rivals = {r.row + taught: a.percent for r, a, taught in rows if (r.student, a.column) == where}
+    """What the controls show: per student and attack, the undefended network and the weakest row, seeds' means."""
+    seeds = defaultdict[tuple[str, str, AttackSpec, str], list[float]](list)
+    for r, own in ((result, a) for result in results for a in result.accuracies):
+        seeds[r.role, r.student, own.column, f"{r.row} ← {r.teacher}" if r.teacher else r.row].append(own.percent)
+    means, records = {key: fmean(percents) for key, percents in seeds.items()}, []
+    for (_, student, column, row), percent in ((key, mean) for key, mean in means.items() if key[0] == "control"):
+        rivals = {key[3]: mean for key, mean in means.items() if key[:3] == ("cell", student, column)}
         if rivals:
             weakest = min(rivals, key=rivals.__getitem__)
-            record = {"student": control.student, "attack": own.column.name, control.row: own.percent}
+            record = {"student": student, "attack": column.name, row: percent}
             records.append(record | {"weakest row": weakest, "its accuracy": rivals[weakest]})
     return pd.DataFrame(records)
 
@@ -34,7 +37,11 @@ def teachers_table(table: Table, results: list[Result]) -> pd.DataFrame:
     records, headings = [], table.headings()
     for result in (result for result in results if result.role == "teacher"):
         net = table.teachers[result.student]
-        origin = "a given file" if isinstance(net, GivenWeights) else f"trained here by {METHODS[net.method].title}"
+        origin = (
+            f"a given file of a {net.model}"
+            if isinstance(net, GivenWeights)
+            else f"trained here by {METHODS[net.method].title}"
+        )
         values = {headings[a.column.name]: round(a.percent, 1) for a in result.accuracies}
         records.append({"teacher": result.student, "weights": origin, **values})
     return pd.DataFrame(records)
