@@ -105,7 +105,7 @@ FROM_0 = {  # the first epochs at a lower rate in codes that count epochs from 0
 }
 FROM_1 = {  # in codes that count from 1; GAIRAT's hybrid has GAIRAT's
     **{"trades_76": (75,), "mart_90": (75, 90), "mart_120": (75, 90, 100), "fat": (60, 90), "dynat_gairat": (60, 90)},
-    **{"rat": (100, 150), "dart": (60, 100), "dart_as_released": (60, 100)},
+    **{"cat": (60, 90), "rat": (100, 150), "dart": (60, 100), "dart_as_released": (60, 100)},
 }
 
 

@@ -187,7 +187,7 @@ def test_las_ats_choices_name_the_rows_that_train_at_another_radius_and_lbgats_f
     tables = [yaml.safe_load(path.read_text()) for path in TABLES if path.stem.endswith("las_at")]
     rows = [row for table in tables for row in table["rows"] + table.get("more_rows", [])]
     others = {row["row"].split(" (W")[0] for row in rows if row.get("own_radius") or "epsilon_255" in row}
-    assert others == {"GAIRAT", "LBGAT", "TRADES (code)", "FAT (code)", "CAT (code)"}
+    assert others == {"GAIRAT", "LBGAT", "TRADES (code)", "FAT (code)", "CAT (code)", "DART (code)"}
     assert all(name in choices["Radius and step of the baselines"] for name in others)
     schedules = yaml.safe_load((PARAMS / "paper.yaml").read_text())["settings"]["schedules"]
     assert schedules["lbgat"]["first_lr"] == 0.02

@@ -14,7 +14,7 @@ def per_class(flags: str, labels: Tensor) -> Tensor:
 def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:
     """The expected calibration error in points, sum_b |B_b| / N |accuracy(B_b) - confidence(B_b)|, of equal-width bins.
 
-    Logits (N, K), labels (N,); a bin has the images whose largest probability lies in it (Guo et al. 2017, eq. 5).
+    Logits (N, K), labels (N,); a bin has the images whose largest probability lies in it (Guo et al. 2017).
     """
     confidence, answer = logits.softmax(1).max(1)
     gap = (answer == y).float() - confidence

@@ -7,4 +7,4 @@ from lib.report.kept import kept_results, reported_and_kept
 from lib.report.protocols import accuracies, protocols, teachers_table, undefended_control, under_both
 from lib.report.render import provenance_table, save, save_own, source
 from lib.report.reported import choices, paper, printed, reported_table, reported_with_sources, row_key
-from lib.report.verdicts import paired_matrix, verdicts
+from lib.report.verdicts import paired_heatmap, paired_matrix, verdicts

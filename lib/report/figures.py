@@ -18,7 +18,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from lib.evaluate.significance import LEVEL
 from lib.experiment.planning import Result
 from lib.experiment.table import Table
 from lib.methods.strategy import UNITS
@@ -211,21 +210,6 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: 
         axis.plot(x, y, label=name, marker="o", markersize=3, linestyle=LINES[i % len(LINES)])
     axis.set(title=title, xlabel=x_label, ylabel="accuracy, %", ylim=(-3, 103))
     axis.legend(fontsize=7)
-    return finished(figure)
-
-
-def paired_heatmap(leads: pd.DataFrame, p: pd.DataFrame) -> Figure:
-    """The lead of each row over each column in points; without colour where a paired test cannot tell it from none."""
-    figure, ((axis,),) = panels(1, 1, 1.1, 0.35 * len(leads) + 1.6)
-    if leads.empty:
-        axis.set_axis_off()
-        return figure
-    most = float(leads.abs().to_numpy().max()) or 1.0
-    look = {"annot": leads.round(1), "fmt": "g", "cmap": "vlag", "vmin": -most, "vmax": most, "linewidths": 0.5}
-    sns.heatmap(leads, mask=p >= LEVEL, ax=axis, cbar_kws={"label": "lead, points"}, **look)
-    quiet = {"cmap": ["whitesmoke"], "cbar": False, "annot_kws": {"color": "grey"}}
-    sns.heatmap(leads, mask=p < LEVEL, ax=axis, **look | quiet)
-    axis.set(xlabel="over", ylabel="")
     return finished(figure)
 
 

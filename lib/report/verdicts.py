@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
 
 from lib.evaluate import Paired, paired
+from lib.evaluate.significance import LEVEL
 from lib.experiment.networks import Workspace
 from lib.experiment.parameters import PARAMS, Parameters, load_scale, read_yaml
 from lib.experiment.planning import Result
 from lib.experiment.table import Table
 from lib.experiment.table_file import read_table
+from lib.report.plot_style import finished, panels
 from lib.report.reported import lines, reported
 
 
@@ -64,6 +68,21 @@ def paired_matrix(results: Sequence[Result], column: str) -> tuple[pd.DataFrame,
         for what in ("difference", "p")
     ]
     return tables[0], tables[1]
+
+
+def paired_heatmap(leads: pd.DataFrame, p: pd.DataFrame) -> Figure:
+    """The lead of each row over each column in points; without colour where a paired test cannot tell it from none."""
+    figure, ((axis,),) = panels(1, 1, 1.1, 0.35 * len(leads) + 1.6)
+    if leads.empty:
+        axis.set_axis_off()
+        return figure
+    most = float(leads.abs().to_numpy().max()) or 1.0
+    look = {"annot": leads.round(1), "fmt": "g", "cmap": "vlag", "vmin": -most, "vmax": most, "linewidths": 0.5}
+    sns.heatmap(leads, mask=p >= LEVEL, ax=axis, cbar_kws={"label": "lead, points"}, **look)
+    quiet = {"cmap": ["whitesmoke"], "cbar": False, "annot_kws": {"color": "grey"}}
+    sns.heatmap(leads, mask=p < LEVEL, ax=axis, **look | quiet)
+    axis.set(xlabel="over", ylabel="")
+    return finished(figure)
 
 
 def _printed(claim: dict[str, Any], column: str) -> float | None:
