@@ -17,6 +17,7 @@ exclude_patterns = ["files", "tables"]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 nb_execution_mode = "off"  # a page shows what was run, and runs nothing
 nb_merge_streams = True
+nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 nb_ipywidgets_js: dict[str, Any] = {}  # the default loads scripts from elsewhere
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]
 
