@@ -51,7 +51,9 @@ def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_go
 
 
 def test_what_means_nothing_in_the_speed_run_is_refused_there(tmp_path):
-    assert "parameter rows means nothing in the speed run" in refusal("speedrun_robust", tmp_path, rows=["PGD-AT"])
+    assert "unknown parameter 'rows'; choose from: scale, seeds" in refusal(
+        "speedrun_robust", tmp_path, rows=["PGD-AT"]
+    )
 
 
 @pytest.mark.parametrize(
