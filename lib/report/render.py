@@ -33,20 +33,21 @@ TEX = str.maketrans(
 STYLE = """<style>
 .comparison.comparison > table {table-layout: auto; width: auto; max-width: 100%; border-collapse: collapse}
 .comparison.comparison > table {font-size: 12px; line-height: 1.2; font-variant-numeric: tabular-nums; margin: 0}
-.comparison.comparison > table :is(th, td) {padding: 1px 3px; text-align: left; white-space: normal; border: 0}
+.comparison.comparison > table :is(th, td) {padding: 1px 2px; text-align: left; white-space: normal; border: 0}
 .comparison.comparison > table :is(th, td) {max-width: none; min-width: 0; vertical-align: middle}
 .comparison.comparison > table thead th {vertical-align: bottom}
 .comparison.comparison > table tbody tr:first-child th {border-top: 1px solid #8888; padding-top: 5px}
-.comparison.comparison > table tbody tr:not(:first-child) th {min-width: 5em; font-weight: normal}
+.comparison.comparison > table tbody tr:not(:first-child) th {min-width: 4.5em; font-weight: normal}
 .comparison.comparison > table small {font-size: 9px; font-weight: normal; line-height: 1}
 .comparison.comparison > table td small {display: inline-block; vertical-align: middle; margin-left: 2px}
-.comparison.comparison > table span {display: inline-block; white-space: nowrap; min-width: 4.7em}
-.comparison.comparison > table thead span {font-size: 9px; font-weight: normal; min-width: 6.2em}
-.comparison.comparison > table span.reported {min-width: 3.5em; opacity: 0.75}
-.comparison.comparison > table thead span.reported {min-width: 4.7em}
-@media (min-width: 950px) {.comparison.comparison > table.pairs td {white-space: nowrap}}
+.comparison.comparison > table span {display: inline-block; white-space: nowrap; min-width: 4.4em}
+.comparison.comparison > table thead span {font-size: 9px; font-weight: normal; min-width: 5.8em}
+.comparison.comparison > table span.reported {min-width: 3.3em; opacity: 0.75}
+.comparison.comparison > table thead span.reported {min-width: 4.4em}
+.comparison.comparison > table thead div {width: 0; min-width: 100%}
 .comparison.comparison > :is(p, details) {margin: 4px 0; font-size: 12px; max-width: 80em}
 .comparison.comparison details :is(th, td) {padding: 0 2px; font-size: 10px; text-align: left}
+.comparison.comparison details tbody th {min-width: 11em}
 </style>"""
 
 
@@ -91,10 +92,9 @@ class Comparison:
         checks, fired = summary(self.findings, self.contradictions), bool(self.contradictions)
         fired |= any(finding.fired for each in self.findings.values() for finding in each)
         title = "Sanity checks: something fired" if fired else checks[0].rstrip(".")
-        start = '<table class="pairs">' if len(self.kinds) < 3 else "<table>"  # on a wide page a line per row
         notes = "".join(f"<p><b>{title}.</b> {escape(text)}</p>" for title, text in self.notes.items())
         parts = [
-            f"<p>{escape(self.caption).replace(chr(10), '<br>')}</p>{start}{_head(self)}{_body(self)}</table>",
+            f"<p>{escape(self.caption).replace(chr(10), '<br>')}</p><table>{_head(self)}{_body(self)}</table>",
             f"<p>{escape(self.verdict)}</p>" if self.verdict else "",
             fold(f"Notes: {', '.join(self.notes).lower()}", notes),
             fold(title, strip(self.findings, self.contradictions), fired) if self.provenance["runs"] else "",
@@ -114,7 +114,9 @@ def _head(comparison: Comparison) -> str:
     for heading, kinds in _columns(comparison).items():
         name, bracket, reduced = escape(heading).replace("+", "+<wbr>").partition(" (")
         small = f" <small>({reduced}</small>" if bracket else ""
-        cells.append(f"<th>{name}{small}<br>{' '.join(f'<span class={kind}>{kind}</span>' for kind in kinds)}</th>")
+        cells.append(
+            f"<th><div>{name}{small}</div>{' '.join(f'<span class={kind}>{kind}</span>' for kind in kinds)}</th>"
+        )
     return f"<thead><tr><th></th>{''.join(cells)}</tr></thead>"
 
 
