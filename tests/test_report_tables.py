@@ -210,6 +210,8 @@ def test_the_saved_formats_hold_the_numbers_and_their_provenance(tmp_path):
     assert len(pd.read_csv(csv)) == 2 * 5
     assert "82.95† / **90.0** <small>[" in md.read_text()
     assert r"82.95$^\dagger$ / \textbf{90.0} {\tiny [" in tex.read_text()
+    assert "& AA \\\\" in tex.read_text()
+    assert "AA (APGD-CE only, 3 images)" in comparison.notes["Reduced"]
     assert "<b>90.0</b><small>[" in html.read_text()
     saved = json.loads(js.read_text())
     assert saved["provenance"]["data_sha256"] == table.data.sha256

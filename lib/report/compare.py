@@ -185,6 +185,7 @@ def _notes(
         "Reported": f"{_behind_reported(table)}. {_verdict(frame, 'reported')}" if reported else "",
         "Kept": kept.removeprefix("Kept: "),
         "Measured": f"scale {table.scale_name}: {table.scale.title}; data: {', '.join(data)}",
+        "Reduced": ", ".join(name for name in table.headings().values() if " (" in name),
         "Settings replaced": ", ".join(replaced),
         "Stand-ins": ", ".join(stand_ins),
         "Teachers trained here": ", ".join(trained),

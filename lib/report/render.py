@@ -44,6 +44,7 @@ STYLE = """<style>
 .comparison.comparison > table thead span {font-size: 9px; font-weight: normal; min-width: 5.8em}
 .comparison.comparison > table span.reported {min-width: 3.3em; opacity: 0.75}
 .comparison.comparison > table thead span.reported {min-width: 4.4em}
+.comparison.comparison > table.high span {display: block}
 .comparison.comparison > table thead div {width: 0; min-width: 100%}
 .comparison.comparison > :is(p, details) {margin: 4px 0; font-size: 12px; max-width: 80em}
 .comparison.comparison details :is(th, td) {padding: 0 2px; font-size: 10px; text-align: left}
@@ -92,9 +93,10 @@ class Comparison:
         checks, fired = summary(self.findings, self.contradictions), bool(self.contradictions)
         fired |= any(finding.fired for each in self.findings.values() for finding in each)
         title = "Sanity checks: something fired" if fired else checks[0].rstrip(".")
+        high = ' class="high"' * (len(self.kinds) > 2 and len(self.headings) > 4)  # too many to stand side by side
         notes = "".join(f"<p><b>{title}.</b> {escape(text)}</p>" for title, text in self.notes.items())
         parts = [
-            f"<p>{escape(self.caption).replace(chr(10), '<br>')}</p><table>{_head(self)}{_body(self)}</table>",
+            f"<p>{escape(self.caption).replace(chr(10), '<br>')}</p><table{high}>{_head(self)}{_body(self)}</table>",
             f"<p>{escape(self.verdict)}</p>" if self.verdict else "",
             fold(f"Notes: {', '.join(self.notes).lower()}", notes),
             fold(title, strip(self.findings, self.contradictions), fired) if self.provenance["runs"] else "",
@@ -175,6 +177,8 @@ def _flat(comparison: Comparison, format: str) -> pd.DataFrame:
     """One line per student, teacher and row, with what differs of these in front; one column per attack."""
     lines = _lines(comparison, format)
     wide = pd.DataFrame(list(lines.values()), columns=[*_columns(comparison)]).fillna("–")
+    if format == "tex":  # what a column reduces is in the notes
+        wide = wide.rename(columns={heading: name for name, heading in comparison.headings.items()})
     names = pd.DataFrame([*lines], columns=["student", "teacher", "method"])
     return pd.concat([names[[name for name in names if name == "method" or names[name].nunique() > 1]], wide], axis=1)
 
