@@ -13,7 +13,7 @@ from lib.experiment import kept
 from lib.experiment.networks import network
 from lib.experiment.parameters import PARAMS, Parameters, load_scale
 from lib.experiment.planning import plan, run
-from lib.experiment.reference import index, weights_of
+from lib.experiment.reference import FORM, index, weights_of
 from lib.experiment.table import open_table
 from lib.experiment.table_file import read_table
 from lib.experiment.your_model import Classifier, load, load_data
@@ -132,3 +132,26 @@ def test_a_kept_network_is_loaded_by_its_name_as_a_teacher_and_for_an_evaluation
     net = load(given, load_data(given), given.weights)
     assert net.training is False
     assert facts["data"] == "digits"
+
+
+def test_a_kept_network_is_called_by_its_whole_row_and_found_at_whichever_scale_has_it(evidence, tmp_path):
+    table, _, _ = evidence
+    table = open_table("table2_dgad", parameters(table.workspace.outputs, rows=["MAP, PCR"], students=[]))
+    planned = plan(table)
+    run(planned)
+    for job in planned.jobs:
+        kept.keep(job, table, tmp_path)
+    assert "MAP, PCR" in index(tmp_path / "quick")["weights"]
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "index.json").write_text(json.dumps({"form": FORM, "data": {}, "weights": {}, "seeds": [0]}))
+    path, _ = weights_of("MAP, PCR", tmp_path)
+    assert path.is_file()
+
+
+def test_nothing_is_put_among_evidence_of_other_code(evidence, tmp_path):
+    table, _, _ = evidence
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "index.json").write_text(json.dumps({"form": [0, 0]}))
+    with pytest.raises(UserError, match="other code"):
+        kept.keep(plan(table).jobs[0], table, tmp_path)
+    assert [path.name for path in (tmp_path / "quick").iterdir()] == ["index.json"]

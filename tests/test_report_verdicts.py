@@ -66,7 +66,8 @@ def test_the_matrix_of_pairs_is_antisymmetric_and_begins_with_the_most_accurate(
 
 def test_accuracies_by_class_are_those_of_the_images_of_a_class():
     labels = torch.tensor([0, 1, 1, 2, 2, 2])
-    assert per_class("101001", labels).tolist() == pytest.approx([100.0, 50.0, 100 / 3])
+    assert per_class("101001", labels, 3).tolist() == pytest.approx([100.0, 50.0, 100 / 3])
+    assert per_class("101001", labels, 4)[3].isnan()
 
 
 def test_the_calibration_error_is_the_mean_gap_between_confidence_and_accuracy_in_a_bin():
@@ -75,3 +76,15 @@ def test_the_calibration_error_is_the_mean_gap_between_confidence_and_accuracy_i
     assert calibration_error(p.log(), y) == pytest.approx(
         100 * (0.5 * abs(0.6 - 0.9) + 0.5 * abs(0.8 - 0.55)), abs=1e-4
     )
+
+
+def test_students_and_scales_are_never_pooled_as_if_they_were_seeds():
+    good, bad = "1" * 60 + "0" * 40, "1" * 40 + "0" * 60
+    own = [result("DGAD", good), result("AdaAD", bad)]
+    others = [replace(one, student="t", accuracies=(replace(one.accuracies[0], flags=bad[::-1]),)) for one in own]
+    elsewhere = [replace(one, role="small") for one in (result("DGAD", "1" * 30), result("AdaAD", "0" * 30))]
+    for more in (others, elsewhere):
+        lead = verdicts([*own, *more]).set_index(["claim", "column"]).loc[("DGAD beats AdaAD", "AA")]
+        assert (lead["n"], lead["lead"]) == (100, pytest.approx(20.0))
+    apart = [own[0], replace(result("AdaAD", "0" * 30), role="small")]
+    assert set(verdicts(apart)["verdict"]) == {"not run"}

@@ -4,11 +4,14 @@ import torch
 from torch import Tensor
 
 
-def per_class(flags: str, labels: Tensor) -> Tensor:
-    """The accuracy of every class in %, (C,), from an accuracy's flags and the images' labels (N,)."""
+def per_class(flags: str, labels: Tensor, classes: int) -> Tensor:
+    """The accuracy of every class in %, (classes,), from an accuracy's flags and the images' labels (N,).
+
+    A class without an image is NaN.
+    """
     right = torch.tensor([100.0 * (flag == "1") for flag in flags])
     own = labels[: len(flags)].cpu()
-    return torch.stack([right[own == c].mean() for c in range(int(own.max()) + 1)])
+    return torch.stack([right[own == c].mean() for c in range(classes)])
 
 
 def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lib.errors import UserError, check_type
-from lib.experiment import kept
+from lib.experiment import cost, kept
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
 from lib.experiment.planning import Plan, plan
 from lib.experiment.progress import clock, display
@@ -28,17 +28,19 @@ def plans(given: argparse.Namespace) -> Iterator[Plan]:
 
 def show(given: argparse.Namespace) -> None:
     """Print what is there and what is missing, with the core-hours that it takes here."""
-    frames, seen = [], set[str]()
+    records, trained = [], set[str]()
     for planned in plans(given):
-        seconds = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
-        jobs = [job for job in (*planned.jobs, *planned.todo) if job not in seconds or job.columns]
-        for job in dict.fromkeys(jobs):
-            if (key := f"{job.digest} {planned.table.name}") not in seen:
-                seen.add(key)
-                state = job.state(planned.table.workspace)
-                hours = seconds.get(job, 0.0) / 3600
-                frames.append({"network": job.label, "table": planned.table.name, "state": state, "core-hours": hours})
-    frame = pd.DataFrame(frames)
+        expected = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
+        place, seeds = planned.table.workspace, planned.table.parameters.seeds
+        for job in dict.fromkeys((*planned.jobs, *planned.todo)):
+            seconds = expected.get(job, 0.0)
+            if job in expected and job.digest in trained:  # another entry trains it; these columns are left
+                seconds = float(cost.evaluation(job.network.model, job.data, place, job.columns)["seconds"])
+            trained.add(job.digest)
+            label = job.label + (f", seed {seeds[0]}" if seeds != [0] else "")
+            record = {"network": label, "table": planned.table.name, "state": job.state(place)}
+            records.append(record | {"core-hours": seconds / 3600})
+    frame = pd.DataFrame(records).drop_duplicates(["network", "table"])
     print(frame.to_string(index=False, float_format="{:.2f}".format))
     print(f"missing: {frame['core-hours'].sum():.1f} core-hours on this machine")
 

@@ -18,7 +18,7 @@ from lib.experiment.planning import Result
 from lib.experiment.reference import FORM, REFERENCE, SCALES, index
 from lib.experiment.spec import DataSpec, RunSpec
 from lib.experiment.store import Store
-from lib.experiment.table import Table
+from lib.experiment.table import Cell, Table
 from lib.files import write_atomically
 from lib.models.checkpoints import as_safetensors
 
@@ -44,8 +44,12 @@ class Kept(Workspace):
 
 
 def keep(job: Job, table: Table, reference: Path = REFERENCE) -> None:
-    """Put a finished job's run and accuracies under `reference`/<scale>, and what is needed to find them again."""
+    """Put a finished job's run and accuracies under `reference`/<scale>, and what is needed to find them again.
+
+    Raises UserError where the folder holds evidence of other code.
+    """
     folder, own = reference / table.scale_name, table.workspace.store
+    facts = index(folder) if (folder / "index.json").exists() else {"data": {}, "seeds": [], "weights": {}}
     digest = network_digest(job.network, job.data)
     kept = Store(folder).prepared()
     if isinstance(job.network, RunSpec) and not kept.has(job.network.digest):
@@ -58,18 +62,16 @@ def keep(job: Job, table: Table, reference: Path = REFERENCE) -> None:
     for file in (own.evaluations / digest).glob("*.json"):
         (kept.evaluations / digest).mkdir(exist_ok=True)
         write_atomically(kept.evaluations / digest / file.name, file.read_text())
-    _note(folder, job, table)
-
-
-def _note(folder: Path, job: Job, table: Table) -> None:
-    facts = index(folder) if (folder / "index.json").exists() else {"data": {}, "seeds": [], "weights": {}}
     classes, images = table.workspace.counts(job.data)
     facts["data"][job.data.name] = {"sha256": job.data.sha256, "classes": classes, "test_images": images}
     facts["seeds"] = sorted({*facts["seeds"], *table.parameters.seeds})
     facts |= {"form": FORM, "settings": table.parameters.settings}
     if isinstance(job.network, RunSpec) and not isinstance(job, Check):
-        name = job.label.partition(",")[0] + (f", seed {job.network.seed}" if job.network.seed else "")
-        facts["weights"].setdefault(name, {"run": job.digest, "model": job.network.model, "data": job.data.name})
+        name = job.row.row if isinstance(job, Cell) else job.label
+        name += f", seed {job.network.seed}" if job.network.seed else ""
+        own_facts = {"run": job.digest, "model": job.network.model, "data": job.data.name}
+        if facts["weights"].setdefault(name, own_facts) != own_facts:  # another table's row of this name
+            facts["weights"][f"{name} ({table.name})"] = own_facts
     write_atomically(folder / "index.json", json.dumps(facts, indent=1))
     index.cache_clear()
 
@@ -95,16 +97,17 @@ def table_of(table: Table, scale: str, reference: Path = REFERENCE) -> Table | N
 def results(table: Table, reference: Path = REFERENCE) -> list[Result]:
     """The kept accuracies of the table's cells, each from the largest scale that has it."""
     found: dict[tuple[str, str, str], list[Result]] = {}
-    for scale in SCALES:
+    for scale in reversed(SCALES):
         kept = table_of(table, scale, reference)
-        here: dict[tuple[str, str, str], list[Result]] = {}
-        for cell in kept.cells if kept else ():
-            assert kept is not None
-            accuracies = stored(cell.network, cell.data, kept.workspace, cell.columns, cell.checkpoint)
-            if known := tuple(one for one in accuracies if one is not None):
-                made = tuple(made_with(cell.network, cell.data, kept.workspace))
-                line = (cell.student, cell.teacher, cell.row.row)
-                result = Result(*line, cell.seed, cell.digest, known, made, role=scale)
-                here.setdefault(line, []).append(result)
-        found = here | found
+        here = [_result(cell, kept.workspace, scale) for cell in (kept.cells if kept else ()) if kept]
+        for line in {(one.student, one.teacher, one.row) for one in here if one.accuracies}:
+            found[line] = [one for one in here if (one.student, one.teacher, one.row) == line and one.accuracies]
     return [result for each in found.values() for result in each]
+
+
+def _result(cell: Cell, workspace: Workspace, scale: str) -> Result:
+    """What is kept of a cell, which may be nothing."""
+    known = stored(cell.network, cell.data, workspace, cell.columns, cell.checkpoint)
+    accuracies = tuple(one for one in known if one is not None)
+    made = tuple(made_with(cell.network, cell.data, workspace)) if accuracies else ()
+    return Result(cell.student, cell.teacher, cell.row.row, cell.seed, cell.digest, accuracies, made, role=scale)

@@ -35,14 +35,18 @@ def index(folder: Path) -> dict[str, Any]:
 
 
 def weights_of(name: str, reference: Path = REFERENCE) -> tuple[Path, dict[str, Any]]:
-    """The weights file behind kept/<name> and its facts (model, data, run), checked against its digest."""
-    for scale in SCALES:
-        if (reference / scale / "index.json").exists():
-            known = index(reference / scale)["weights"]
-            facts, store = choose("kept network", name, known), Store(reference / scale)
-            if store.has(facts["run"]):
-                return store.folder(facts["run"]) / "best.safetensors", facts
-    raise UserError(f"no evidence is kept in {reference}, so there is no kept/{name}")
+    """The weights file behind kept/<name>, of the largest scale that has it, and its facts: model, data, run.
+
+    Raises UserError for an unknown name, and where a file of the run is not what its manifest says.
+    """
+    folders = [reference / scale for scale in reversed(SCALES) if (reference / scale / "index.json").exists()]
+    if not folders:
+        raise UserError(f"no evidence is kept in {reference}, so there is no kept/{name}")
+    known = {own: (folder, facts) for folder in folders for own, facts in index(folder)["weights"].items()}
+    folder, facts = choose("kept network", name, known)
+    if not (store := Store(folder)).has(facts["run"]):
+        raise UserError(f"the run {facts['run']} of kept/{name} is not in {store.runs}")
+    return store.folder(facts["run"]) / "best.safetensors", facts
 
 
 def weights_path(name: str) -> Path:

@@ -46,12 +46,22 @@ def verdict(lead: Paired | None) -> str:
 
 
 def difference(results: Sequence[Result], one: str, other: str, column: str) -> Paired | None:
-    """The lead of a row over another in a column, paired by image; None where one of them was not measured."""
-    flags = {
-        row: [a.flags for r in results if r.row == row for a in r.accuracies if a.column.name == column]
-        for row in (one, other)
-    }
-    return paired(flags[one], flags[other]) if all(flags.values()) else None
+    """The lead of a row over another in a column, paired by image; None where they were not measured side by side.
+
+    Both are of one student and one scale, the first that has both, and a row of its first teacher.
+    """
+    for block in dict.fromkeys((result.role, result.student) for result in results):
+        own = [result for result in results if (result.role, result.student) == block]
+        flags = [_flags([result for result in own if result.row == row], column) for row in (one, other)]
+        if all(flags):
+            return paired(*flags)
+    return None
+
+
+def _flags(row: Sequence[Result], column: str) -> list[str]:
+    """A row's flags in a column under its first teacher, seed by seed."""
+    taught = [result for result in row if result.teacher == row[0].teacher]
+    return [one.flags for result in taught for one in result.accuracies if one.column.name == column]
 
 
 def paired_matrix(results: Sequence[Result], column: str) -> tuple[pd.DataFrame, pd.DataFrame]:
