@@ -99,15 +99,20 @@ def results(table: Table, reference: Path = REFERENCE) -> list[Result]:
     found: dict[tuple[str, str, str], list[Result]] = {}
     for scale in reversed(SCALES):
         kept = table_of(table, scale, reference)
-        here = [_result(cell, kept.workspace, scale) for cell in (kept.cells if kept else ()) if kept]
-        for line in {(one.student, one.teacher, one.row) for one in here if one.accuracies}:
-            found[line] = [one for one in here if (one.student, one.teacher, one.row) == line and one.accuracies]
+        here = made(kept, scale) if kept else []
+        for line in {(one.student, one.teacher, one.row) for one in here}:
+            found[line] = [one for one in here if (one.student, one.teacher, one.row) == line]
     return [result for each in found.values() for result in each]
+
+
+def made(table: Table, role: str) -> list[Result]:
+    """What the table's store has of its cells, without making any."""
+    return [one for one in (_result(cell, table.workspace, role) for cell in table.cells) if one.accuracies]
 
 
 def _result(cell: Cell, workspace: Workspace, scale: str) -> Result:
     """What is kept of a cell, which may be nothing."""
     known = stored(cell.network, cell.data, workspace, cell.columns, cell.checkpoint)
     accuracies = tuple(one for one in known if one is not None)
-    made = tuple(made_with(cell.network, cell.data, workspace)) if accuracies else ()
-    return Result(cell.student, cell.teacher, cell.row.row, cell.seed, cell.digest, accuracies, made, role=scale)
+    behind = tuple(made_with(cell.network, cell.data, workspace)) if accuracies else ()
+    return Result(cell.student, cell.teacher, cell.row.row, cell.seed, cell.digest, accuracies, behind, role=scale)

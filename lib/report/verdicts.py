@@ -97,11 +97,15 @@ def paired_heatmap(leads: pd.DataFrame, p: pd.DataFrame) -> Figure:
 
 def _printed(claim: dict[str, Any], column: str) -> float | None:
     """The lead that the paper prints; None where it prints no such pair."""
-    if "printed" not in claim:
-        return None
-    table = _as_printed(claim["table"])
-    rows = {row.row: (student, teacher, row) for student, teacher, row in reversed(lines(table))}
-    values = [reported(table, *rows[name], column) for name in claim["printed"]]
+    return printed_lead(claim["table"], claim["printed"], column) if "printed" in claim else None
+
+
+def printed_lead(name: str, pair: Sequence[str], column: str, student: str = "", teacher: str = "") -> float | None:
+    """What the first row of a paper's table has more than the second, of its first student and teacher unless named."""
+    table = _as_printed(name)
+    known = [one for one in lines(table) if student in ("", one[0]) and teacher in ("", one[1])]
+    rows = {row.row: (student, teacher, row) for student, teacher, row in reversed(known)}
+    values = [reported(table, *rows[name], column) for name in pair]
     return None if None in values else round(values[0] - values[1], 2)  # type: ignore[operator]
 
 
