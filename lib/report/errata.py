@@ -68,7 +68,7 @@ def _lead(results: Sequence[Result], rows: Mapping[str, str]) -> str:
 
 
 def steps(entries: Sequence[Entry], nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> pd.DataFrame:
-    """How the two forms' first steps differ on one batch: the cosine of the student's gradients and their lengths' ratio.
+    """How two forms' first steps differ on one batch: the cosine of the student's gradients, and their lengths' ratio.
 
     Only entries whose forms have losses of their own and of the same weights that a batch decides are in it.
     """
