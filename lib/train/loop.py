@@ -107,7 +107,15 @@ class Training:
         order = torch.randperm(len(self.data.labels), generator=self.generator, device=self.data.images.device)
         batches = order.split(self.schedule.batch_size)[: self.stop - self.step]
         for index in batches:
-            terms = self.train_step(to_float(self.data.images[index]), self.data.labels[index])
+            try:
+                terms = self.train_step(to_float(self.data.images[index]), self.data.labels[index])
+            except ValueError as error:  # batch-norm's
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                way = f"another batch_size than {self.schedule.batch_size}, or another number of training images"
+                raise UserError(
+                    f"a batch of {len(index)} image has no batch statistics in this network: {way}"
+                ) from error
             sums |= {name: sums.get(name, 0.0) + term for name, term in terms.items()}
         means = {name: float(total) / len(batches) for name, total in sums.items()}
         if not all(map(math.isfinite, means.values())):
