@@ -88,7 +88,7 @@ NAN_WHERE_DARK = nan_gradient(lambda x: x[:, 0, 0, 0] < 0.2)
     ],
 )
 def test_an_image_without_a_finite_gradient_is_named_and_right_under_no_attack(images, attack, stage):
-    net, x, y = images
+    net, x, _ = images
     x[:, 0, 0, 0] = 0.5
     x[[1, 4], 0, 0, 0] = 0.0  # stays below 0.2 at this radius
     column = AttackSpec("A", attack, 0.01, 0.0025, 2, stages=(stage,))
@@ -108,7 +108,6 @@ def test_an_image_without_a_finite_gradient_is_named_and_right_under_no_attack(i
     "wrapped",
     [
         lambda net: Before(net, NAN),
-        lambda net: Before(net, lambda x: x / (x - x.detach())[:, :1].abs() * 0 + x.detach()),  # NaN forward and back
         lambda net: NoGrad(net, None),
         lambda net: Inference(net, None),
         lambda net: Before(net, lambda x: (x > 0.5).float()),
@@ -118,11 +117,7 @@ def test_an_image_without_a_finite_gradient_is_named_and_right_under_no_attack(i
 )
 def test_a_network_that_gives_no_gradient_is_never_robust_and_the_report_begins_with_it(images, wrapped):
     net, x, _ = images
-    try:
-        result = made(wrapped(net), x, wrapped(net)(x).argmax(1))
-    except UserError as error:
-        assert "not finite" in str(error)
-        return
+    result = made(wrapped(net), x, wrapped(net)(x).argmax(1))
     assert "zero gradients" in fired(result)
     assert result.worst.k == 0
     assert repr(result).startswith("12 images were not attacked, without a finite gradient")

@@ -107,15 +107,7 @@ class Training:
         order = torch.randperm(len(self.data.labels), generator=self.generator, device=self.data.images.device)
         batches = order.split(self.schedule.batch_size)[: self.stop - self.step]
         for index in batches:
-            try:
-                terms = self.train_step(to_float(self.data.images[index]), self.data.labels[index])
-            except ValueError as error:  # batch-norm's
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                way = f"another batch_size than {self.schedule.batch_size}, or another number of training images"
-                raise UserError(
-                    f"a batch of {len(index)} image has no batch statistics in this network: {way}"
-                ) from error
+            terms = self.train_step(to_float(self.data.images[index]), self.data.labels[index])
             sums |= {name: sums.get(name, 0.0) + term for name, term in terms.items()}
         means = {name: float(total) / len(batches) for name, total in sums.items()}
         if not all(map(math.isfinite, means.values())):
@@ -127,9 +119,15 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.padding or self.flip:
             x = crop_and_flip(x, padding=self.padding, flip=self.flip, generator=self.generator)
-        x_adv, observed = self.craft(x, y)
-        self.student.train()
-        terms = self.update(x, x_adv, y, observed)
+        try:
+            x_adv, observed = self.craft(x, y)
+            self.student.train()
+            terms = self.update(x, x_adv, y, observed)
+        except ValueError as error:  # batch-norm's
+            if "more than 1 value per channel" not in str(error):
+                raise
+            way = f"another batch_size than {self.schedule.batch_size}, or another number of training images"
+            raise UserError(f"a batch of {len(y)} image has no batch statistics in this network: {way}") from error
         self.scheduler.step()
         self.step += 1
         return terms
