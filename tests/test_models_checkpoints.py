@@ -268,3 +268,13 @@ def test_of_two_networks_in_one_flat_dict_a_prefix_names_one(tmp_path):
     assert torch.equal(read_state(tmp_path / "w.pt", "teacher")["0.weight"], teacher["0.weight"])
     with pytest.raises(UserError, match="does not fit"):
         load_weights(net(), tmp_path / "w.pt")
+
+
+def test_a_bit_flip_among_the_weights_of_a_torch_file_is_found_by_its_checksum(tmp_path):
+    torch.save(net().state_dict(), tmp_path / "w.pt")
+    content = bytearray((tmp_path / "w.pt").read_bytes())
+    content[content.index(net_bytes := read_state(tmp_path / "w.pt")["0.weight"].numpy().tobytes()) + 5] ^= 4
+    assert net_bytes not in content
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        read_state(tmp_path / "w.pt")

@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,8 @@ def _content(path: Path) -> Any:
 def read_plain(path: Path) -> Any:
     """torch.load of tensors and plain values; UserError where the pickle asks for more, which is not run."""
     try:
+        if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()):  # which torch does not look at
+            raise ValueError(f"the checksum of {broken} is wrong")
         with torch.serialization.safe_globals([(Beside, name) for name in HOLDERS]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file makes the reader say
