@@ -207,7 +207,8 @@ def test_a_model_of_ones_own_is_evaluated(tmp_path):
     torch.save(build("ResNet10-w8", classes=10, channels=1).state_dict(), tmp_path / "mine.pt")
     given = {"weights": str(tmp_path / "mine.pt"), "model": "ResNet10-w8", "images": 20, "changes": cheap}
     copy = execute("evaluate_your_model", tmp_path, **given)
-    saved = json.loads((tmp_path / "tables" / "evaluate_your_model_mine.json").read_text())
+    (report,) = (tmp_path / "tables").glob("evaluate_your_model_mine_*.json")
+    saved = json.loads(report.read_text())
     assert [len(a["flags"]) for a in saved["accuracies"]] == [20, 20, 20, 20, 20, 5]
     assert len(saved["findings"]) == 10
     assert "worst case over the attacks" in displayed(copy)
