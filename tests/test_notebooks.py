@@ -293,7 +293,7 @@ def test_a_bad_teacher_file_ends_a_table_with_one_sentence(tmp_path, harm):
     if harm == "truncated":
         file.write_bytes(file.read_bytes()[:-30])
     sentence = refusal("table4_dgad", tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)}, **DGAD)
-    assert {"truncated": "damaged", "hostile": "refused", "another network's": "does not fit"}[harm] in sentence
+    assert {"truncated": "damaged", "hostile": "refused", "another network's": "fit"}[harm] in sentence
     assert not (tmp_path / "victim").exists()
     assert not list((tmp_path / "runs").glob("*"))
 
@@ -304,7 +304,7 @@ def test_a_bad_teacher_file_ends_a_table_with_one_sentence(tmp_path, harm):
         ({"weights": "nowhere.pt"}, "there is no weights file"),
         ({"model": "ResNet19"}, "unknown model 'ResNet19'"),
         ({"changes": {"AA": {"image": 3}}}, "AA has no 'image'"),
-        ({"epsilon_255": 800.0}, "the radius lies in"),
+        ({"epsilon_255": 800.0}, "cannot be meant"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
