@@ -293,7 +293,7 @@ def test_a_bad_teacher_file_ends_a_table_with_one_sentence(tmp_path, harm):
     if harm == "truncated":
         file.write_bytes(file.read_bytes()[:-30])
     sentence = refusal("table4_dgad", tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)}, **DGAD)
-    assert {"truncated": "damaged", "hostile": "refused", "another network's": "fit"}[harm] in sentence
+    assert {"truncated": "damaged", "hostile": "refused", "another network's": "holds no state dict"}[harm] in sentence
     assert not (tmp_path / "victim").exists()
     assert not list((tmp_path / "runs").glob("*"))
 
