@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from wrapped import After, fired
 
 from lib.data import Split
 from lib.errors import UserError
@@ -66,19 +67,8 @@ def test_fewer_images_than_the_protocol_wants_are_all_taken_with_a_note(images):
 def test_probabilities_are_flagged(images):
     net, x, y = images
     result = made(nn.Sequential(net, nn.Softmax(1)), x, y)
-    assert "outputs are probabilities" in {finding.check for finding in result.findings if finding.fired}
+    assert "outputs are probabilities" in fired(result)
     assert "take the softmax off" in repr(result)
-
-
-class Broken(nn.Module):
-    """Logits with something wrong."""
-
-    def __init__(self, net, harm):
-        super().__init__()
-        self.net, self.harm = net, harm
-
-    def forward(self, x):
-        return self.harm(self.net(x))
 
 
 def nan_for_one(z):
@@ -98,11 +88,11 @@ def nan_for_one(z):
         (lambda net, x, y: (net, x, y.float()), "one whole number per image"),
         (lambda net, x, y: (net, x, y - 100), "labels must be numbers from 0"),
         (lambda net, x, y: (net, x, y.index_fill(0, torch.tensor([3]), 10)), "10 outputs, the labels go up to 10"),
-        (lambda net, x, y: (Broken(net, lambda z: z[:, :4]), x, y.fill_(4)), "4 outputs, the labels go up to 4"),
-        (lambda net, x, y: (Broken(net, lambda z: z[:, :1]), x, y.zero_()), "1 outputs"),
-        (lambda net, x, y: (Broken(net, nan_for_one), x, y), "not finite .* on 1 of 12 images"),
-        (lambda net, x, y: (Broken(net, lambda z: z.flatten()), x, y), r"the shape \(12, classes\)"),
-        (lambda net, x, y: (Broken(net, lambda z: (z, z)), x, y), "outputs must be a tensor of .* got tuple"),
+        (lambda net, x, y: (After(net, lambda z: z[:, :4]), x, y.fill_(4)), "4 outputs, the labels go up to 4"),
+        (lambda net, x, y: (After(net, lambda z: z[:, :1]), x, y.zero_()), "1 outputs"),
+        (lambda net, x, y: (After(net, nan_for_one), x, y), "not finite .* on 1 of 12 images"),
+        (lambda net, x, y: (After(net, lambda z: z.flatten()), x, y), r"the shape \(12, classes\)"),
+        (lambda net, x, y: (After(net, lambda z: (z, z)), x, y), "outputs must be a tensor of .* got tuple"),
     ],
 )
 def test_what_would_make_the_numbers_meaningless_is_refused_with_the_reason(images, change, reason):
@@ -121,7 +111,7 @@ def test_a_radius_outside_of_the_images_range_is_refused(images, epsilon):
         made(*images, epsilon=epsilon)
 
 
-class Brittle(Broken):
+class Brittle(After):
     """NaN in place of every answer that is not differentiated: those that are judged."""
 
     def forward(self, x):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from wrapped import After, Before, fired
 
 from lib import report as shown
 from lib.attacks.autoattack import standard
@@ -27,28 +28,6 @@ def images(make_net):
 
 def made(net, x, y, **given):
     return report(net, x, y, **({"epsilon": 0.05, "changes": CHANGES} | given))
-
-
-def fired(result):
-    return {finding.check for finding in result.findings if finding.fired}
-
-
-class Before(nn.Module):
-    """A network behind a function of its images."""
-
-    def __init__(self, net, function):
-        super().__init__()
-        self.net, self.function = net, function
-
-    def forward(self, x):
-        return self.net(self.function(x))
-
-
-class After(Before):
-    """A network before a function of its logits."""
-
-    def forward(self, x):
-        return self.function(self.net(x))
 
 
 class NoGrad(Before):

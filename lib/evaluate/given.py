@@ -13,6 +13,7 @@ from lib.errors import UserError
 from lib.evaluate.accuracy import check_logits
 from lib.evaluate.attacks import wrong_unit
 from lib.evaluate.sanity import SLACK_IMAGES, percent
+from lib.models.checkpoints import NORMALISATION
 from lib.models.deepmind import NORMALISATIONS, Normalise
 
 MORE = 5.0  # points that another normalisation has to gain before it is named
@@ -23,7 +24,6 @@ STATISTICS = {  # mean and std per channel, for images in [0, 1]
     "0.5 and 0.5": ((0.5,) * 3, (0.5,) * 3),
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-HALVES = (("mean", "std"), ("mu", "sigma"), ("mean", "sigma"), ("mu", "std"))  # what a layer's statistics are called
 
 
 class Float32(nn.Module):
@@ -164,10 +164,10 @@ def other_normalisation(net: nn.Module, x: Tensor, y: Tensor) -> list[str]:
 def _own(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The statistics of the network's own normalisation, that of the first module that has any; else 0 and 1."""
     for module in net.modules():
-        for names in HALVES:
-            halves = [torch.as_tensor(getattr(module, name, ())).to(x) for name in names if _numbers(module, name)]
-            if len(halves) == 2 and all(half.numel() in (1, x.shape[1]) for half in halves):
-                return halves[0].reshape(-1, 1, 1), halves[1].reshape(-1, 1, 1)
+        known = {half: getattr(module, name) for name, half in NORMALISATION.items() if _numbers(module, name)}
+        halves = {half: torch.as_tensor(numbers).to(x).reshape(-1, 1, 1) for half, numbers in known.items()}
+        if len(halves) == 2 and all(len(half) in (1, x.shape[1]) for half in halves.values()):
+            return halves["mean"], halves["std"]
     return torch.zeros(1, 1, 1).to(x), torch.ones(1, 1, 1).to(x)
 
 

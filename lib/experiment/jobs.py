@@ -105,7 +105,8 @@ class Check(Job):
                 x, y = to_float(part.images), part.labels
                 with frozen(net):
                     findings = tuple(sanity_checks(folded(net), x, y, epsilon=self.epsilon, unrelated=other))
-                rows = [asdict(finding) | {"provenance": provenance(workspace)} for finding in findings]
+                made = {"provenance": provenance(workspace)}
+                rows = [asdict(finding) | made for finding in findings]
                 workspace.store.write_rows(super().digest, self._key, rows)
         fired = ", ".join(finding.check for finding in findings if finding.fired)
         return f"{self.label}: {fired + ' fired' if fired else 'sound'}"

@@ -100,7 +100,7 @@ def results(table: Table, reference: Path = REFERENCE) -> list[Result]:
     for scale in reversed(SCALES):
         kept = table_of(table, scale, reference)
         here = made(kept, scale) if kept else []
-        for line in {(one.student, one.teacher, one.row) for one in here}:
+        for line in dict.fromkeys((one.student, one.teacher, one.row) for one in here):
             found[line] = [one for one in here if (one.student, one.teacher, one.row) == line]
     return [result for each in found.values() for result in each]
 

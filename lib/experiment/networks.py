@@ -57,8 +57,8 @@ class Workspace:
 
     def counts(self, spec: DataSpec) -> tuple[int, int]:
         """How many classes the data has and how many test images."""
-        dataset = self.dataset(spec)
-        return len(dataset.classes), len(dataset.test.labels)
+        whole = _load(self, spec.name)
+        return len(whole.classes), len(whole.test.labels)
 
 
 @lru_cache(maxsize=2)
@@ -109,7 +109,7 @@ def git(*arguments: str) -> str:
 
 def fresh_network(model: str, data_spec: DataSpec, workspace: Workspace, outputs: int = 0) -> nn.Module:
     """An untrained `model` for this data, drawn from torch's global generator; `outputs` logits, or one per class."""
-    dataset = workspace.dataset(data_spec)
+    dataset = _load(workspace, data_spec.name)
     net = build(model, classes=outputs or len(dataset.classes), channels=dataset.channels)
     return net.to(workspace.device).to(memory_format=torch.channels_last)
 

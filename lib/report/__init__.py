@@ -10,5 +10,5 @@ from lib.report.kept import kept_results
 from lib.report.overview import linked, overview
 from lib.report.protocols import accuracies, protocols, teachers_table, undefended_control, under_both
 from lib.report.render import provenance_table, save, save_own, source
-from lib.report.reported import choices, paper, printed, reported_table, reported_with_sources, row_key
+from lib.report.reported import choices, paper, printed, reported_table, row_key
 from lib.report.verdicts import paired_heatmap, paired_matrix, verdicts

@@ -51,13 +51,6 @@ def reported_table(table: Table) -> pd.DataFrame:
     return pd.DataFrame(values, index=index, columns=columns, dtype=float)
 
 
-def reported_with_sources(table: Table) -> pd.DataFrame:
-    """The same without empty rows, and from whom the paper quotes each."""
-    rows = {row.row: row for row in table.rows}
-    frame = reported_table(table).dropna(how="all")
-    return frame.assign(source=[rows[row].quoted.get(student, "its own") for student, _, row in frame.index])
-
-
 def printed(entry: Mapping[str, Any], columns: Iterable[str] = ()) -> pd.DataFrame:
     """All rows of an entry of the paper's whose rows are a list, whichever of them are run here; a dash is missing."""
     rows = {row_key(one): one["values"] for one in entry["rows"]}
