@@ -19,6 +19,7 @@ from lib.evaluate import (
     Resources,
     accuracy,
     check_perturbation,
+    columns_of,
     evaluate,
     together,
 )
@@ -307,3 +308,33 @@ def test_an_autoattack_that_was_killed_goes_on_to_the_same_flags(net, split, tmp
     limit[0] = None
     assert evaluate(net, split, (setting,), resources=Resources(tmp_path)) == [whole]
     assert len(set(written)) == len(written) > 2  # no batch twice
+
+
+# --- a second opinion -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (column("fgsm"), column("torchattacks_fgsm")),
+        (column("pgd", steps=7), column("torchattacks_pgd", steps=7)),
+        (column("pgd", steps=7, restarts=3), column("torchattacks_pgd", steps=7, restarts=3)),
+        (column("autoattack", batch_size=16), column("torchattacks_apgd", steps=100, batch_size=16)),
+    ],
+    ids=["FGSM", "PGD", "PGD with restarts", "APGD"],
+)
+def test_torchattacks_gives_every_image_the_flag_that_we_give_it(net, split, ours, theirs):
+    before = torch.get_rng_state()
+    expected, found = accuracy(net, split, ours), accuracy(net, split, theirs)
+    assert found.flags == expected.flags
+    assert found.k < 12
+    assert torch.get_rng_state().equal(before)
+
+
+def test_a_second_opinion_is_a_protocol_whose_settings_are_the_common_ones():
+    theirs, ours = ({c.name: c for c in columns_of(name)} for name in ("torchattacks", "common"))
+    for name in ("FGSM", "PGD-20"):
+        assert theirs[name].attack == f"torchattacks_{ours[name].attack}"
+        assert replace(theirs[name], attack=ours[name].attack).what == ours[name].what
+    assert theirs["APGD-CE"].steps == autoattack.STEPS == 100
+    assert theirs["APGD-CE"].images == theirs["APGD-CE"].batch_size  # one batch: the same draws as AutoAttack's

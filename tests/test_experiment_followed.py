@@ -108,7 +108,9 @@ def test_the_curves_are_read_from_a_history_and_drawn_also_where_a_run_was_not_f
         curves, {"a": ["DYNAT", "PGD-AT"], "b": ["DYNAT"]}, ["label right", "guide, train images"]
     )
     assert len(figure.axes) == 4
-    assert [len(axis.lines) for axis in figure.axes] == [2, 2, 1, 1]
+    drawn = [sum(len(line.get_xdata()) > 0 for line in axis.lines) for axis in figure.axes]
+    assert drawn == [2, 2, 1, 1]
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["DYNAT", "PGD-AT"]
     assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["labels right, %", "accuracy, %"]
     assert figures.history(path).axes
 
@@ -117,7 +119,19 @@ def test_no_two_of_more_than_ten_curves_look_the_same():
     runs_drawn = [f"run {i}" for i in range(12)]
     curves = pd.DataFrame([{"run": run, "epoch": 1, "label right": 50.0} for run in runs_drawn])
     (axis,) = figures.followed(curves, {"": runs_drawn}, ["label right"]).axes
+    axis.get_legend().remove()
     assert len({(line.get_color(), line.get_linestyle()) for line in axis.lines}) == 12
+
+
+def test_the_seeds_of_a_row_are_one_curve_of_their_mean_in_a_band_from_the_lowest_to_the_highest():
+    values = {"DYNAT, seed 0": (40.0, 50.0), "DYNAT, seed 1": (60.0, 90.0), "LBGAT, seed 0": (10.0, 20.0)}
+    records = [{"run": run, "epoch": e, "label right": v} for run, own in values.items() for e, v in enumerate(own, 1)]
+    (axis,) = figures.followed(pd.DataFrame(records), {"": [*values]}, ["label right"]).axes
+    curves = [line.get_xydata().tolist() for line in axis.lines if len(line.get_xdata())]
+    assert curves == [[[1, 50.0], [2, 70.0]], [[1, 10.0], [2, 20.0]]]
+    band = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (40.0, 90.0)
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["DYNAT", "LBGAT"]
 
 
 @pytest.mark.parametrize(

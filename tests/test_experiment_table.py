@@ -392,7 +392,7 @@ def test_a_table_of_ones_own_has_no_reported_numbers_and_an_unknown_item_is_refu
     table = open_table("table1_las_at", Parameters(outputs=str(tmp_path), device="cpu"))
     own = replace(table, file=replace(table.file, item="", title="Mine"))
     assert own.reported == {}
-    assert report.compare(own, []).caption.startswith("Mine, accuracy in %.")
+    assert report.compare(own, []).caption.startswith("Mine, accuracy in %")
     assert report.reported_table(own).isna().all(axis=None)
     with pytest.raises(UserError, match="unknown item of las_at 'mine'; choose one of: meta, table1"):
         report.compare(replace(table, file=replace(table.file, item="mine")), [])

@@ -6,7 +6,7 @@ import pytest
 from small import parameters
 
 from lib import report
-from lib.evaluate import Accuracy, AttackSpec, wilson
+from lib.evaluate import Accuracy, AttackSpec, Finding, wilson
 from lib.experiment.planning import Result
 from lib.experiment.table import Table, open_table
 from lib.report import compare, figures, gains, save
@@ -49,10 +49,19 @@ def results() -> list[Result]:
     return [result("PGD-AT", 18), result("DGAD", 12, "WideResNet-34-10"), teacher("WideResNet-34-10")]
 
 
-def test_reported_measured_and_difference_stand_side_by_side(table, results):
+def test_a_difference_stands_only_where_the_data_are_the_papers(table, results):
+    assert "difference" not in compare(table, results).frame
+    at_gpu = replace(table, parameters=replace(table.parameters, scale="gpu"))  # its name alone
+    comparison = compare(at_gpu, results)
+    cell = comparison.frame.set_index(["row", "column"]).loc[("DGAD", "PGD")]
+    assert cell.difference == pytest.approx(60.0 - 55.29)
+    assert "+4.7" in comparison.to_html()
+    assert "says nothing about the paper" in comparison.notes["Difference"]
+
+
+def test_reported_and_measured_stand_side_by_side(table, results):
     cell = compare(table, results).frame.set_index(["row", "column"]).loc[("DGAD", "PGD")]
     assert (cell.reported, cell.measured, cell.k, cell.n) == (55.29, 60.0, 12, 20)
-    assert cell.difference == pytest.approx(60.0 - 55.29)
     assert (cell.low, cell.high) == pytest.approx(wilson(12, 20))
 
 
@@ -73,13 +82,32 @@ def test_several_seeds_give_their_mean_and_spread_and_the_interval_of_one_test_s
 def test_a_reported_mark_is_shared_where_two_sets_of_images_may_differ_so():
     values = [70.0, 69.0, 60.0, 59.5, 40.0, None]
     block = pd.DataFrame({"reported": values, "reported_n": [10_000, 1_000, 10_000, 10_000, 10_000, 10_000]})
-    assert marks(block, "reported").tolist() == ["best", "best", "second", "second", "", ""]
+    assert marks(block, "reported").tolist() == ["best", "best", "", "", "", ""]
 
 
 def test_a_measured_mark_is_shared_by_what_a_paired_test_cannot_tell_from_the_leader():
+    flags = [[right(18)], [right(17)], [right(9)], [right(8)], []]
+    block = pd.DataFrame({"measured": [90.0, 85.0, 45.0, 40.0, None], "flags": flags})
+    assert marks(block, "measured").tolist() == ["best", "best", "", "", ""]
+
+
+def test_where_more_than_half_of_a_column_would_be_marked_nothing_is_and_the_table_says_so_once(tmp_path):
     flags = [[right(18)], [right(17)], [right(9)], []]
     block = pd.DataFrame({"measured": [90.0, 85.0, 45.0, None], "flags": flags})
-    assert marks(block, "measured").tolist() == ["best", "best", "second", ""]
+    assert marks(block, "measured").tolist() == ["untold", "untold", "", ""]
+    assert marks(block[:1], "measured").tolist() == [""]  # one row is no comparison
+    table = open_table("table4_dgad", parameters(tmp_path, rows=["PGD-AT", "TRADES"]))
+    alike = compare(table, [result("PGD-AT", 18), result("TRADES", 17)])
+    assert alike.verdict == "This scale cannot tell the rows apart: no measured number is marked."
+    assert alike.to_html().count(alike.verdict) == 1
+    assert "<b>90.0" not in alike.to_html()
+    apart = compare(table, [result("PGD-AT", 18), result("TRADES", 9)])
+    assert apart.verdict == ""
+    assert "<b>90.0" in apart.to_html()
+    mixed = list(result("TRADES", 9).accuracies)
+    mixed[0] = replace(mixed[0], k=17, flags=right(17))
+    some = compare(table, [result("PGD-AT", 18), replace(result("TRADES", 9), accuracies=tuple(mixed))])
+    assert some.verdict == "This scale cannot tell the rows apart in Clean: nothing is marked there."
 
 
 def test_the_worst_case_counts_an_image_as_right_that_is_right_under_every_attack_of_the_papers(table, tmp_path):
@@ -90,21 +118,44 @@ def test_the_worst_case_counts_an_image_as_right_that_is_right_under_every_attac
     (line,) = comparison.beside.to_dict("records")
     assert (line["row"], line["k"], line["n"], line["flags"]) == ("PGD-AT", 13, 20, ["0" * 5 + "1" * 13 + "00"])
     assert (line["low"], line["high"]) == pytest.approx(wilson(13, 20))
-    csv, md, *_, saved = save(comparison, tmp_path)
+    csv, md, *_, saved, _ = save(comparison, tmp_path)
     assert pd.read_csv(csv).query("column == 'Worst case'").measured.tolist() == [65.0]
-    assert "65.0 [" in md.read_text()
+    assert "65.0 <small>[" in md.read_text()
     assert json.loads(saved.read_text())["beside"][0]["flags"] == line["flags"]
-    assert "Worst case: right under all of Clean, FGSM, PGD, AA" in comparison.caption
+    assert comparison.notes["Worst case"].startswith("right under all of Clean, FGSM, PGD, AA")
 
 
-def test_the_caption_names_scale_data_stand_ins_teachers_sources_and_what_was_replaced(table, results, tmp_path):
-    caption = compare(table, results).caption
-    for part in ("'quick'", "digits", "ResNet8-w8 for ResNet18", "WideResNet-34-10 by PGD-AT", "† equal to AdaAD's"):
-        assert part in caption, part
-    assert "attack_steps, columns, held_out, sanity_images, schedules, test_images, train_images" in caption
-    caption = compare(whole("table5_las_at", tmp_path), []).caption
+def test_two_lines_stand_above_a_table_and_the_rest_is_folded_and_complete(table, results, tmp_path):
+    comparison = compare(table, results)
+    title, on = comparison.caption.split("\n")
+    assert title == "White-box robustness on CIFAR-10 (DGAD, Table 4), accuracy in %: reported / measured."
+    assert on.startswith("Measured at scale quick: scikit-learn's digits")
+    above, folded = comparison.to_html().split("</table>", 1)
+    assert "AdaAD's" not in above
+    for part in ("ResNet8-w8 for ResNet18", "WideResNet-34-10 by PGD-AT", "† equal to AdaAD&#x27;s", "radius 38/255"):
+        assert part in folded, part
+    assert folded.count("<details>") == folded.count("</details>") == 3
+    assert "attack_steps, columns, held_out, sanity_images, schedules, test_images, train_images" in folded
+    notes = " ".join(compare(whole("table5_las_at", tmp_path), []).notes.values())
     for part in ("WideResNet-10-1-silu for", "ResNet8-w8-guide for", "ResNet8-w8 for ResNet18", "digits, digits_b"):
-        assert part in caption, part
+        assert part in notes, part
+
+
+def test_the_sanity_checks_are_open_where_something_fired(table, results):
+    fired = [replace(one, findings=(Finding("noise", 2.0, 1.0, "points"),)) for one in results]
+    assert "<details open><summary>Sanity checks: something fired" in compare(table, fired).to_html()
+    quiet = [replace(one, findings=(Finding("noise", 0.0, 1.0, "points"),)) for one in results]
+    assert "<details><summary>No sanity check fired" in compare(table, quiet).to_html()
+
+
+def test_reported_and_kept_numbers_are_folded_and_every_reported_one_is_there(tmp_path):
+    table = whole("table4_dgad", tmp_path)
+    comparison = report.reported_and_kept(table)
+    assert comparison._repr_html_().startswith("<details><summary>White-box robustness")
+    numbers = comparison.frame["reported"].dropna()
+    assert len(numbers) == 160
+    assert all(f"{number:.2f}" in comparison.to_html() for number in numbers)
+    assert comparison.caption.endswith("Nothing is measured here yet.")
 
 
 def test_beside_a_column_on_fewer_images_stands_the_strongest_attack_on_the_same_ones(tmp_path):
@@ -126,10 +177,10 @@ def test_beside_a_column_on_fewer_images_stands_the_strongest_attack_on_the_same
     assert [*alone.beside["column"]] == ["Worst case"]
 
 
-def test_a_caption_speaks_of_reported_numbers_only_where_there_are_some(tmp_path):
+def test_a_table_speaks_of_reported_numbers_only_where_there_are_some(tmp_path):
     for name, there in (("fig2_dgad", False), ("fig4_las_at", False), ("table1_las_at", True)):
-        caption = compare(whole(name, tmp_path), []).caption
-        assert ("Reported:" in caption, "10,000" in caption, "The difference" in caption) == (there, there, there)
+        comparison = compare(whole(name, tmp_path), [])
+        assert ("Reported" in comparison.notes, "reported" in comparison.caption) == (there, there)
 
 
 def test_headings_say_which_columns_are_reduced(table):
@@ -145,21 +196,31 @@ def test_quoted_rows_are_marked_and_others_are_not(table, results):
     assert "87.58" in html
 
 
-def test_equal_results_are_saved_as_equal_bytes_in_five_formats(table, results, tmp_path):
+def test_equal_results_are_saved_as_equal_bytes_in_five_formats_with_notes_beside_them(table, results, tmp_path):
     first, second = (save(compare(table, results), tmp_path / name) for name in ("a", "b"))
-    assert [path.suffix for path in first] == [".csv", ".md", ".tex", ".html", ".json"]
+    names = ["table4_dgad" + end for end in (".csv", ".md", ".tex", ".html", ".json", "_notes.md")]
+    assert [path.name for path in first] == names
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_the_saved_formats_hold_the_numbers_and_their_provenance(table, results, tmp_path):
-    csv, md, tex, html, js = save(compare(table, results), tmp_path)
+def test_the_saved_formats_hold_the_numbers_and_their_provenance(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path, rows=["PGD-AT", "TRADES"]))
+    comparison = compare(table, [result("PGD-AT", 18), result("TRADES", 9)])
+    csv, md, tex, html, js, notes = save(comparison, tmp_path)
     assert len(pd.read_csv(csv)) == 2 * 5
-    assert "**90.0 [" in md.read_text()
-    assert r"\textbf{90.0 [" in tex.read_text()
-    assert "<b>90.0 [" in html.read_text()
+    assert "82.95† / **90.0** <small>[" in md.read_text()
+    assert r"82.95$^\dagger$ / \textbf{90.0} {\tiny [" in tex.read_text()
+    assert "& AA \\\\" in tex.read_text()
+    assert "AA (APGD-CE only, 3 images)" in comparison.notes["Reduced"]
+    assert "<b>90.0</b><small>[" in html.read_text()
     saved = json.loads(js.read_text())
     assert saved["provenance"]["data_sha256"] == table.data.sha256
     assert saved["cells"][0]["k"] == 18
+    assert saved["notes"] == comparison.notes
+    for text in comparison.notes.values():
+        assert text in notes.read_text()
+        assert text not in md.read_text() + tex.read_text()
+    assert table.data.sha256 in notes.read_text()
 
 
 def test_latex_gets_no_character_that_it_would_read_as_a_command(tmp_path):

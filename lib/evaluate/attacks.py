@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Generator, Tensor
+import torch
+from torch import Generator, Tensor, nn
 
 from lib.attacks.autoattack import STAGES as STAGES
 from lib.attacks.autoattack import Result, standard
@@ -88,7 +89,7 @@ class AttackSpec:
         shown = {
             "attack": attack.words.format(**vars(self)) + details,
             "radius": f"{255 * self.epsilon:.4g}/255" if attack.bounded else "–",
-            "step": f"{255 * self.step_size:.4g}/255" if attack.loss else "–",
+            "step": f"{255 * self.step_size:.4g}/255" if attack.bounded and not attack.steps else "–",
             "steps": self.steps or attack.steps,
             "restarts": self.restarts,
             "seed": self.seed,
@@ -179,6 +180,29 @@ def _jsma(target: Callable[[Tensor, int, Generator], Tensor], words: str) -> Eva
     return EvaluationAttack(run, f"JSMA towards {words} (theta {{theta:g}}, gamma {{gamma:g}})", bounded=False)
 
 
+def _torchattacks(name: str, words: str, **how: Any) -> EvaluationAttack:
+    """torchattacks' attack as a second opinion, with our settings and from our start: an image's flag is ours."""
+
+    def run(net: Net, x: Tensor, y: Tensor, column: AttackSpec, generator: Generator) -> Tensor:
+        import torchattacks
+
+        module = nn.Module().eval()  # it wants a module with a parameter, whose device is the images'
+        module.forward, module.place = lambda z: net(z), nn.Parameter(x.new_zeros(1), requires_grad=False)
+        own: dict[str, dict[str, Any]] = {
+            "FGSM": {},
+            "PGD": {"alpha": column.step_size, "steps": column.steps},
+            "APGD": {"steps": column.steps, "seed": column.seed},  # its default of 10 is not AutoAttack's 100
+        }
+        shared = torch.cuda.default_generators[x.device.index] if x.is_cuda else torch.default_generator
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            shared.set_state(generator.get_state())
+            x_adv: Tensor = getattr(torchattacks, name)(module, eps=column.epsilon, **own[name])(x, y)
+            generator.set_state(shared.get_state())
+        return x_adv.detach()
+
+    return EvaluationAttack(run, f"{words} by torchattacks", **how)
+
+
 ATTACKS = {
     "clean": EvaluationAttack(lambda net, x, *_: x, "none"),
     "fgsm": EvaluationAttack(partial(_fgsm, start=at_image), "FGSM from the image", steps=1),
@@ -196,6 +220,9 @@ ATTACKS = {
         steps=0,
     ),
     "autoattack": EvaluationAttack(lambda net, x, y, column, _: autoattack(net, x, y, column).x_adv, "AutoAttack"),
+    "torchattacks_fgsm": _torchattacks("FGSM", "FGSM from the image", steps=1),
+    "torchattacks_pgd": _torchattacks("PGD", "PGD on the cross-entropy, last iterate,", random_start=True, steps=0),
+    "torchattacks_apgd": _torchattacks("APGD", "APGD on the cross-entropy", steps=0),
     "jsma": _jsma(wrong_target, "a wrong class, without a radius"),
     "jsma_as_published": _jsma(lambda y, *_: published_target(y), "the true class, as published: no attack"),
 }

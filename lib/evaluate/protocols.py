@@ -32,6 +32,9 @@ _COLUMNS = {
     "FGSM-random-0.031": AttackSpec("", "fgsm_random", FAT_RADIUS),
     "PGD-20-0.031": AttackSpec("", "pgd", FAT_RADIUS, FAT_STEP, 20),
     "CW-30-0.031": AttackSpec("", "cw", FAT_RADIUS, FAT_STEP, 30),
+    "FGSM-torchattacks": AttackSpec("", "torchattacks_fgsm", RADIUS),
+    "PGD-20-torchattacks": AttackSpec("", "torchattacks_pgd", RADIUS, STEP, 20),
+    "APGD-CE-torchattacks": AttackSpec("", "torchattacks_apgd", RADIUS, steps=100, images=200),  # one batch
     "JSMA": AttackSpec("", "jsma"),
     "JSMA-as-published": AttackSpec("", "jsma_as_published"),
 }
@@ -43,9 +46,14 @@ PROTOCOLS = {
     "dgad": {"Clean": "Clean", "FGSM": "FGSM", "PGD": "PGD-10", "CW2": "CW2", "AA": "AA"},
     "dynat": {"Clean": "Clean", **_FROZEN, "AA": "AA-0.031-1000"},
     "d2r": {"Clean": "Clean", **_FROZEN, "AA": "AA-0.031"},
+    "torchattacks": {
+        "Clean": "Clean",
+        **{name: f"{name}-torchattacks" for name in ("FGSM", "PGD-20", "APGD-CE")},
+    },
     "common": {"Clean": "Clean", "FGSM": "FGSM", "PGD-20": "PGD-20", "PGD-50": "PGD-50", "C&W": "CW-20", "AA": "AA"},
 }
-"""A column's name in a paper's tables -> the preset behind it; "common" is one for all: last iterates, one radius."""
+"""A column's name in a paper's tables -> the preset behind it; "common" is one for all: last iterates, one radius.
+"torchattacks" is a second opinion on the common one's FGSM and PGD-20 and on APGD-CE."""
 
 
 def at_radius(column: AttackSpec, epsilon: float, step_size: float) -> AttackSpec:

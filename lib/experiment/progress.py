@@ -1,12 +1,14 @@
 """Progress that reads well in a terminal, in JupyterLab, in a saved notebook and in papermill's log."""
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
 LINES = 10  # at most so many in a log, however many jobs there are
+WIDTH = 88  # at most so many characters each: a narrow page does not wrap them
 BAR = "{percentage:3.0f} % {bar} {remaining} left {postfix}"
 
 
@@ -26,7 +28,7 @@ class Progress:
     def show(self, seconds: float = 0.0, trained: float = 0.0) -> None:
         """Display the state, with the job of so many seconds that runs, of whose training a share is done."""
         share = (self.done + 0.9 * seconds * trained) / self.total
-        text = f"{self.finished}/{self.jobs} runs · {self.message}"
+        text = f"{self.finished}/{self.jobs} runs" + (f" · {self.message}" if self.message else "")
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(round(100 * share, 1) - self.bar.n)
         due = int(LINES * share + 1e-9)
@@ -34,7 +36,9 @@ class Progress:
             self.printed, elapsed = due, time.monotonic() - self.begun
             left = f"{clock(elapsed * (1 - share) / share)} left" if self.finished else "begun"
             left = left if self.finished < self.jobs else f"took {clock(elapsed)}"
-            print(f"{100 * share:3.0f} % · {left} · {text}", flush=True)
+            line = textwrap.shorten(f"{100 * share:.0f} % · {left} · {text}", WIDTH, placeholder=" …")
+            print(line, flush=True)
+            self.message = ""  # said once
 
 
 def display(message: str) -> Callable[[float], None]:

@@ -1,12 +1,12 @@
 """Reported beside measured: the comparison, differences and controls, histories, and what they were made with."""
 
 from lib.report.closing import finish
-from lib.report.compare import compare
+from lib.report.compare import compare, reported_and_kept
 from lib.report.differences import gains, rescued, versus
 from lib.report.errata import command, computed, errata, measured, steps
 from lib.report.guess import guessed
 from lib.report.histories import THIS_LIBRARY, followed, histories, las_at_passes, picks_summary, strategy_steps, times
-from lib.report.kept import kept_results, reported_and_kept
+from lib.report.kept import kept_results
 from lib.report.overview import linked, overview
 from lib.report.protocols import accuracies, protocols, teachers_table, undefended_control, under_both
 from lib.report.render import provenance_table, save, save_own, source

@@ -1,7 +1,8 @@
-"""Reported beside measured, cell by cell, and the caption that says where the numbers come from."""
+"""Reported beside measured, cell by cell, and the notes that say where the numbers come from."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -24,16 +25,19 @@ TEST_IMAGES = 10_000  # what the papers' numbers were measured on
 WORST = "Worst case"
 INFERRED = " (inferred)"  # ends the name of a source in a row's `quoted` that no one names
 MARKS_EXPLAINED = (
-    "In brackets the 95 % Wilson interval; best in bold and second underlined within student and teacher, shared "
-    "by all that a test paired by image (McNemar's at 5 %; with several seeds one that counts their spread) cannot "
-    "tell from the leader, and among reported numbers where two independent sets of images may differ so: "
-    "much bold means that little can be told apart."
+    "in small the 95 % Wilson interval; bold, within student and teacher, is the best and all that a test paired by "
+    "image (McNemar's at 5 %; with several seeds one that counts their spread) cannot tell from it, and among reported "
+    "numbers all that two independent sets of images may differ by. Where these are more than half, none is bold"
 )
+COMPARABLE = ("gpu", "paper")  # the scales whose data are the paper's: elsewhere a difference is of other conditions
 MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "threads", "tf32", "execution")
 
 
 def compare(table: Table, results: list[Result]) -> Comparison:
-    """Reported, measured and their difference for every cell of the table; a mark is shared inside the noise."""
+    """Reported, kept and measured for every cell of the table; a mark is shared inside the noise.
+
+    From scale gpu on the difference as well, where reported and measured are of one data set.
+    """
     records, beside = [], []
     kept, behind_kept = kept_cells(table)
     for student, teacher, row in lines(table):
@@ -51,18 +55,25 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     for kind in ("reported", "measured"):
         frame[f"{kind}_mark"] = pd.concat([marks(block, kind) for block in blocks])
     cells, measured = [r for r in results if r.role == "cell"], measurements(table, results)
-    worst = (case for case in beside if case["column"] == WORST)
+    worst, behind = next((case for case in beside if case["column"] == WORST), {}), behind_kept if kept else ""
     return Comparison(
         table.name,
-        frame,
-        table.headings(),
-        _caption(table, frame, behind_kept if kept else "", next(worst, {}), source_marks),
+        frame if table.scale_name in COMPARABLE else frame.drop(columns="difference"),
+        table.headings() if results else {name: name for name in table.file.columns},
+        _caption(table, frame, behind),
+        _verdict(frame, "measured"),
+        _notes(table, frame, behind_kept, worst, source_marks),
         _provenance(table, results),
         beside=pd.DataFrame(beside),
         findings={_label(result): result.findings for result in results if result.findings},  # controls' as well
         contradictions={_label(r): found for r in cells if (found := contradictions(r.accuracies))},
         other_protocol=measured[measured["protocol"] != PAPERS].drop(columns="reduced"),
     )
+
+
+def reported_and_kept(table: Table) -> Comparison:
+    """The paper's numbers and beside each what is kept for the row, folded: the table itself has all three."""
+    return replace(compare(table, []), folded=True)
 
 
 def _label(result: Result) -> str:
@@ -134,34 +145,57 @@ def _kept(kept: dict[Place, dict[str, Any]], place: Place) -> dict[str, Any]:
     return {"kept": own["measured"], **{f"kept_{key}": own.get(key) for key in ("low", "high", "sd", "n", "seeds")}}
 
 
-def _caption(
-    table: Table, frame: pd.DataFrame, kept: str, worst: Mapping[str, Any], source_marks: Mapping[str, str]
-) -> str:
-    """The text above a table; `frame` has its cells, `worst` is a worst case of one of its lines, or empty."""
+def _caption(table: Table, frame: pd.DataFrame, kept: str) -> str:
+    """The two lines above a table: what it is, and on what."""
     file, item = table.file, table.file.item.rpartition(".")[2]
+    item = re.sub(r"^(tab|fig)\D*", lambda found: {"tab": "Table ", "fig": "Figure "}[found[1]], item)
+    there = [kind for kind in ("reported", "kept", "measured") if frame[kind].notna().any()]
+    where = f" ({file.paper.upper().replace('_', '-')}, {item})" if item else ""
+    kept = "; ".join(kept.split("; ")[: 2 if "measured" in there else None])
+    measured = f"Measured at scale {table.scale_name}: {table.scale.title}, {frame['n'].max()} images."
+    on = [measured if "measured" in there else "Nothing is measured here yet.", f"{kept.rstrip('.')}." if kept else ""]
+    return f"{file.title}{where}, accuracy in %: {' / '.join(there)}.\n{' '.join(filter(None, on))}"
+
+
+def _verdict(frame: pd.DataFrame, kind: str) -> str:
+    """Where nothing is marked because more than half of a column cannot be told from its best; "" where nowhere."""
+    blocks = frame.groupby(["column", "student", "teacher"], sort=False)
+    known, untold = blocks[kind].count() > 1, blocks[f"{kind}_mark"].agg(lambda marks: "untold" in {*marks})
+    by_column = pd.DataFrame({"of": known, "untold": untold}).groupby("column", sort=False).sum()
+    some = by_column[by_column["untold"] > 0]
+    here = "This scale" if kind == "measured" else "The reported number of images"
+    if (by_column["of"] == by_column["untold"]).all():
+        return f"{here} cannot tell the rows apart: no {kind} number is marked." if len(some) else ""
+    names = [n if u == of else f"{n} ({u} of {of} blocks)" for n, of, u in some.itertuples()]
+    return f"{here} cannot tell the rows apart in {', '.join(names)}: nothing is marked there." if names else ""
+
+
+def _notes(
+    table: Table, frame: pd.DataFrame, kept: str, worst: Mapping[str, Any], source_marks: Mapping[str, str]
+) -> dict[str, str]:
+    """What is folded below a table, title -> text; `worst` is a worst case of one of its lines, or empty."""
     attacks = [column for column in table.columns if column.attack != "clean"]
     data = dict.fromkeys(TITLES.get(cell.data.name, cell.data.name) for cell in table.cells)
-    stand_ins = _stand_ins(table)
-    nets = table.teachers.items()
+    stand_ins, nets = _stand_ins(table), table.teachers.items()
     trained = [f"{name} by {METHODS[net.method].title}" for name, net in nets if isinstance(net, RunSpec)]
     replaced = sorted(table.parameters.settings.keys() - {"execution"})  # each run's is in the provenance
     reported = bool(frame["reported"].notna().any())
-    warning = "The difference compares different conditions, so it says nothing about the paper."
-    parts = [
-        f"{file.title}{f' ({file.paper.upper()}, {item})'.replace('_', '-') if item else ''}, accuracy in %.",
-        f"Reported: {_behind_reported(table)}." if reported else "",
-        f"Measured at scale '{table.scale_name}': {table.scale.title}; data: {', '.join(data)}.",
-        kept,
-        f"Settings replaced: {', '.join(replaced)}." if replaced else "",
-        f"Stand-ins: {', '.join(stand_ins)}." if stand_ins else "",
-        f"Teachers trained here: {', '.join(trained)}." if trained else "",
-        *(f"{mark} {_origin(source)}." for source, mark in source_marks.items()),
-        MARKS_EXPLAINED,
-        f"Attacks: {describe_all(attacks)}." if attacks else "",
-        f"Worst case: right under {worst['attack']}, per image, on the first {worst['n']}." if worst else "",
-        warning if reported and (stand_ins or replaced) else "",
-    ]
-    return " ".join(filter(None, parts))
+    difference = "compares different conditions, so it says nothing about the paper"
+    notes = {
+        "Reported": f"{_behind_reported(table)}. {_verdict(frame, 'reported')}" if reported else "",
+        "Kept": kept.removeprefix("Kept: "),
+        "Measured": f"scale {table.scale_name}: {table.scale.title}; data: {', '.join(data)}",
+        "Reduced": ", ".join(name for name in table.headings().values() if " (" in name),
+        "Settings replaced": ", ".join(replaced),
+        "Stand-ins": ", ".join(stand_ins),
+        "Teachers trained here": ", ".join(trained),
+        "Sources": "; ".join(f"{mark} {_origin(source)}" for source, mark in source_marks.items()),
+        "Marks": MARKS_EXPLAINED,
+        "Attacks": describe_all(attacks) if attacks else "",
+        "Worst case": f"right under {worst['attack']}, per image, on the first {worst['n']}" if worst else "",
+        "Difference": difference if reported and table.scale_name in COMPARABLE and (stand_ins or replaced) else "",
+    }
+    return {title: f"{text.rstrip('. ')}." for title, text in notes.items() if text}
 
 
 def _origin(source: str) -> str:

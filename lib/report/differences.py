@@ -40,15 +40,13 @@ def mean_of(seeds: Sequence[Accuracy | WorstCase]) -> dict[str, Any]:
 
 
 def marks(block: pd.DataFrame, kind: str) -> pd.Series:
-    """best, second or "" for each line of a column; shared by all that cannot be told from the leader."""
-    found = pd.Series("", index=block.index)
-    for mark in ("best", "second"):
-        rest = block[found == ""].dropna(subset=kind)
-        if rest.empty:
-            break
-        leader = rest.loc[rest[kind].astype(float).idxmax()]
-        leads = [difference(kind, leader, line) for _, line in rest.iterrows()]
-        found[rest.index[[lead is not None and not lead.significant for lead in leads]]] = mark
+    """best for each line of a column that cannot be told from the leader; untold where these are more than half."""
+    found, known = pd.Series("", index=block.index), block.dropna(subset=kind)
+    if len(known) > 1:
+        leader = known.loc[known[kind].astype(float).idxmax()]
+        leads = [difference(kind, leader, line) for _, line in known.iterrows()]
+        shared = known.index[[lead is not None and not lead.significant for lead in leads]]
+        found[shared] = "best" if 2 * len(shared) <= len(known) else "untold"
     return found
 
 

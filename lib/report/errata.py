@@ -60,13 +60,15 @@ def measured(entry: Entry, parameters: Parameters) -> str:
 
 def _lead(results: Sequence[Result], rows: Mapping[str, str]) -> str:
     columns = dict.fromkeys(one.column.name for result in results for one in result.accuracies)
-    leads = {name: difference(results, rows["other"], rows["ours"], name) for name in columns if name in ("Clean", "AA")}
+    leads = {
+        name: difference(results, rows["other"], rows["ours"], name) for name in columns if name in ("Clean", "AA")
+    }
     words = [f"{n} {a.difference:+.1f} ± {1.96 * a.error:.1f} ({verdict(a)})" for n, a in leads.items() if a]
     return "; ".join(words)
 
 
 def steps(entries: Sequence[Entry], nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> pd.DataFrame:
-    """How the two forms' first steps differ on one batch: the cosine of the student's gradients and their lengths' ratio.
+    """How two forms' first steps differ on one batch: the cosine of the student's gradients, and their lengths' ratio.
 
     Only entries whose forms have losses of their own and of the same weights that a batch decides are in it.
     """
@@ -90,7 +92,9 @@ def _losses(entry: Entry) -> list[tuple[str, dict[str, Any]]]:
     for row in rows:
         own = row.get("weights", {})
         first = next(iter(own.values()), 0)
-        given.append((row["method"], dict(METHODS[row["method"]].weights) | (first if isinstance(first, dict) else own)))
+        given.append(
+            (row["method"], dict(METHODS[row["method"]].weights) | (first if isinstance(first, dict) else own))
+        )
     plain = not any({"strategy", "awp"} & row.keys() for row in rows)
     numbers = not any(isinstance(weight, Piecewise) for _, weights in given for weight in weights.values())
     same = METHODS[given[0][0]].loss == METHODS[given[1][0]].loss and given[0][1] == given[1][1]

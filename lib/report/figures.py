@@ -6,6 +6,7 @@ save(figure, "table4_dgad", table.workspace.outputs)
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +23,7 @@ from lib.experiment.planning import Result
 from lib.experiment.table import Table
 from lib.methods.strategy import UNITS
 from lib.report.histories import picks as shares_of_picks
-from lib.report.plot_style import ABOVE, BESIDE, LINES, WIDTH, finished, intervals, panels
+from lib.report.plot_style import ABOVE, BESIDE, DASHES, LINES, WIDTH, finished, intervals, panels
 from lib.report.plot_style import save as save
 from lib.report.render import Comparison
 from lib.train.meter import KEYS
@@ -183,21 +184,26 @@ def history(path: Path) -> Figure:
 
 
 def followed(curves: pd.DataFrame, groups: Mapping[str, list[str]], quantities: list[str]) -> Figure:
-    """What `report.followed` reads: a line of panels per group (title -> runs), a panel per quantity, a curve per run.
+    """What `report.followed` reads: a line of panels per group (title -> runs), a panel per quantity, a curve per row.
 
-    What is not known, or not run, is left out. Where the ten colours begin anew, the line is dashed, then dotted.
+    Several seeds of a row are its mean, in a band from the lowest to the highest. What is not known, or not run, is
+    left out. Where the ten colours begin anew, the line is dashed, then dotted.
     """
     groups = {title: runs for title, runs in groups.items() if runs}
-    names = dict.fromkeys(run for runs in groups.values() for run in runs)
-    looks = {run: {"color": f"C{i % 10}", "ls": LINES[i // 10 % len(LINES)]} for i, run in enumerate(names)}
+    curves = curves.assign(row=curves["run"].str.replace(r", seed \d+$", "", regex=True))
+    names = list(dict.fromkeys(curves["row"]))
+    look: dict[str, Any] = {"x": "epoch", "hue": "row", "style": "row", "marker": "o", "ms": 2, "lw": 1, "mew": 0}
+    look |= {"palette": {name: f"C{i % 10}" for i, name in enumerate(names)}, "errorbar": ("pi", 100), "markers": False}
+    look |= {"dashes": {name: DASHES[i // 10 % len(DASHES)] for i, name in enumerate(names)}}
     figure, axes = panels(len(groups), len(quantities), 1.25, 0.4 + 2.3 * len(groups), sharex=True)
     for (title, runs), line in zip(groups.items(), axes, strict=True):
+        own = curves[curves["run"].isin(runs)].astype(dict.fromkeys(quantities, float))
         for axis, quantity in zip(line, quantities, strict=True):
-            for run in runs:
-                own = curves[curves["run"] == run].set_index("epoch")[quantity].dropna().astype(float)
-                axis.plot(own.index, own, marker="o", ms=2, lw=1, label=run, **looks[run])
+            drawn = list(dict.fromkeys(own["row"]))
+            given = {"hue_order": drawn, "style_order": drawn, "legend": axis is line[-1] and "full"}
+            sns.lineplot(own, y=quantity, ax=axis, **look | given)
             axis.set(title=quantity, ylabel="labels right, %" if quantity == "label right" else "accuracy, %")
-        line[-1].legend(title=title, **BESIDE)
+        sns.move_legend(line[-1], title=title, **BESIDE)
     for axis in axes[-1]:
         _count_epochs(axis)
     return finished(figure)

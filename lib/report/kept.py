@@ -2,9 +2,6 @@
 
 from typing import Any
 
-import pandas as pd
-from pandas.io.formats.style import Styler
-
 from lib.data import TITLES
 from lib.errors import UserError
 from lib.evaluate import Accuracy
@@ -13,7 +10,6 @@ from lib.experiment.planning import Result
 from lib.experiment.reference import REFERENCE, index
 from lib.experiment.table import Table
 from lib.report.differences import mean_of
-from lib.report.reported import lines, reported_with_sources
 
 Place = tuple[str, str, str, str]  # student, teacher, row, column
 
@@ -57,22 +53,3 @@ def _behind(results: list[Result]) -> str:
         ", ".join(sorted({facts["device"] for facts in made})),
     ]
     return f"Kept: {'; '.join(parts)}; 95 % Wilson intervals."
-
-
-def reported_and_kept(table: Table) -> Styler:
-    """The paper's numbers with whom it quotes them from, and beside each what is kept for the row."""
-    reported, (cells, caption) = reported_with_sources(table), kept_cells(table)
-    known = dict.fromkeys([*reported.index, *(place[:3] for place in cells)])
-    rows = list(known) or [(student, teacher, row.row) for student, teacher, row in lines(table)]
-    records = []
-    for student, teacher, row in rows:
-        record: dict[tuple[str, str], str] = {}
-        for column in table.file.columns:
-            value = reported[column].get((student, teacher, row))
-            record[column, "reported"] = "–" if value is None or pd.isna(value) else f"{value:.2f}"
-            if cells:
-                own = cells.get((student, teacher, row, column)) or cells.get((student, "", row, column))
-                record[column, "kept"] = f"{own['measured']:.1f} [{own['low']:.1f}, {own['high']:.1f}]" if own else "–"
-        records.append(record | {("source", ""): reported["source"].get((student, teacher, row), "")})
-    frame = pd.DataFrame(records, index=pd.MultiIndex.from_tuples(rows, names=reported.index.names))
-    return frame.set_axis(pd.MultiIndex.from_tuples(frame.columns), axis=1).style.set_caption(caption)

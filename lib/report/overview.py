@@ -48,7 +48,7 @@ def claim_of(name: str) -> str:
 
 
 def results_of(name: str, parameters: Parameters, **only: Any) -> tuple[list[Result], list[Result]]:
-    """The kept results of a table, of `only` these rows, and those in the run store; none where its data is not there."""
+    """The kept results of a table, of `only` these rows, and those in the run store; none where there is no data."""
     try:
         table = open_table(name, replace(parameters, **only))
     except UserError:
