@@ -1,5 +1,8 @@
+import hashlib
+import os
 import pickle
 import re
+import sys
 import zlib
 from dataclasses import replace
 
@@ -201,9 +204,8 @@ def test_cifar_with_a_damaged_file_is_refused(tmp_path, name, title):
 
 
 def test_cifar10_images_keep_their_pixels_labels_and_order(tmp_path, monkeypatch):
-    cifar = pytest.importorskip("torchvision.datasets.cifar")
-    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
     rows = write_cifar10(tmp_path)
+    take_for_official(tmp_path, monkeypatch)
     loaded = load("cifar10", data_dir=tmp_path)
     assert loaded.train.images.dtype == torch.uint8
     assert loaded.train.images.flatten(1).numpy().tolist() == rows[:5].tolist()
@@ -215,15 +217,70 @@ def test_cifar10_images_keep_their_pixels_labels_and_order(tmp_path, monkeypatch
 
 
 def test_cifar100_is_loaded_with_its_fine_labels(tmp_path, monkeypatch):
-    cifar = pytest.importorskip("torchvision.datasets.cifar")
-    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
     train, test = write_cifar100(tmp_path)
+    take_for_official(tmp_path, monkeypatch)
     loaded = load("cifar100", data_dir=tmp_path)
     assert loaded.train.images.flatten(1).numpy().tolist() == train.tolist()
     assert loaded.test.images.flatten(1).numpy().tolist() == test.tolist()
     assert (loaded.train.labels.tolist(), loaded.test.labels.tolist()) == ([99, 98], [99])
     assert len(loaded.classes) == 100
     assert (loaded.name, loaded.padding, loaded.flip) == ("cifar100", 4, True)
+
+
+def take_for_official(folder, monkeypatch):
+    """The digests of the files written here in place of the official ones, and no torchvision."""
+    for classes, (base, *keys, digests) in sources.CIFAR.items():
+        own = {
+            name: hashlib.md5(file.read_bytes()).hexdigest()
+            for name in digests
+            if (file := folder / base / name).exists()
+        }
+        monkeypatch.setitem(sources.CIFAR, classes, (base, *keys, digests | own))
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+
+
+def test_cifars_digests_are_those_that_torchvision_checks():
+    cifar = pytest.importorskip("torchvision.datasets.cifar")
+    for source, (base, *_, digests) in zip((cifar.CIFAR10, cifar.CIFAR100), sources.CIFAR.values(), strict=True):
+        assert base == source.base_folder
+        assert digests == dict([*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])])
+
+
+def test_a_pickle_in_cifars_place_is_not_opened(tmp_path, monkeypatch):
+    write_cifar10(tmp_path)
+    monkeypatch.setattr(sources.pickle, "loads", lambda *_, **__: pytest.fail("a pickle was read"))
+    with pytest.raises(UserError, match="not the official"):
+        load("cifar10", data_dir=tmp_path)
+
+
+def test_a_fetch_without_torchvision_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(UserError, match=r"CIFAR-10 could not be fetched to .*cifar-10-batches-py there"):
+        load("cifar10", data_dir=tmp_path, download=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("plain_text/train-00000-of-00001.parquet", r"train-00000-of-00001\.parquet is Hugging Face's: write each row"),
+        ("cifar10.npz", r"cifar10\.npz holds arrays: save each image with PIL's"),
+        ("1.png", "There are images: sort them into train/<class>/"),
+        ("train/frog/1.png", "There are images"),
+    ],
+)
+@pytest.mark.parametrize("name", ["cifar10", "folder"])
+def test_another_layout_is_refused_with_how_it_is_converted(tmp_path, name, file, said):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(UserError, match=said) as refused:
+        load(name, data_dir=tmp_path)
+    assert len(str(refused.value)) <= 500 + len(str(tmp_path))
+
+
+def test_a_folder_of_cifars_images_is_called_by_the_data_set_that_reads_it(folder):
+    with pytest.raises(UserError, match="these are read as data set folder"):
+        load("cifar10", data_dir=folder)
 
 
 def write_cifar100(folder):
@@ -266,7 +323,6 @@ def write_image(path, size=4, mode="RGB"):
 @pytest.fixture
 def folder(tmp_path):
     """train/ with two images of each of two classes, test/ with one of each."""
-    pytest.importorskip("torchvision")
     root = tmp_path / "pets"
     for part, count in (("train", 2), ("test", 1)):
         for name in ("cat", "dog"):
@@ -315,6 +371,64 @@ def test_a_folder_is_decoded_once_and_a_part_again_only_if_a_file_of_it_changed(
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"] * 3
 
 
+def test_other_images_of_equal_name_size_and_time_are_not_taken_for_the_old_ones(folder, tmp_path):
+    path = folder / "test" / "dog" / "dog0.bmp"
+    other = write_image(path.with_name("other.bmp"))
+    path.with_name("other.bmp").rename(path)
+    first, stat = load("folder", data_dir=folder, cache_dir=tmp_path / "cache"), path.stat()
+    path.write_bytes(path.read_bytes()[:-16] + bytes(16))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    second = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
+    assert any(image.permute(1, 2, 0).equal(other) for image in first.test.images)
+    assert not any(image.permute(1, 2, 0).equal(other) for image in second.test.images)
+
+
+def test_a_bit_flip_or_a_cut_in_the_cache_is_never_read(folder, tmp_path):
+    first, draw = load("folder", data_dir=folder, cache_dir=tmp_path / "cache"), np.random.default_rng(0)
+    cached, other = sorted((tmp_path / "cache").iterdir())
+    content = cached.read_bytes()
+    for place in draw.integers(8 * len(content), size=30).tolist():
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        cached.write_bytes(flipped)
+        assert load("folder", data_dir=folder, cache_dir=tmp_path / "cache").digest() == first.digest()
+    for length in (0, 31, 32, 100, len(content) - 1):
+        cached.write_bytes(content[:length])
+        assert load("folder", data_dir=folder, cache_dir=tmp_path / "cache").digest() == first.digest()
+    assert cached.read_bytes() == content
+    assert other.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(folder, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    assert (
+        load("folder", data_dir=folder, cache_dir=tmp_path / "cache").digest()
+        == load("folder", data_dir=folder).digest()
+    )
+
+
+def test_folders_that_are_all_numbers_are_in_numeric_order_and_others_in_that_of_text(tmp_path):
+    for count, root in ((12, tmp_path / "numbers"), (11, tmp_path / "mixed")):
+        names = [*map(str, range(count)), *(["x"] if count == 11 else [])]
+        for part, name in ((part, name) for part in ("train", "test") for name in names):
+            write_image(root / part / name / f"{name}.png")
+    assert load("folder", data_dir=tmp_path / "numbers").classes == tuple(map(str, range(12)))
+    assert load("folder", data_dir=tmp_path / "mixed").classes == ("0", "1", "10", *"23456789", "x")
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_image(folder):
+    clean = load("folder", data_dir=folder).digest()
+    for part in ("train", "test"):
+        for name in ("._dog1.png", ".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt"):
+            (folder / part / "dog" / name).write_bytes(b"not an image")
+            (folder / part / name).write_bytes(b"not an image")
+        for place in (folder / part, folder / part / "cat"):
+            for name in (".ipynb_checkpoints", "__MACOSX"):
+                write_image(place / name / "cat0-checkpoint.png")
+    assert load("folder", data_dir=folder).digest() == clean
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_missing_part_is_refused(folder, part):
     (folder / part).rename(folder / "elsewhere")
@@ -347,6 +461,87 @@ def test_an_unreadable_image_is_refused_by_its_name(folder, harm):
     path = folder / "train" / "dog" / "dog0.png"
     path.write_bytes({"text": b"woof", "half": path.read_bytes()[:60], "empty": b""}[harm])
     with pytest.raises(UserError, match=r"dog0\.png cannot be read"):
+        load("folder", data_dir=folder)
+
+
+def write_bomb(path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(path, format="BMP")
+    content = bytearray(path.read_bytes())
+    content[18:26] = (60000).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("z.png", lambda path: path.symlink_to("nowhere.png")),
+        ("z.bmp", write_bomb),
+        ("z.ppm", lambda path: path.write_bytes(b"P6\n\xa755 8\n255\n" + b"0" * 192)),
+        ("z.jpg", lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))),
+        ("z.tif", lambda path: path.write_bytes(b"II*\0" + b"\xff" * 100)),
+        ("z.webp", lambda path: path.write_bytes(b"RIFF\x10\0\0\0WEBPVP8 " + bytes(8))),
+        ("z.png", lambda path: path.mkdir()),
+    ],
+    ids=["a dangling link", "too many pixels", "PPM", "JPEG", "TIFF", "WebP", "a folder"],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_whatever_an_image_reader_says_is_one_sentence_with_the_file(folder, tmp_path, name, harm, cached):
+    harm(folder / "train" / "dog" / name)
+    if (folder / "train" / "dog" / name).is_dir():
+        assert len(load("folder", data_dir=folder).train.labels) == 4  # a folder holds images, it is none
+        return
+    with pytest.raises(UserError, match=rf"{re.escape(name)} cannot be read") as refused:
+        load("folder", data_dir=folder, cache_dir=tmp_path / "cache" if cached else None)
+    assert len(str(refused.value)) <= 500
+
+
+MODES = {  # mode -> the colour that is written, and the RGB that is to be read
+    "RGB": ((200, 10, 30), (200, 10, 30)),
+    "RGBA": ((200, 10, 30, 255), (200, 10, 30)),
+    "L": (77, (77, 77, 77)),
+    "LA": ((77, 255), (77, 77, 77)),
+    "1": (1, (255, 255, 255)),
+    "CMYK": ((0, 255, 255, 0), (255, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_kind_of_8_bit_image_shows_its_own_colours(folder, mode):
+    from PIL import Image
+
+    colour, wanted = MODES[mode]
+    Image.new(mode, (4, 4), colour).save(folder / "test" / "dog" / "z.tif")
+    read = load("folder", data_dir=folder).test.images
+    assert any(image.equal(torch.tensor(wanted, dtype=torch.uint8)[:, None, None].expand(3, 4, 4)) for image in read)
+
+
+def test_a_palette_is_looked_up(folder):
+    from PIL import Image
+
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([9, 9, 9, 200, 10, 30])
+    image.save(folder / "test" / "dog" / "z.png")
+    read = load("folder", data_dir=folder).test.images
+    assert any(image[:, 0, 0].tolist() == [200, 10, 30] for image in read)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "said"),
+    [
+        ("I;16", 40000, "more than 8 bits per channel"),
+        ("I", 40000, "more than 8 bits per channel"),
+        ("F", 0.5, "more than 8 bits per channel"),
+        ("RGBA", (200, 10, 30, 0), "transparent pixels"),
+        ("LA", (77, 100), "transparent pixels"),
+    ],
+)
+def test_an_image_that_is_not_what_its_8_bits_show_is_refused_by_its_name(folder, mode, colour, said):
+    from PIL import Image
+
+    Image.new(mode, (4, 4), colour).save(folder / "test" / "dog" / "z.tif")
+    with pytest.raises(UserError, match=rf"z\.tif has {said}"):
         load("folder", data_dir=folder)
 
 
@@ -480,6 +675,13 @@ def test_an_annotation_of_an_unknown_file_or_class_is_refused(archive, line, sen
     with (archive / "val" / "val_annotations.txt").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(UserError, match=f"val_annotations.txt {sentence}$"):
+        load("tiny_imagenet", data_dir=archive)
+
+
+@pytest.mark.parametrize("name", ["val/val_annotations.txt", "wnids.txt"])
+def test_a_binary_file_in_place_of_a_list_is_refused_by_its_name(archive, name):
+    (archive / name).write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is not a text file; take it from the official archive"):
         load("tiny_imagenet", data_dir=archive)
 
 

@@ -110,7 +110,7 @@ def test_no_parameter_requires_a_gradient_while_an_attack_runs(net, split, monke
     seen = []
 
     def attack(net, x, y, column, generator):
-        seen.extend((net.training, *(p.requires_grad for p in net.parameters())))
+        seen.extend((net.net.training, *(p.requires_grad for p in net.net.parameters())))
         return x
 
     monkeypatch.setitem(ATTACKS, "spy", EvaluationAttack(attack))
@@ -240,7 +240,7 @@ def test_autoattack_runs_its_columns_stages_on_the_whole_set(net, split, monkeyp
 
     def perturb(stage, net, x, y, epsilon, seed):
         seen.append((stage, len(x), epsilon, seed))
-        return x
+        return x, torch.zeros(len(x), dtype=torch.bool)
 
     monkeypatch.setattr(autoattack, "perturb", perturb)
     accuracy(net, split, AttackSpec("AA", "autoattack", epsilon=EPSILON, seed=4, stages=stages))

@@ -53,6 +53,8 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, said):
     ("settings", "said"),
     [
         ({"epsilon_255": -1.0}, "epsilon_255 is in 1/255 and must lie in"),
+        ({"epsilon_255": 0.0314}, "epsilon is 0.0001231, which is 0.0314/255 and cannot be meant"),
+        ({"step_size_255": 0.0078}, "which is 0.0078/255 and cannot be meant"),
         ({"epsilon": 8.0}, "settings has no 'epsilon'; choose from: .*epsilon_255"),
         ({"levers": "plain"}, "settings has no 'levers'; choose from: .*execution"),
         ({"execution": "calibrated"}, "unknown execution 'calibrated'; choose one of: fast, plain"),

@@ -85,6 +85,8 @@ def names(cell):
 
 def useless(path):
     """The parameters that a notebook would not heed: the table that it opens has one such thing, or none."""
+    if path.stem in ("index", "errata"):  # they look at what is there, and run nothing
+        return vars(Parameters()).keys() - {"scale", "data_dir", "outputs", "settings"}
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if not cell.metadata.get("tags"))
     opened = re.search(r'open_table\("(\w+)"', text)
     if not opened or path.stem == "evaluate_your_model":  # whose parameters are its own
@@ -207,7 +209,8 @@ def test_a_model_of_ones_own_is_evaluated(tmp_path):
     torch.save(build("ResNet10-w8", classes=10, channels=1).state_dict(), tmp_path / "mine.pt")
     given = {"weights": str(tmp_path / "mine.pt"), "model": "ResNet10-w8", "images": 20, "changes": cheap}
     copy = execute("evaluate_your_model", tmp_path, **given)
-    saved = json.loads((tmp_path / "tables" / "evaluate_your_model_mine.json").read_text())
+    (report,) = (tmp_path / "tables").glob("evaluate_your_model_mine_*.json")
+    saved = json.loads(report.read_text())
     assert [len(a["flags"]) for a in saved["accuracies"]] == [20, 20, 20, 20, 20, 5]
     assert len(saved["findings"]) == 10
     assert "worst case over the attacks" in displayed(copy)
@@ -290,7 +293,7 @@ def test_a_bad_teacher_file_ends_a_table_with_one_sentence(tmp_path, harm):
     if harm == "truncated":
         file.write_bytes(file.read_bytes()[:-30])
     sentence = refusal("table4_dgad", tmp_path, rows=["DGAD"], teacher_files={"WideResNet-34-10": str(file)}, **DGAD)
-    assert {"truncated": "damaged", "hostile": "refused", "another network's": "does not fit"}[harm] in sentence
+    assert {"truncated": "damaged", "hostile": "refused", "another network's": "fit"}[harm] in sentence
     assert not (tmp_path / "victim").exists()
     assert not list((tmp_path / "runs").glob("*"))
 
@@ -301,7 +304,7 @@ def test_a_bad_teacher_file_ends_a_table_with_one_sentence(tmp_path, harm):
         ({"weights": "nowhere.pt"}, "there is no weights file"),
         ({"model": "ResNet19"}, "unknown model 'ResNet19'"),
         ({"changes": {"AA": {"image": 3}}}, "AA has no 'image'"),
-        ({"epsilon_255": 800.0}, "the radius lies in"),
+        ({"epsilon_255": 800.0}, "cannot be meant"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -57,6 +57,14 @@ def test_a_partial_last_batch_is_a_step(images, steps):
     assert Schedule(epochs=3, batch_size=4).steps(images) == steps
 
 
+def test_a_batch_of_one_image_without_batch_statistics_is_refused_with_the_way_out():
+    net = nn.Sequential(nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10))  # one pixel is left
+    data = DATA.take(slice(0, 9))  # batches of 4, 4 and 1
+    training = build_training(net, None, METHODS["natural"], ATTACK, data, Schedule(1, 4), lambda net: 0.0)
+    with pytest.raises(UserError, match="a batch of 1 image has no batch statistics .* another batch_size than 4"):
+        training.run()
+
+
 def test_the_learning_rate_falls_by_ten_exactly_at_the_milestones(make_net):
     rates = []
     method = spy(lambda *_: rates.append(training.optimizer.param_groups[0]["lr"]))

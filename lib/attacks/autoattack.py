@@ -19,6 +19,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from lib.attacks.pgd import Net
+from lib.attacks.watched import Watched
 from lib.errors import UserError
 from lib.files import disk_errors, write_atomically
 from lib.models.checkpoints import as_safetensors
@@ -34,10 +35,14 @@ LOGGER.addHandler(logging.NullHandler())
 
 @dataclass(frozen=True)
 class Result:
-    """x' (N, C, H, W), which is x where nothing was found; `robust`: "clean" and each stage -> (N,) bool after it."""
+    """x' (N, C, H, W), which is x where nothing was found; `robust`: "clean" and each stage -> (N,) bool after it.
+
+    `blind` (N,) bool are images that a stage could not follow for want of a finite gradient.
+    """
 
     x_adv: Tensor
     robust: dict[str, Tensor]
+    blind: Tensor
 
 
 def standard(
@@ -61,54 +66,56 @@ def standard(
     what is right; `clean` (N,) bool are its answers on x, where they are known. With a `folder` every finished batch is
     saved in it, and an equal call goes on from there. `notify` gets the finished share after every batch.
     """
-    judge, done = judge or net, 0
+    judge, done = net if judge is None else judge, 0
     if folder is not None:
         _claim(folder, judge, x, y, epsilon=epsilon, seed=seed, width=batch_size)
     robust = right(judge, x, y, batch_size) if clean is None else clean.clone()
-    x_adv, after = x.clone(), {"clean": robust.clone()}
+    x_adv, after, blind = x.clone(), {"clean": robust.clone()}, torch.zeros_like(robust)
     for n, stage in enumerate(stages):
         waiting, later = robust.nonzero().flatten(), sum(PASSES[name] for name in stages[n + 1 :])
         for number, index in enumerate(waiting.split(batch_size) if len(waiting) else ()):
             attack = partial(broken, stage, net, judge, x[index], y[index], epsilon, seed)
             file = folder and folder / f"{stage}-{number:05}.safetensors"
-            wrong, images = attack() if file is None else _kept(file, index, attack)
-            robust[index[wrong]], x_adv[index[wrong]] = False, images
+            wrong, images, lost = attack() if file is None else _kept(file, index, attack)
+            robust[index[wrong]], x_adv[index[wrong]], blind[index[lost]] = False, images, True
             done += PASSES[stage] * len(index)
             notify(done / (done + PASSES[stage] * int((waiting > index[-1]).sum()) + later * int(robust.sum())))
         after[stage] = robust.clone()
-    return Result(x_adv, after)
+    return Result(x_adv, after, blind)
 
 
-def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Which images of a batch a stage breaks, (n,) bool, and their x' (k, C, H, W); what counts is the judge's answer.
+def broken(stage: str, net: Net, judge: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> tuple[Tensor, ...]:
+    """Which images of a batch a stage breaks, (n,) bool, their x' (k, C, H, W), and which it could not follow (n,).
+
+    What counts is the judge's answer.
 
     An x' that fools the folded network and not the network itself is a result of rounding, and so rare that the batch
     is simply attacked again, on the network itself.
     """
-    x_adv = perturb(stage, net, x, y, epsilon, seed)
+    x_adv, blind = perturb(stage, net, x, y, epsilon, seed)
     moved = (x_adv != x).flatten(1).any(1)
     wrong = moved & ~right(judge, x_adv, y, len(x))
     if net is not judge and bool((moved & ~wrong).any()):
         return broken(stage, judge, judge, x, y, epsilon, seed)
-    return wrong, x_adv[wrong]
+    return wrong, x_adv[wrong], blind
 
 
 @torch.no_grad()
-def perturb(stage: str, net: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> Tensor:
-    """x' (n, C, H, W) of one of the authors' stages on a batch, x itself where it found nothing."""
+def perturb(stage: str, net: Net, x: Tensor, y: Tensor, epsilon: float, seed: int) -> tuple[Tensor, Tensor]:
+    """x' (n, C, H, W) of one of the authors' stages on a batch, x itself where it found nothing; and the blind ones."""
     from pyautoattack import autopgd_base, fab_pt, square
 
-    shared = {"eps": epsilon, "seed": seed, "device": x.device}
+    shared, watched = {"eps": epsilon, "seed": seed, "device": x.device}, Watched(net, x)
     targets = {"n_target_classes": min(TARGETS, net(x[:1]).shape[1] - 1)}
     makers: dict[str, Callable[[], Any]] = {
-        "apgd-ce": lambda: autopgd_base.APGDAttack(net, n_iter=STEPS, logger=LOGGER, **shared),
-        "apgd-t": lambda: autopgd_base.APGDAttack_targeted(net, n_iter=STEPS, logger=LOGGER, **targets, **shared),
-        "fab-t": lambda: fab_pt.FABAttack_PT(net, n_iter=STEPS, targeted=True, **targets, **shared),
-        "square": lambda: square.SquareAttack(net, n_queries=QUERIES, resc_schedule=False, **shared),
+        "apgd-ce": lambda: autopgd_base.APGDAttack(watched, n_iter=STEPS, logger=LOGGER, **shared),
+        "apgd-t": lambda: autopgd_base.APGDAttack_targeted(watched, n_iter=STEPS, logger=LOGGER, **targets, **shared),
+        "fab-t": lambda: fab_pt.FABAttack_PT(watched, n_iter=STEPS, targeted=True, **targets, **shared),
+        "square": lambda: square.SquareAttack(watched, n_queries=QUERIES, resc_schedule=False, **shared),
     }
     no_weights = frozen(net) if isinstance(net, nn.Module) else nullcontext()  # whose gradients FAB would compute
     with no_weights, torch.random.fork_rng([x.device] if x.is_cuda else []):  # the authors seed the global generators
-        return makers[stage]().perturb(x.clone(), y.clone()).detach()
+        return makers[stage]().perturb(x.clone(), y.clone()).detach(), watched.blind
 
 
 @torch.no_grad()
@@ -134,15 +141,16 @@ def _claim(folder: Path, judge: Net, x: Tensor, y: Tensor, **settings: float) ->
         raise UserError(f"{folder} holds the state of another AutoAttack: give this one a folder of its own")
 
 
-def _kept(file: Path, index: Tensor, attack: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _kept(file: Path, index: Tensor, attack: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """attack() on the images at `index` (n,), from its file where that is there and whole."""
     try:
         batch = load(file.read_bytes())
     except (SafetensorError, OSError):
         batch = {}
     if not batch or not batch["index"].equal(index.cpu()):
-        wrong, x_adv = attack()
-        batch = {"index": index, "broken": wrong, "x_adv": x_adv}
+        wrong, x_adv, blind = attack()
+        batch = {"index": index, "broken": wrong, "x_adv": x_adv} | ({"blind": blind} if bool(blind.any()) else {})
         with disk_errors(file.parent):
             write_atomically(file, as_safetensors(batch))
-    return batch["broken"].to(index.device), batch["x_adv"].to(index.device)
+    blind = batch.get("blind", torch.zeros_like(batch["broken"]))
+    return tuple(tensor.to(index.device) for tensor in (batch["broken"], batch["x_adv"], blind))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.data.core import Dataset
-from lib.data.sources import Sample, from_files
+from lib.data.sources import Sample, files_in, from_files
 from lib.errors import UserError, abridged
 
 FOLDER = "tiny-imagenet-200"
@@ -19,7 +19,7 @@ def tiny_imagenet(data_dir: Path, cache_dir: Path | None) -> Dataset:
     The classes are the sorted wnids. Both forms of val/ give equal data, image by image.
     """
     root = _root(data_dir)
-    wnids = sorted({*(root / "wnids.txt").read_text().split()})
+    wnids = sorted({*_text(root / "wnids.txt").split()})
     if not wnids:
         raise UserError(f"{root / 'wnids.txt'} names no class; it should hold one wnid per line")
     train = _by_class(root / "train", wnids)
@@ -41,9 +41,16 @@ def _root(data_dir: Path) -> Path:
     return root
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a text file; take it from the official archive") from error
+
+
 def _by_class(part: Path, wnids: Sequence[str]) -> list[Sample]:
     """The images below <part>/<wnid>, in an images/ folder or not."""
-    found = {wnid: list((part / wnid).rglob("*.JPEG")) for wnid in wnids}
+    found = {wnid: [path for path in files_in(part / wnid) if path.suffix == ".JPEG"] for wnid in wnids}
     empty = [wnid for wnid, paths in found.items() if not paths]
     if empty:
         raise UserError(
@@ -57,9 +64,9 @@ def _by_annotation(part: Path, wnids: Sequence[str]) -> list[Sample]:
     listing = part / "val_annotations.txt"
     if not listing.is_file():
         raise UserError(f"{listing} is missing: it says which image is of which class; take it from the archive")
-    rows = [line.split("\t") for line in listing.read_text().splitlines() if line.strip()]
+    rows = [line.split("\t") for line in _text(listing).splitlines() if line.strip()]
     class_of = {row[0]: row[1] if len(row) > 1 else "" for row in rows}
-    files = {path.name: path for path in (part / "images").glob("*.JPEG")}
+    files = {path.name: path for path in files_in(part / "images") if path.suffix == ".JPEG"}
     wrong = (
         ("names files that are not in images/", class_of.keys() - files.keys()),
         ("has no line for", files.keys() - class_of.keys()),

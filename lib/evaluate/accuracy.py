@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from lib.attacks.fast import Engine
 from lib.attacks.folding import folded, same_answers
 from lib.attacks.pgd import Net
+from lib.attacks.watched import Watched
 from lib.data import Split, to_float
 from lib.errors import UserError
 from lib.evaluate.attacks import ATTACKS, AttackSpec, autoattack, prefixes
@@ -19,6 +20,7 @@ from lib.evaluate.significance import Accuracy
 from lib.models.modes import frozen, mode
 
 FEW = 8  # images on which a folded network is compared with the network
+FOUR = 4  # classes that the loss of AutoAttack's APGD-T compares
 TOLERANCE = 1e-6  # how far float rounding may carry a pixel out of the ball
 VERSION = 3  # raised when an attack's code changes what an equal column measures
 
@@ -43,7 +45,8 @@ def evaluate(
     resources: Resources | None = None,
 ) -> list[Accuracy]:
     """The accuracy of `net`, in eval mode and left as it was, under attacks on itself, or on the `surrogate` if any."""
-    source, resources, results = surrogate or net, resources or Resources(), dict[AttackSpec, Accuracy]()
+    source, resources = net if surrogate is None else surrogate, resources or Resources()
+    results = dict[AttackSpec, Accuracy]()
     with mode(net, train=False), frozen(net), mode(source, train=False), frozen(source):
         classes = net(to_float(test.images[:1])).shape[1]
         for column in columns:
@@ -75,17 +78,23 @@ def together(columns: tuple[AttackSpec, ...]) -> list[tuple[AttackSpec, ...]]:
 
 
 def _batchwise(net: nn.Module, part: Split, group: tuple[AttackSpec, ...], source: nn.Module) -> list[Accuracy]:
-    """A group's attack on batch after batch; with restarts an image has to stay right in every one."""
+    """A group's attack on batch after batch; with restarts an image has to stay right in every one.
+
+    An image that the attack could not follow, for want of a finite gradient, was not attacked: it is not right.
+    """
     first, attack = group[0], ATTACKS[group[0].attack]
     view, generator = _attack_view(source, first, part), Generator(part.images.device).manual_seed(first.seed)
     right = torch.ones(len(group), len(part.labels), dtype=torch.bool, device=part.labels.device)
+    blind = torch.zeros_like(part.labels, dtype=torch.bool)
     for _ in range(first.restarts):
-        flags = []
+        flags, lost = [], []
         for x, y in part.batches(first.batch_size):
-            made = prefixes(view, x, y, group, generator) if attack.loss else [attack.run(view, x, y, first, generator)]
+            on = Watched(view, x)
+            made = prefixes(on, x, y, group, generator) if attack.loss else [attack.run(on, x, y, first, generator)]
             flags.append(torch.stack([judged(net, x, *one, y) for one in zip(made, group, strict=True)]))
-        right &= torch.cat(flags, 1)
-    return [_accuracy(column, flags) for column, flags in zip(group, right, strict=True)]
+            lost.append(on.blind)
+        right, blind = right & torch.cat(flags, 1), blind | torch.cat(lost)
+    return [_accuracy(column, flags, blind) for column, flags in zip(group, right, strict=True)]
 
 
 def _by_stages(
@@ -99,7 +108,7 @@ def _by_stages(
     options = {"judge": source, "clean": clean, "folder": folder, "notify": resources.notify}
     result = autoattack(_attack_view(source, column, part), x, y, column, **options)
     stages = {stage: _accuracy(column, robust).flags for stage, robust in result.robust.items()} if own else {}
-    return replace(_accuracy(column, judged(net, x, result.x_adv, column, y)), stages=stages)
+    return replace(_accuracy(column, judged(net, x, result.x_adv, column, y), result.blind), stages=stages)
 
 
 def _attack_view(net: nn.Module, column: AttackSpec, part: Split) -> Net:
@@ -117,19 +126,31 @@ def judged(net: nn.Module, x: Tensor, x_adv: Tensor, column: AttackSpec, y: Tens
     return logits.argmax(1) == y
 
 
-def _accuracy(column: AttackSpec, right: Tensor) -> Accuracy:
-    return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()))
+def _accuracy(column: AttackSpec, right: Tensor, blind: Tensor | None = None) -> Accuracy:
+    lost = () if blind is None else tuple(blind.nonzero().flatten().tolist())
+    right = right if blind is None else right & ~blind
+    return Accuracy(column, int(right.sum()), len(right), "".join("01"[flag] for flag in right.tolist()), blind=lost)
 
 
 def check_fits(column: AttackSpec, images: int, classes: int) -> None:
-    """UserError where the column wants more images than there are, or APGD-T more classes: its loss needs four."""
+    """UserError where the column wants more images than there are, or more classes: APGD-T's loss needs four."""
+    setting = f"settings: {{columns: {{{column.preset or column.name}: {{"
     if column.images > images:
         raise UserError(
             f"column {column.name} wants {column.images} images, the test split has {images}; "
-            f"settings: {{columns: {{{column.preset or column.name}: {{images: ...}}}}}} says how many"
+            f"{setting}images: {images}}}}}}} takes all"
         )
-    if column.attack == "autoattack" and "apgd-t" in column.stages and classes < 4:
-        raise UserError(f"column {column.name}: AutoAttack's APGD-T wants at least 4 classes, there are {classes}")
+    if classes < 2:
+        raise UserError("there is one class, so no image can be wrong: an accuracy wants two at least")
+    if column.attack == "autoattack" and "apgd-t" in column.stages and classes < FOUR:
+        left = ", ".join(stages_for(column, classes))
+        way = f"{setting}stages: [{left}]}}}}}} leaves it out" if left else "no stage of the column is left"
+        raise UserError(f"column {column.name}: AutoAttack's APGD-T wants 4 classes, there are {classes}; {way}")
+
+
+def stages_for(column: AttackSpec, classes: int) -> tuple[str, ...]:
+    """AutoAttack's stages of the column that can be had with so many classes."""
+    return tuple(stage for stage in column.stages if classes >= FOUR or stage != "apgd-t")
 
 
 def check_perturbation(x: Tensor, x_adv: Tensor, epsilon: float, name: str) -> None:
@@ -142,11 +163,16 @@ def check_perturbation(x: Tensor, x_adv: Tensor, epsilon: float, name: str) -> N
 
 
 def check_logits(logits: Any, y: Tensor, highest: int = 0) -> None:
-    """UserError unless the outputs are finite, (N, C), with a class for every label, the `highest` too."""
+    """UserError unless the outputs are finite floats, (N, C), with a class for every label, the `highest` too."""
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(shape, tuple) or len(shape) != 2 or len(logits) != len(y):
-        raise UserError(f"the network's outputs must be a tensor of the shape ({len(y)}, classes), got {shape}")
+        way = "of several outputs let its forward return the logits alone, and keep the batch's dimension"
+        raise UserError(f"the network's outputs must be a tensor of the shape ({len(y)}, classes), got {shape}: {way}")
+    if not logits.is_floating_point():
+        raise UserError(f"the network's outputs must be logits, floats, got {logits.dtype}")
     if wrong := int((~torch.isfinite(logits)).any(1).sum()):
         raise UserError(f"the network's outputs are not finite (NaN or infinite) on {wrong} of {len(y)} images")
-    if (highest := max(int(y.max()), highest)) >= shape[1] or shape[1] < 2:
+    if shape[1] < 2:
+        raise UserError("the network has 1 outputs, a classifier has two at least: for a single z give it (0, z)")
+    if (highest := max(int(y.max()), highest)) >= shape[1]:
         raise UserError(f"the network has {shape[1]} outputs, the labels go up to {highest}")

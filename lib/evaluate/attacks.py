@@ -20,6 +20,7 @@ from lib.errors import UserError, check_type, choose, typed
 from lib.losses import cross_entropy, margin
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (N, K), y (N,)) -> (N,)
+SMALLEST = {"epsilon": 0.5 / 255, "step_size": 0.05 / 255}  # less is a length in [0, 1] that was taken for one in 1/255
 OFTEN_EQUAL = ("restarts", "seed", "crafted in")  # settings that most attacks of a table share
 
 
@@ -65,6 +66,11 @@ class AttackSpec:
             problem = f"restarts need a random start, {self.attack} has none of its own"
         elif not (self.steps or attack.steps):
             problem = f"the attack {self.attack} wants steps >= 1"
+        elif attack.loss and self.epsilon and not self.step_size:
+            problem = f"the attack {self.attack} wants a step_size > 0: with 0 it makes no step"
+        elif attack.bounded and self.attack != "clean":
+            lengths = {"epsilon": self.epsilon} | ({"step_size": self.step_size} if attack.loss else {})
+            problem = next(filter(None, (wrong_unit(length, name) for name, length in lengths.items())), "")
         if problem:
             raise UserError(f"column {self.name}: {problem}")
 
@@ -111,6 +117,14 @@ def changed(column: AttackSpec | dict[str, Any], settings: Mapping[str, Any]) ->
             given[name] = given.pop(in_255) / 255
     made: AttackSpec = typed(AttackSpec, base | given, where)
     return made
+
+
+def wrong_unit(length: float, name: str) -> str:
+    """Why an epsilon or step_size in [0, 1] cannot be meant, as 16 or 0.0314 / 255, or ""; 0 may be meant."""
+    if length == 0 or SMALLEST[name] <= length <= 1:
+        return ""
+    units = f"{name} is in [0, 1] and {name}_255 in 1/255: 8/255 is {8 / 255:.4f} or 8"
+    return f"{name} is {length:.4g}, which is {255 * length:.4g}/255 and cannot be meant ({units})"
 
 
 def describe_all(columns: Sequence[AttackSpec]) -> str:

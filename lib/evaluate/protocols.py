@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lib.errors import choose
+from lib.errors import check_type, choose
 from lib.evaluate.attacks import STAGES, AttackSpec, changed
 
 RADIUS, STEP = 8 / 255, 2 / 255
@@ -72,6 +72,7 @@ def columns_of(
     `changes` are settings for columns by name, such as {"AA": {"images": 100}}; UserError for an unknown one.
     """
     presets, changes = choose("protocol", protocol, PROTOCOLS), changes or {}
+    check_type(changes, dict[str, dict[str, Any]], "changes")
     for name in changes:
         choose("column of this protocol", name, presets)
     size = epsilon / 4 if step_size is None else step_size

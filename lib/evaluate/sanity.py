@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from lib.attacks.pgd import Net, at_image, input_gradient, pgd
 from lib.attacks.stopping import Trajectory
+from lib.attacks.watched import Watched
 from lib.evaluate.attacks import Loss, objective_of
 from lib.losses import cross_entropy, margin
 
@@ -99,14 +100,15 @@ class Evidence:
     def path(self, net: Net, loss: Loss = cross_entropy, **chosen: Any) -> Tensor:
         """Which images are right at every iterate of PGD-20 on the loss of `net`, the start first: (steps + 1, N) bool.
 
-        `chosen` are other settings of PGD. The start is random, drawn anew from the seed.
+        An image without a finite gradient somewhere on the way is nowhere right. `chosen` are other settings of PGD.
+        The start is random, drawn anew from the seed.
         """
         parts, e, generator = [], self.epsilon, Generator(self.x.device).manual_seed(self.seed)
         usual: dict[str, Any] = {"epsilon": e, "step_size": e / 4, "steps": STEPS, "generator": generator}
         for x, y in self.batches():
-            trajectory = Trajectory(x, y, self.epsilon)
-            x_adv = pgd(objective_of(trajectory.listen(net), loss, y), x, **usual | chosen, criterion=trajectory)
-            parts.append(torch.stack([*trajectory.right, self.outputs(x_adv).argmax(1) == y]))
+            trajectory, on = Trajectory(x, y, self.epsilon), Watched(net, x)
+            x_adv = pgd(objective_of(trajectory.listen(on), loss, y), x, **usual | chosen, criterion=trajectory)
+            parts.append(torch.stack([*trajectory.right, self.outputs(x_adv).argmax(1) == y]) & ~on.blind)
         return torch.cat(parts, 1)
 
     def attacked(self, net: Net, loss: Loss = cross_entropy, **chosen: Any) -> float:
@@ -140,10 +142,14 @@ def sanity_checks(
 
 
 def zero_gradients(e: Evidence) -> Finding:
-    """The share of images whose input gradient is zero everywhere: nothing for an attack to follow."""
-    gradients = [input_gradient(objective_of(e.net, cross_entropy, y), x) for x, y in e.batches()]
-    none = torch.cat([gradient.flatten(1).abs().amax(1) == 0 for gradient in gradients])
-    return Finding("zero gradients", percent(none), max(1.0, e.slack), "% of images without any input gradient")
+    """The share of images whose input gradient is zero everywhere, or not finite: nothing for an attack to follow."""
+    none = []
+    for x, y in e.batches():
+        on = Watched(e.net, x)
+        gradient = input_gradient(objective_of(on, cross_entropy, y), x)
+        none.append(on.blind | (gradient.flatten(1).abs().amax(1) == 0))
+    share = percent(torch.cat(none))
+    return Finding("zero gradients", share, max(1.0, e.slack), "% of images without any input gradient")
 
 
 def margin_beats_ce(e: Evidence) -> Finding:
@@ -180,7 +186,7 @@ def square_beats_pgd(e: Evidence) -> Finding:
 
 def transfer_beats_pgd(e: Evidence) -> Finding:
     """How much lower images made on another network get than those made on this one."""
-    gain = e.pgd_20 - e.attacked(e.unrelated or e.net)
+    gain = e.pgd_20 - e.attacked(e.net if e.unrelated is None else e.unrelated)
     return Finding("transfer beats white-box", gain, e.slack, "points that images made on another network gain")
 
 

@@ -47,16 +47,19 @@ class Accuracy(Share):
     n: int
     flags: str = field(repr=False)
     stages: dict[str, str] = field(default_factory=dict, repr=False)  # AutoAttack's flags after each of its stages
+    blind: tuple[int, ...] = ()  # images without a finite gradient, which were not attacked and are not right
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the run store; flags are packed, four of them a hexadecimal digit."""
-        return asdict(self) | {"flags": _pack(self.flags), "stages": {s: _pack(f) for s, f in self.stages.items()}}
+        value = asdict(self) | {"flags": _pack(self.flags), "stages": {s: _pack(f) for s, f in self.stages.items()}}
+        return value if self.blind else {name: each for name, each in value.items() if name != "blind"}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Accuracy":
         """What `to_json` was called on."""
         stages = {stage: _unpack(flags) for stage, flags in value["stages"].items()}
-        return cls(changed(value["column"], {}), value["k"], value["n"], _unpack(value["flags"]), stages)
+        flags, blind = _unpack(value["flags"]), tuple(value.get("blind", ()))
+        return cls(changed(value["column"], {}), value["k"], value["n"], flags, stages, blind)
 
 
 def _pack(flags: str) -> str:
@@ -133,20 +136,44 @@ def paired(first: Sequence[str], second: Sequence[str]) -> Paired:
 def worst_case(accuracies: Sequence[Accuracy]) -> WorstCase | None:
     """The accuracy per image over all columns with a radius, clean included, on the images that they share, or None."""
     bounded = [a for a in accuracies if ATTACKS[a.column.attack].bounded]
+    return None if all(a.column.attack == "clean" for a in bounded) else _worst(bounded, min(a.n for a in bounded))
+
+
+def worst_cases(accuracies: Sequence[Accuracy]) -> list[WorstCase]:
+    """The lowest first: on each number of images that a column with a radius has, over all columns that have as many.
+
+    The first is a headline: no column's accuracy is below it, though the dearest attack may see easier images.
+    """
+    bounded = [a for a in accuracies if ATTACKS[a.column.attack].bounded]
     if all(a.column.attack == "clean" for a in bounded):
-        return None
-    n = min(a.n for a in bounded)
-    flags = "".join(min(each) for each in zip(*(a.flags[:n] for a in bounded), strict=True))
-    return WorstCase(flags.count("1"), n, tuple(a.column.name for a in bounded), flags)
+        return []
+    return sorted((_worst(bounded, n) for n in {a.n for a in bounded}), key=lambda case: (case.percent, case.n))
+
+
+def _worst(bounded: Sequence[Accuracy], n: int) -> WorstCase:
+    seen = [a for a in bounded if a.n >= n]
+    flags = "".join(min(each) for each in zip(*(a.flags[:n] for a in seen), strict=True))
+    return WorstCase(flags.count("1"), n, tuple(a.column.name for a in seen), flags)
+
+
+def not_attacked(accuracies: Sequence[Accuracy]) -> list[str]:
+    """One sentence where attacks had no finite gradient to follow, with the images; else nothing."""
+    blind = sorted({image for a in accuracies for image in a.blind})
+    if not blind:
+        return []
+    named = ", ".join(map(str, blind[:10])) + (f" and {len(blind) - 10} more" if len(blind) > 10 else "")
+    attacks = ", ".join(a.column.name for a in accuracies if a.blind)
+    lost = f"without a finite gradient to follow (NaN, no_grad or a detached output), in {attacks}"
+    return [f"{len(blind)} images were not attacked, {lost}; none counts as right: {named}"]
 
 
 def contradictions(accuracies: Sequence[Accuracy]) -> list[str]:
     """What cannot be if every attack does its work, one sentence each.
 
-    An attack on the network itself above the clean accuracy of its images; an image of a frozen attack that is right
-    again after more steps of the very same.
+    Images that were not attacked; an attack on the network itself above the clean accuracy of its images; an image of a
+    frozen attack that is right again after more steps of the very same.
     """
-    sentences = []
+    sentences = not_attacked(accuracies)
     for clean in [a for a in accuracies if a.column.attack == "clean"][:1]:
         for a in (a for a in accuracies if a is not clean and not a.column.surrogate):
             n = min(a.n, clean.n)

@@ -17,7 +17,7 @@ import yaml
 from lib import ROOT
 from lib.attacks.fast import EXECUTIONS, PRECISIONS
 from lib.errors import UserError, check_type, choose, typed
-from lib.evaluate import PRESETS, PROTOCOLS, AttackSpec, at_radius, changed
+from lib.evaluate import PRESETS, PROTOCOLS, AttackSpec, at_radius, changed, wrong_unit
 from lib.methods import METHODS
 from lib.methods.strategy import UNITS
 from lib.models import architecture
@@ -85,6 +85,9 @@ class Scale:
         lengths = {name: getattr(self, name) for name in ("epsilon_255", "step_size_255")}
         problems = {f"{name} must be >= 0, got {getattr(self, name)}": getattr(self, name) < 0 for name in counts}
         problems |= {f"{n} is in 1/255 and must lie in (0, 255], got {v}": not 0 < v <= 255 for n, v in lengths.items()}
+        problems |= {
+            p: True for n, v in lengths.items() if v > 0 and (p := wrong_unit(v / 255, n.removesuffix("_255")))
+        }
         problems["selection held_out requires held_out > 0 images"] = self.selection == "held_out" and not self.held_out
         refuse("settings", problems)
         for name, known in (("selection", ("test", "held_out")), ("precision", PRECISIONS), ("execution", EXECUTIONS)):

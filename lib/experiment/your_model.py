@@ -1,26 +1,30 @@
 """A classifier of one's own, to be evaluated: its weights from a file, its normalisation as its first layer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from lib import ROOT, data
-from lib.data import Dataset
-from lib.errors import choose
+from lib.data import Dataset, Split
+from lib.data.core import fixed_order
+from lib.errors import abridged, choose
 from lib.evaluate import PROTOCOLS
+from lib.evaluate.accuracy import check_logits
 from lib.experiment.parameters import device_of, read_parameters, refuse
 from lib.experiment.reference import KEPT, weights_of, weights_path
+from lib.experiment.spec import digest_of
 from lib.models import architecture, build
-from lib.models.checkpoints import bare, chosen, load_state, read_state
+from lib.models.checkpoints import NORMALISATION, as_safetensors, bare, chosen, load_state, read_state
 from lib.models.deepmind import DeepMindNet, Normalise
+from lib.models.modes import mode
 
-LAYERS = ("", "0.", "normalize.", "normalizer.", "norm.")  # where public files keep a normalisation,
-HALVES = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}  # and what they call its two halves
-NORMALISATION = {layer + name: half for layer in LAYERS for name, half in HALVES.items()}
+TELLING = 10.0  # points by which another order of classes has to be better before it is named
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Classifier:
     """The parameters of evaluate_your_model, with their defaults."""
 
     weights: str = ""
+    part: str = ""
     model: str = ""
     dataset: str = "digits"
     protocol: str = "common"
@@ -71,9 +76,10 @@ def named(given: Classifier, weights: str | Path) -> Classifier:
 def load(given: Classifier, dataset: Dataset, weights: str | Path) -> nn.Module:
     """The network of the parameters with the weights of a file: in eval mode, its normalisation in front.
 
-    The file is a state dict in this companion's names, RobustBench's or DeepMind's: wrapped or not, with "module." or
-    not, and with a normalisation in it or not; `mean` and `std` give one that is not in it, or replace the one that a
-    network of DeepMind's has inside. Raises a UserError for what does not fit.
+    The file is a state dict in this companion's names, RobustBench's or DeepMind's: wrapped or not, with prefixes or
+    not, and with a normalisation in it or not, as Madry's and RobustBench's layers or beside the weights; `mean` and
+    `std` give one that is not in it, or replace the one that a network of DeepMind's has inside. Raises a UserError
+    for what does not fit.
     """
     path, channels = weights_path(str(weights)), dataset.channels
     state, halves, layer = _read(path, given)
@@ -101,10 +107,65 @@ def _wanted(given: Classifier, weights: str | Path) -> str:
 
 def _read(path: Path, given: Classifier) -> tuple[dict[str, Tensor], dict[str, Tensor], bool]:
     """A file's tensors without prefixes, the halves of its normalisation, and whether that is a layer of its own."""
-    state = bare(read_state(path))
-    names = [name for name in state if name in NORMALISATION]
-    halves = {NORMALISATION[name]: state.pop(name) for name in names}
+    state = bare(read_state(path, given.part))
+    if any(name.startswith("model.") for name in state):  # beside Madry's attacker, which holds the network once more
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("attacker.")}
+    names = [name for name in state if name.rpartition(".")[2] in NORMALISATION]
+    halves = {NORMALISATION[name.rpartition(".")[2]]: state.pop(name) for name in names}
+    refuse(str(path), {f"it holds several normalisations: {abridged(names)}": len(names) > len(halves)})
     halves |= {half: torch.tensor(values) for half, values in (("mean", given.mean), ("std", given.std)) if values}
+    state = bare(state)
     if halves and all(name.startswith("1.") for name in state):  # nn.Sequential(normalisation, network)
         state = {name.removeprefix("1."): tensor for name, tensor in state.items()}
     return bare(state), halves, any("." in name for name in names)
+
+
+def key(given: Classifier, net: nn.Module, dataset: Dataset) -> str:
+    """The digest of all that makes a report's numbers: the network, its normalisation, data, protocol, radius, seed."""
+    tensors = dict(net.named_parameters()) | dict(net.named_buffers())  # those that are in no state dict too
+    size = f"{float(_outputs(net, dataset.test.take(slice(8))).abs().mean()):.2e}"  # equal weights, another forward
+    network = [hashlib.sha256(as_safetensors(tensors)).hexdigest(), repr(net), size, dataset.digest()]
+    return digest_of([asdict(replace(given, weights="", device="", outputs="", data_dir="", download=False)), network])
+
+
+def remarks(given: Classifier, net: nn.Module, dataset: Dataset) -> tuple[str, ...]:
+    """The order of the classes, and whether the network has another: what stands on top of a report."""
+    names = [f"{i} {name}" for i, name in enumerate(dataset.classes)]
+    more = f" ... ({len(names)} classes)" if len(names) > 12 else ""
+    test = dataset.test.take(slice(given.images or None))
+    return (f"Order of the classes: {', '.join(names[:12])}{more}.", *other_order(net, test, dataset.classes))
+
+
+def other_order(net: nn.Module, test: Split, classes: Sequence[str]) -> tuple[str, ...]:
+    """A sentence if the network's outputs stand for the classes in another order, else none.
+
+    The order under which most images are right is found on one half of them and tried on the other, so that a
+    weak network's errors are not taken for one.
+    """
+    said, y = _outputs(net, test).argmax(1).cpu(), test.labels.cpu()
+    halves = fixed_order(len(y)).tensor_split(2)
+    size = max(len(classes), int(said.max()) + 1)
+    tried = [_matching(said[one], y[one], size)[said[other]] == y[other] for one, other in (halves, halves[::-1])]
+    plain, best = (100 * float(right.float().mean()) for right in (said == y, torch.cat(tried)))
+    if best < plain + max(TELLING, 150 * len(y) ** -0.5):
+        return ()
+    order = _matching(said, y, size).tolist()
+    moved = [f"{i} is {classes[k]}" for i, k in enumerate(order[: len(classes)]) if i != k < len(classes)]
+    return (
+        f"The network seems to have the classes in another order: {plain:.1f} % are right without an attack, and "
+        f"{best:.1f} % where its output {', '.join(moved[:8])}{' ...' if len(moved) > 8 else ''}.",
+    )
+
+
+def _matching(said: Tensor, y: Tensor, size: int) -> Tensor:
+    """The class of each output under which most of the answers `said` (N,) are right, each class once."""
+    counts = torch.bincount(said * size + y, minlength=size * size).view(size, size)
+    return torch.from_numpy(linear_sum_assignment(counts.numpy(), maximize=True)[1])
+
+
+@torch.no_grad()
+def _outputs(net: nn.Module, test: Split) -> Tensor:
+    with mode(net, train=False):
+        logits = [net(x) for x, _ in test.batches(256)]
+    check_logits(logits[0], test.labels[:256])
+    return torch.cat(logits)

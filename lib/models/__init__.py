@@ -75,7 +75,7 @@ def build(name: str, *, classes: int, channels: int = 3) -> nn.Module:
 
 def fitting(state: Mapping[str, Tensor]) -> list[str]:
     """The networks whose tensors have the names and shapes of these; where there are several, their logits differ."""
-    shapes = {key: tensor.shape for key, tensor in state.items()}
+    shapes = _shapes(state)
     maps, heads = ([shape for shape in shapes.values() if len(shape) == order] for order in (4, 2))
     if not maps or len(heads) != 1:  # every network has one matrix, of as many rows as classes
         return []
@@ -90,4 +90,9 @@ def fitting(state: Mapping[str, Tensor]) -> list[str]:
         names += [name for name in map("".join, product(*options)) if re.fullmatch(spelt, name)]
     with torch.device("meta"):
         nets = {name: build(name, classes=heads[0][0], channels=channels).state_dict() for name in names}
-    return [name for name, own in nets.items() if {key: tensor.shape for key, tensor in own.items()} == shapes]
+    return [name for name, own in nets.items() if _shapes(own) == shapes]
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of every tensor but of a batch-norm's counter, which old files lack."""
+    return {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}

@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from textwrap import dedent
@@ -227,7 +227,9 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
 def save_own(results: Report, outputs: Path, name: str, weights: str) -> list[Path]:
     """Write a classifier's report as csv, html and json (with every image's flag) under outputs/tables."""
     worst = results.worst and asdict(results.worst)
-    facts = {"weights": weights, **asdict(results), "worst": worst, "findings": _findings(results.findings)}
+    kept = asdict(replace(results, picture=b""))
+    facts = {"weights": weights, **kept, "worst": worst, "findings": _findings(results.findings)}
+    del facts["picture"]  # the html begins with it
     texts = {"csv": results.frame.to_csv(), "html": results._repr_html_(), "json": json.dumps(facts, indent=1)}
     return _write(texts, outputs, name)
 

@@ -119,9 +119,15 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.padding or self.flip:
             x = crop_and_flip(x, padding=self.padding, flip=self.flip, generator=self.generator)
-        x_adv, observed = self.craft(x, y)
-        self.student.train()
-        terms = self.update(x, x_adv, y, observed)
+        try:
+            x_adv, observed = self.craft(x, y)
+            self.student.train()
+            terms = self.update(x, x_adv, y, observed)
+        except ValueError as error:  # batch-norm's
+            if "more than 1 value per channel" not in str(error):
+                raise
+            way = f"another batch_size than {self.schedule.batch_size}, or another number of training images"
+            raise UserError(f"a batch of {len(y)} image has no batch statistics in this network: {way}") from error
         self.scheduler.step()
         self.step += 1
         return terms
