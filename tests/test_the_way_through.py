@@ -1,4 +1,4 @@
-"""Index, errata, README and the guesses of the walk-throughs: what leads a reader through, held to what it is made from."""
+"""Index, errata, README and the guesses of the walk-throughs: what leads a reader, held to what it is made from."""
 
 import re
 
