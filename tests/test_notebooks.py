@@ -34,6 +34,7 @@ DECLARED = {  # notebooks that are not about a table
     "benchmark_speed": benchmark.SpeedParameters,
     "speedrun_robust": partial(Parameters, seeds=[0, 1, 2]),
     "evaluate_your_model": Classifier,
+    "add_your_method": partial(SimpleNamespace, outputs="outputs"),
 }
 DGAD = {"settings": SETTINGS, "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
 PAPERMILL = (sys.executable, "-m", "papermill", "--no-progress-bar")
@@ -89,7 +90,7 @@ def useless(path):
         return vars(Parameters()).keys() - {"scale", "data_dir", "outputs", "settings"}
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if not cell.metadata.get("tags"))
     opened = re.search(r'open_table\("(\w+)"', text)
-    if not opened or path.stem == "evaluate_your_model":  # whose parameters are its own
+    if not opened or path.stem in ("add_your_method", "evaluate_your_model"):  # whose parameters are their own
         return set()
     table, chosen = TABLES[opened[1]], re.search(r'"?rows(?:": |=)\["(.*?)"\]', text)
     rows = [row for row in table["rows"] if not chosen or row["row"] == chosen[1]]
