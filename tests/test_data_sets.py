@@ -1,4 +1,6 @@
+import os
 import pickle
+import random
 import re
 import zlib
 from dataclasses import replace
@@ -6,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Generator
 
 from lib.data import Dataset, Split, crop_and_flip, hold_out, load, sources, to_float
@@ -312,7 +315,26 @@ def test_a_folder_is_decoded_once_and_a_part_again_only_if_a_file_of_it_changed(
     third = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
     assert len(decoded) == 1
     assert third.test.images[-1].permute(1, 2, 0).equal(pixels)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"] * 3
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npz"] * 3
+
+
+def test_other_images_of_equal_names_sizes_and_times_are_not_taken_for_the_old_ones(folder, tmp_path):
+    path, cache = folder / "test" / "dog" / "dog0.png", tmp_path / "cache"
+    first, old = load("folder", data_dir=folder, cache_dir=cache), path.stat()
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert path.stat().st_size == old.st_size
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert load("folder", data_dir=folder, cache_dir=cache).digest() != first.digest()
+
+
+def test_a_changed_bit_of_kept_images_is_noticed_and_they_are_decoded_anew(folder, tmp_path):
+    draw, whole = random.Random(0), load("folder", data_dir=folder, cache_dir=tmp_path).digest()
+    for _ in range(100):
+        for path in tmp_path.glob("*.npz"):
+            content = bytearray(path.read_bytes())
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            path.write_bytes(content)
+        assert load("folder", data_dir=folder, cache_dir=tmp_path).digest() == whole
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

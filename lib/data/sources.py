@@ -11,7 +11,7 @@ import torch
 
 from lib.data.core import Dataset, Split, fixed_order
 from lib.errors import UserError
-from lib.files import write_atomically
+from lib.files import disk_errors, file_digest, write_atomically
 
 Sample = tuple[Path, int]  # an image file and its label
 
@@ -80,20 +80,20 @@ def from_files(
 
 
 def _read_images(samples: list[Sample], cache_dir: Path | None) -> Split:
-    """The images, (N, 3, H, W) uint8, decoded once: `cache_dir` keeps them under the files' names, sizes and times."""
-    stats = [(str(path), path.stat()) for path, _ in samples]
-    listing = repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
-    cached = cache_dir / f"{hashlib.sha256(listing.encode()).hexdigest()[:16]}.npy" if cache_dir else None
+    """The images, (N, 3, H, W) uint8, decoded once: `cache_dir` keeps them under the files' content, in this order."""
+    listing = "".join(file_digest(path) for path, _ in samples) if cache_dir else ""
+    cached = cache_dir / f"{hashlib.sha256(listing.encode()).hexdigest()[:16]}.npz" if cache_dir else None
     try:
-        images = np.load(cached, allow_pickle=False) if cached and cached.exists() else None
-    except (ValueError, EOFError):  # cut short; it is only a copy, so it is made again
+        images = np.load(cached, allow_pickle=False)["images"] if cached and cached.exists() else None
+    except Exception:  # damaged, as its CRC-32 tells, in any way; it is only a copy, so it is made again
         images = None
     if images is None:
-        images = _decode([path for path, _ in stats])
+        images = _decode([str(path) for path, _ in samples])
         if cached:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            np.save(content := io.BytesIO(), images)
-            write_atomically(cached, content.getbuffer())
+            np.savez(content := io.BytesIO(), images=images)
+            with disk_errors(cached.parent):
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(cached, content.getbuffer())
     labels = torch.tensor([label for _, label in samples])
     return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
 

@@ -16,7 +16,17 @@ from lib.data import to_float
 from lib.errors import UserError
 from lib.evaluate import VERSION, AttackSpec, Finding, sanity_checks
 from lib.experiment import runs
-from lib.experiment.networks import Network, Workspace, measure, network, network_digest, provenance, stored
+from lib.experiment.networks import (
+    Network,
+    Workspace,
+    measure,
+    network,
+    network_digest,
+    provenance,
+    read_rows,
+    stored,
+    write_rows,
+)
 from lib.experiment.progress import Progress
 from lib.experiment.spec import DataSpec, RunSpec, digest_of
 from lib.models.modes import frozen
@@ -90,7 +100,7 @@ class Check(Job):
 
     def findings(self, workspace: Workspace) -> tuple[Finding, ...] | None:
         """The findings as they are kept, or None."""
-        rows = workspace.store.read_rows(super().digest, self._key)
+        rows = read_rows(self.network, self.data, workspace, self._key)
         fields = ("check", "value", "limit", "meaning")
         return None if rows is None else tuple(Finding(*(row[name] for name in fields)) for row in rows)
 
@@ -106,7 +116,7 @@ class Check(Job):
                 with frozen(net):
                     findings = tuple(sanity_checks(folded(net), x, y, epsilon=self.epsilon, unrelated=other))
                 rows = [asdict(finding) | {"provenance": provenance(workspace)} for finding in findings]
-                workspace.store.write_rows(super().digest, self._key, rows)
+                write_rows(self.network, self.data, workspace, self._key, self.checkpoint, rows)
         fired = ", ".join(finding.check for finding in findings if finding.fired)
         return f"{self.label}: {fired + ' fired' if fired else 'sound'}"
 
