@@ -34,7 +34,10 @@ def disk_errors(outputs: Path) -> Iterator[None]:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes; UserError where there is no such file."""
-    if not path.is_file():
-        raise UserError(f"there is no weights file {path}")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
