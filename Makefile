@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 STRIP := python3 "$$(git rev-parse --git-common-dir)/strip_notebook.py"
 
-.PHONY: env lab test test-all check lock clean evidence
+.PHONY: env lab test test-all check lock clean evidence site report executed
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,8 @@ help:
 	@echo "make test         run the tests          make test-all   the slow ones too"
 	@echo "make check        lint and types         make lock       renew requirements.lock"
 	@echo "make lab          open JupyterLab        make evidence   make what params/evidence.yaml lists"
+	@echo "make site         outputs/site/: every table, figure and walk-through as a page"
+	@echo "make report       outputs/report/: every table and figure in one PDF and one zip"
 	@echo "notebooks: $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))"
 
 env: $(READY)
@@ -47,8 +49,21 @@ check: $(READY)
 evidence: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.evidence $(value ARGS)
 
+# the static pages: what was run is shown with its results, the rest with the papers' numbers and the kept evidence
+site: report
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python site/pages.py
+	$(BIN)/python -m sphinx -q -W -E -c site outputs/site_source outputs/site
+	@echo "outputs/site/index.html"
+
+# every notebook but those that time the machine or want a model of yours; what is in the run store is not trained again
+TIMED := benchmark_evaluation benchmark_speed speedrun_robust evaluate_your_model
+executed: $(filter-out $(TIMED),$(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
+
+report: $(READY)
+	$(BIN)/python site/paper.py
+
 lock: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra site --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header --no-emit-index-url --quiet --upgrade --output-file requirements.lock
 
 clean:

@@ -39,7 +39,7 @@ def test_the_speed_notebook_runs_and_leaves_its_tables_and_its_figure(tmp_path):
 
 
 def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_goal(tmp_path):
-    execute("speedrun_robust", tmp_path, seeds=[0, 1], settings=SETTINGS, workers=0)
+    execute("speedrun_robust", tmp_path, seeds=[0, 1], settings=SETTINGS)
     results = pd.read_csv(tmp_path / "tables" / "speedrun_robust.csv", index_col="run")
     assert list(results.index) == ["seed 0", "seed 1"]
     assert (results["training, s"] > 0).all()
@@ -51,7 +51,9 @@ def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_go
 
 
 def test_what_means_nothing_in_the_speed_run_is_refused_there(tmp_path):
-    assert "parameter rows means nothing in the speed run" in refusal("speedrun_robust", tmp_path, rows=["PGD-AT"])
+    assert "unknown parameter 'rows'; choose from: scale, seeds" in refusal(
+        "speedrun_robust", tmp_path, rows=["PGD-AT"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,25 @@ import yaml
 
 from lib.errors import UserError
 from lib.evaluate import PRESETS, AttackSpec
-from lib.experiment.parameters import PARAMS, Parameters, device_of, injected_names, load_scale, validate
+from lib.experiment.parameters import PARAMS, Parameters, declared_and_injected, device_of, load_scale, validate
 from lib.methods import METHODS
 
 
 def test_what_papermill_injects_is_read_from_the_kernel_history():
     history = ["", "scale = 'quick'", "# Parameters\nepochs = 3\nrows = ['DGAD']\n", "x = 1"]
-    assert injected_names(history) == ["epochs", "rows"]
+    assert declared_and_injected(history) == (["scale"], ["epochs", "rows"])
 
 
 def test_an_unknown_injected_parameter_is_refused_with_the_valid_names():
     with pytest.raises(UserError, match=r"unknown parameter 'sclae'; choose from: scale, rows"):
         validate({"In": ["# Parameters\nsclae = 'gpu'\n"]})
+
+
+def test_a_parameter_that_the_notebook_does_not_declare_is_refused_with_those_that_it_does():
+    history = ["", "scale = 'quick'\nguess = 3  # its own", "# Parameters\nteachers = []\n"]
+    with pytest.raises(UserError, match=r"unknown parameter 'teachers'; choose from: scale, guess$"):
+        validate({"In": history, "scale": "quick", "teachers": []})
+    assert validate({"In": [*history[:2], "# Parameters\nguess = 4\n"], "guess": 4}) == Parameters()
 
 
 def test_names_that_the_user_made_himself_are_no_parameters():

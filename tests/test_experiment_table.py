@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small import parameters
 
 from lib import report
 from lib.errors import UserError
@@ -10,6 +11,7 @@ from lib.experiment import networks, runs
 from lib.experiment.parameters import PARAMS, Parameters, load_scale
 from lib.experiment.spec import GivenWeights, RunSpec
 from lib.experiment.table import open_table
+from lib.experiment.table_file import read_table
 from lib.methods import METHODS, NominalBatch
 from lib.methods.strategies import STRATEGIES
 from lib.models import build
@@ -394,3 +396,24 @@ def test_a_table_of_ones_own_has_no_reported_numbers_and_an_unknown_item_is_refu
     assert report.reported_table(own).isna().all(axis=None)
     with pytest.raises(UserError, match="unknown item of las_at 'mine'; choose one of: meta, table1"):
         report.compare(replace(table, file=replace(table.file, item="mine")), [])
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"weights": {"Resnet18": {"beta": 1.0}}}, "unknown student 'Resnet18'"),
+        ({"weights": {"ResNet18": {"beta": 1.0}, "beta": 2.0}}, "for every student a mapping"),
+        ({"only_students": ["VGG"]}, "unknown student 'VGG'"),
+        ({"quoted": {"VGG": "AdaAD"}}, "unknown student 'VGG'"),
+    ],
+)
+def test_a_row_that_names_no_student_of_its_table_is_refused(more, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_table("table4_dgad").read_row({"row": "DGAD", "method": "dgad", **more})
+
+
+def test_two_rows_of_one_name_are_refused(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path))
+    twice = replace(table.file, more_rows=[{"row": "DGAD", "method": "trades"}])
+    with pytest.raises(UserError, match="two rows are called DGAD"):
+        _ = replace(table, file=twice).rows

@@ -2,10 +2,12 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -21,10 +23,13 @@ from test_models_checkpoints import Hostile
 from lib import ROOT, benchmark
 from lib.experiment.parameters import PARAMS, Parameters
 from lib.experiment.your_model import Classifier
+from lib.methods import METHODS
 from lib.models import build
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = {path.stem: yaml.safe_load(path.read_text()) for path in (PARAMS / "tables").glob("*.yaml")}
+OF_PAPERS = [path for path in NOTEBOOKS if TABLES.get(path.stem, {}).get("item")]
+IMPORT = re.compile(r"(?:from|import) .*", re.MULTILINE)
 DECLARED = {  # notebooks that are not about a table
     "benchmark_speed": benchmark.SpeedParameters,
     "speedrun_robust": partial(Parameters, seeds=[0, 1, 2]),
@@ -61,13 +66,73 @@ def test_a_notebook_is_stripped_and_its_cells_are_short_plain_statements(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_declares_every_parameter_with_its_default_and_a_comment(path):
+def test_a_notebook_declares_the_parameters_that_it_uses_with_their_defaults_and_a_comment(path):
     (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     declared = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
-    assert declared == vars(DECLARED.get(path.stem, Parameters)())
+    defaults = vars(DECLARED.get(path.stem, Parameters)())
+    own = {name for name in declared if name not in defaults}  # which only this notebook has
+    assert declared.keys() - own == defaults.keys() - useless(path)
+    assert all(declared[name] == defaults[name] for name in declared.keys() - own)
+    assert all(any(name in names(other) for other in code_cells(path) if other is not cell) for name in own)
     known = papermill.inspect_notebook(str(path))
     assert known.keys() == declared.keys()
     assert all(parameter["help"] for parameter in known.values())
+
+
+def names(cell):
+    return {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
+
+
+def useless(path):
+    """The parameters that a notebook would not heed: the table that it opens has one such thing, or none."""
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if not cell.metadata.get("tags"))
+    opened = re.search(r'open_table\("(\w+)"', text)
+    if not opened or path.stem == "evaluate_your_model":  # whose parameters are its own
+        return set()
+    table, chosen = TABLES[opened[1]], re.search(r'"?rows(?:": |=)\["(.*?)"\]', text)
+    rows = [row for row in table["rows"] if not chosen or row["row"] == chosen[1]]
+    taught = any(METHODS[row["method"]].needs_teacher for row in rows)
+    unheeded = {
+        "rows": len(rows) < 2 or path.stem == "fig3_d2r",  # which sets its one row against its other
+        "students": len(table["students"]) < 2 or "students=[" in text,
+        "teachers": not taught or len(table["teachers"]) < 2,
+        "teacher_files": not taught and "teacher_files" not in text,
+        "protocol": "report.under_both" not in text,
+        "workers": "experiment.run(" not in text,
+    }
+    return {name for name, so in unheeded.items() if so}
+
+
+@pytest.mark.parametrize("path", OF_PAPERS, ids=lambda path: path.stem)
+def test_a_table_shows_its_methods_equations_and_below_them_the_code_of_every_loss(path):
+    cells = nbformat.read(path, as_version=4).cells
+    (where,) = [
+        i for i, cell in enumerate(cells) if "| row | the attack maximises | training minimises |" in cell.source
+    ]
+    sources = [cell.source for cell in cells if cell.cell_type == "code" and "report.source(" in cell.source]
+    assert any(cell.source in sources for cell in cells[where : where + 4])
+    imports = [line for cell in code_cells(path) for line in cell.source.splitlines() if IMPORT.match(line)]
+    shown, namespace = [], {}
+    exec("\n".join(imports), namespace)
+    namespace["report"] = SimpleNamespace(source=lambda *functions: shown.extend(functions), las_at_passes=len)
+    for source in sources:
+        exec(source, namespace)
+    losses = {METHODS[row["method"]].loss for row in TABLES[path.stem]["rows"]}
+    assert {made_by(loss) for loss in losses} <= {made_by(function) for function in shown}
+
+
+def made_by(function):
+    """The name of a loss, or of what it is a part or the work of."""
+    return getattr(function, "func", function).__qualname__.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", OF_PAPERS, ids=lambda path: path.stem)
+def test_a_table_begins_with_its_claim_and_the_first_thing_that_it_displays_is_its_plan(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert [cell.cell_type for cell in cells[:4]] == ["markdown", "code", "code", "markdown"]
+    assert re.fullmatch(r"# [^\n]+\n\n\*\*The claim\.\*\* [^\n]+", cells[0].source)
+    assert cells[2].source.endswith("\nplan = experiment.plan(table)\nplan")
+    assert cells[-1].source.startswith("report.finish(")
 
 
 # --- as they run --------------------------------------------------------------------------------------------------
@@ -77,7 +142,9 @@ def test_a_notebook_declares_every_parameter_with_its_default_and_a_comment(path
 def test_every_notebook_runs_and_a_table_leaves_its_table_and_figures(name, outputs):
     table = TABLES.get(name, {})
     rows = [table["rows"][i]["row"] for i in (0, -1)] if table.get("rows") else []
-    execute(name, outputs, rows=rows, students=table.get("students", [])[:1], settings=SETTINGS)
+    given = {"rows": rows, "students": table.get("students", [])[:1]}
+    declared = papermill.inspect_notebook(ROOT / "notebooks" / f"{name}.ipynb")
+    execute(name, outputs, settings=SETTINGS, **{key: given[key] for key in given if key in declared})
     if rows:
         check_saved(name, outputs, rows)
 
@@ -106,7 +173,7 @@ def check_saved(name, outputs, rows):
     assert all(cell["n"] for cell in saved["cells"])
     for suffix in ("csv", "md", "tex", "html"):
         assert (outputs / "tables" / f"{name}.{suffix}").stat().st_size
-    drawn = any("figures.save" in cell.source for cell in code_cells(ROOT / "notebooks" / f"{name}.ipynb"))
+    drawn = f"{name}=figure" in code_cells(ROOT / "notebooks" / f"{name}.ipynb")[-1].source
     assert (outputs / "figures" / f"{name}.pdf").exists() == drawn
 
 

@@ -134,22 +134,29 @@ def validate(namespace: Mapping[str, Any]) -> Parameters:
 def read_parameters(namespace: Mapping[str, Any], kind: type[Kind]) -> Kind:
     """A notebook's parameters as the dataclass that declares them, each of its declared type.
 
-    papermill only warns about an unknown name; here the cell that it injected is read, and refused by a UserError.
+    A notebook may declare fewer, and names of its own. papermill only warns about a name that the notebook does not
+    declare; here the cell that it injected is read, and refused by a UserError.
     """
-    declared: dict[str, Any] = {f.name: f.type for f in fields(kind)}  # type: ignore[arg-type]
-    for name in injected_names(namespace.get("In", [])):
-        if name not in declared:
-            raise UserError(f"unknown parameter {name!r}; choose from: {', '.join(declared)}")
-    values = {name: namespace[name] for name in declared if name in namespace}
+    types: dict[str, Any] = {f.name: f.type for f in fields(kind)}  # type: ignore[arg-type]
+    declared, injected = declared_and_injected(namespace.get("In", []))
+    for name in injected:
+        if name not in (declared or types):
+            raise UserError(f"unknown parameter {name!r}; choose from: {', '.join(declared or types)}")
+    values = {name: namespace[name] for name in types if name in namespace}
     for name, value in values.items():
-        check_type(value, declared[name], f"parameter {name}")
+        check_type(value, types[name], f"parameter {name}")
     return kind(**values)
 
 
-def injected_names(cells: list[str]) -> list[str]:
-    """The names that papermill's injected cell assigns, read from the kernel's input history."""
-    injected = [cell for cell in cells if cell.lstrip().startswith("# Parameters\n")]
-    nodes = [node for cell in injected for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+def declared_and_injected(cells: list[str]) -> tuple[list[str], list[str]]:
+    """The names that the parameters' cell assigns and those of papermill's cell right after it, from the history."""
+    at = [index for index, cell in enumerate(cells) if cell.lstrip().startswith("# Parameters\n")]
+    declared = _assigned(cells[at[0] - 1]) if at and at[0] else []
+    return declared, [name for index in at for name in _assigned(cells[index])]
+
+
+def _assigned(cell: str) -> list[str]:
+    nodes = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
     return [target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)]
 
 

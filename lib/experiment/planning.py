@@ -64,11 +64,15 @@ class Plan:
     def _repr_html_(self) -> str:
         lines = self.frame[[not isinstance(job, Check) for job in self.todo]]
         lines = lines.assign(seconds=lines["seconds"].map(clock)).rename(columns={"seconds": "about"})
-        text = f"<p><b>Plan.</b> {escape(self.summary())}</p>"
-        return text + (lines.to_html(index=False, float_format="{:.2f}".format) if len(lines) else "")
+        text = f"<p><b>Plan.</b> {escape(self._sentences())}</p>"
+        listed = lines.to_html(index=False, float_format="{:.2f}".format)
+        return text + (f"<details><summary>Which networks</summary>{listed}</details>" if len(lines) else "")
 
     def __repr__(self) -> str:
-        return f"Plan. {self.summary()}"
+        return f"Plan. {self._sentences()}"
+
+    def _sentences(self) -> str:
+        return f"Scale {self.table.scale_name}: {self.table.scale.title}. {self.summary()}"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ class Table:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The rows that run."""
-        rows = {row.row: row for row in map(self.file.read_row, self.file.rows + self.file.more_rows)}
+        read = [*map(self.file.read_row, self.file.rows + self.file.more_rows)]
+        rows = {row.row: row for row in read}
+        repeated = ", ".join(name for name in rows if [row.row for row in read].count(name) > 1)
+        refuse(f"table {self.name}", {f"two rows are called {repeated}": repeated})
         names = pick("row", self.parameters.rows or [row["row"] for row in self.file.rows], rows)
         pick("teacher", [*self.given], {**self.file.trained("teachers"), **rows})
         return tuple(rows[name] for name in names)

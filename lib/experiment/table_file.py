@@ -145,6 +145,10 @@ class TableFile:
         """A row as the file gives it, with the table's radius and step where it takes them."""
         check_type(given, dict[str, Any], "row")
         row: Row = typed(Row, given, "row")
+        per_student = [isinstance(value, dict) for value in row.weights.values()]
+        refuse(f"row {row.row}", {"weights are numbers, or for every student a mapping": len({*per_student}) > 1})
+        for name in (*row.only_students, *row.quoted, *(row.weights if any(per_student) else ())):
+            choose("student", name, dict.fromkeys(self.students))
         if row.own_radius and not self.epsilon_255:
             raise UserError(f"row {row.row} takes the table's own radius; give the table an epsilon_255")
         lengths = {name: getattr(row, name) or getattr(self, name) for name in ("epsilon_255", "step_size_255")}

@@ -1,5 +1,6 @@
 """Reported beside measured: the comparison, differences and controls, histories, and what they were made with."""
 
+from lib.report.closing import finish
 from lib.report.compare import compare
 from lib.report.differences import gains, rescued, versus
 from lib.report.histories import THIS_LIBRARY, followed, histories, las_at_passes, picks_summary, strategy_steps, times
