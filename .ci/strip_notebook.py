@@ -6,6 +6,7 @@ copies this file into .git, so that it is there in every worktree and at every c
 
 import json
 import sys
+from pathlib import Path
 
 KEYS = (
     "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version metadata.widgets"
@@ -28,7 +29,7 @@ def stripped(text: str) -> str:
     return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
-def take_off(part, keys):
+def take_off(part: dict, keys: list[str]) -> None:
     """Remove what is under these keys, with dots, where it is there."""
     for key in keys:
         *path, last = key.split(".")
@@ -39,5 +40,6 @@ def take_off(part, keys):
 
 
 if __name__ == "__main__":
-    source = open(sys.argv[1], "rb") if sys.argv[1:] else sys.stdin.buffer
-    sys.stdout.buffer.write(stripped(source.read().decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
+    content = Path(sys.argv[1]).read_bytes() if sys.argv[1:] else sys.stdin.buffer.read()
+    text = stripped(content.decode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))

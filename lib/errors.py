@@ -10,7 +10,7 @@ T = TypeVar("T")
 MOST = 500  # characters of a sentence
 LARGEST = 3.4e38  # float32's, rounded down
 UNPRINTABLE = re.compile("[\0-\x1f\ud800-\udfff]")  # control characters, and halves of one
-HINTS = {
+HINTS: dict[Any, str] = {
     (list, str): ' (in a terminal: -y "{name}: [{value}]")',
     (bool, str): ' (in a terminal: -p {name} True, or -y "{name}: true")',
     (float, str): " (YAML reads 1e-3 as text: write 0.001)",
@@ -18,7 +18,7 @@ HINTS = {
 
 
 class UserError(ValueError):
-    """A request that cannot be met; its message is one sentence with the valid choices, its middle cut if it is long."""
+    """A request that cannot be met; its message is one sentence with the valid choices, cut where it is long."""
 
     def __init__(self, sentence: str) -> None:
         line = " ".join(sentence.splitlines())

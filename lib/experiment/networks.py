@@ -202,9 +202,7 @@ def _checked(row: dict[str, Any], column: AttackSpec, checkpoint: str) -> Accura
     return replace(made, column=column)
 
 
-def write_rows(
-    spec: Network, data_spec: DataSpec, workspace: Workspace, key: str, checkpoint: str, rows: Rows
-) -> None:
+def write_rows(spec: Network, data_spec: DataSpec, workspace: Workspace, key: str, checkpoint: str, rows: Rows) -> None:
     """Keep rows about a network under `key`, with the weights that they are of."""
     of = {"checkpoint": checkpoint, "weights": workspace.weights(spec, checkpoint)}
     workspace.store.write_rows(network_digest(spec, data_spec), key, rows, **of)

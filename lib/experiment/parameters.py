@@ -49,6 +49,7 @@ class Parameters:
     def __post_init__(self) -> None:
         seeds, workers = self.seeds, self.workers
         problems = {
+            "outputs is empty; name a folder, such as outputs": not self.outputs,
             "seeds is empty; give at least one, such as [0]": not seeds,
             f"seeds must be numbers from 0 to 2**63 - 1, got {seeds}": not all(0 <= seed < 2**63 for seed in seeds),
             f"workers must be 0 or more, got {workers}": workers < 0,
@@ -209,7 +210,7 @@ class Loader(yaml.SafeLoader):
 
 @lru_cache
 def _parsed(path: Path, changed: int) -> Any:
-    return yaml.load(path.read_text("utf-8"), Loader)  # noqa: S506  a SafeLoader
+    return yaml.load(path.read_text("utf-8"), Loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 import io
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,23 @@ class Store:
     def claim(self, digest: str) -> AbstractContextManager[Any]:
         """Hold the run `digest` against every other process until the block ends or this process dies."""
         lock = FileLock(self.claims / f"{digest}.lock")
-        try:
-            return lock.acquire(blocking=False)
-        except Timeout:
-            print(f"run {digest} is being made by another process; waiting for it", flush=True)
-            return lock.acquire()
+        with disk_errors(self.claims):  # where there are no locks, too
+            try:
+                return lock.acquire(blocking=False)
+            except Timeout:
+                print(f"run {digest} is being made by another process; waiting for it", flush=True)
+                return lock.acquire()
+
+    def tidy(self, digest: str) -> None:
+        """Remove what a killed process left beside the finished run `digest`, unless another process is at it."""
+        with suppress(Timeout), ExitStack() as stack, disk_errors(self.outputs):
+            for name in (digest, f"{digest}-rows"):
+                stack.enter_context(FileLock(self.claims / f"{name}.lock").acquire(blocking=False))
+            for folder in (*self.runs.glob(f".{digest}-*"), *self.partial.glob(f"{digest}-*-attack")):
+                shutil.rmtree(folder, ignore_errors=True)
+            beside = (*self.partial.glob(f".{digest}.*"), *(self.evaluations / digest).glob(".*"))
+            for file in (*beside, self.checkpoint(digest)):
+                file.unlink(missing_ok=True)
 
     @contextmanager
     def publishing(self, digest: str) -> Iterator[Path]:

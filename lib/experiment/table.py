@@ -19,7 +19,7 @@ from lib.experiment.parameters import PARAMS, Parameters, Scale, device_of, load
 from lib.experiment.reference import weights_path
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, method_of
 from lib.experiment.table_file import Row, TableFile, pick, read_table
-from lib.files import file_digest
+from lib.files import file_digest, from_root
 from lib.methods import Piecewise, Weight
 from lib.models.checkpoints import chosen, read_state
 
@@ -231,7 +231,7 @@ def open_table(name: str, parameters: Parameters) -> Table:
         scale = replace(scale, title=f"its settings on other data than its own, radius {scale.epsilon_255:g}/255")
     files = {name: weights_path(path) for name, path in parameters.teacher_files.items()}
     given = {name: file_digest(path) for name, path in files.items()}
-    folders, device = (_from_root(parameters.outputs), _from_root(parameters.data_dir)), device_of(parameters.device)
+    folders, device = (from_root(parameters.outputs), from_root(parameters.data_dir)), device_of(parameters.device)
     weights_files = {given[name]: path for name, path in files.items()}
     workspace = Workspace(*folders, parameters.download, str(device), weights_files, scale.execution)
     if workspace.device == "cpu":
@@ -252,7 +252,3 @@ def open_table(name: str, parameters: Parameters) -> Table:
 def show_path(path: Path) -> str:
     """A path as a reader should see it: relative to the checkout where it lies inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def _from_root(path: str) -> Path:
-    return ROOT / Path(path).expanduser()
