@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-STRIP_KEYS := metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version metadata.widgets
+STRIP := python3 "$$(git rev-parse --git-common-dir)/strip_notebook.py"
 
 .PHONY: env lab test test-all check lock clean evidence site report executed
 .DEFAULT_GOAL := help
@@ -26,27 +26,28 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@if git rev-parse --git-dir >/dev/null 2>&1; then \
-		git config filter.nbstripout.clean "$(BIN)/python -m nbstripout --extra-keys '$(STRIP_KEYS)'"; \
+	@if test -e .git; then \
+		cp .ci/strip_notebook.py "$$(git rev-parse --git-common-dir)/"; \
+		git config filter.nbstripout.clean '$(STRIP)'; \
 		git config filter.nbstripout.smudge cat; \
-		git config diff.ipynb.textconv "$(BIN)/python -m nbstripout -t --extra-keys '$(STRIP_KEYS)'"; fi
+		git config diff.ipynb.textconv '$(STRIP)'; fi
 	@touch $@
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks/index.ipynb
+	$(BIN)/jupyter lab notebooks/index.ipynb $(value ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(value ARGS)
 
 test-all: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(value ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 # the kept evidence, run by run; ARGS="-n" only prints what is there and what is missing
 evidence: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.evidence $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.evidence $(value ARGS)
 
 # the static pages: what was run is shown with its results, the rest with the papers' numbers and the kept evidence
 site: report
@@ -68,7 +69,7 @@ lock: $(READY)
 clean:
 	rm -rf $(VENV) *.egg-info
 
-# any notebook by its name; ARGS goes to papermill: make table4_dgad ARGS="-p scale gpu"
+# any notebook by its name; ARGS goes to papermill as a shell reads it: make table4_dgad ARGS="-p scale gpu"
 %: notebooks/%.ipynb $(READY)
 	@mkdir -p outputs/executed
-	$(BIN)/papermill --no-progress-bar --log-output $< outputs/executed/$@.ipynb $(ARGS)
+	$(BIN)/papermill --no-progress-bar --log-output $< outputs/executed/$@.ipynb $(value ARGS)

@@ -3,21 +3,43 @@
 import errno
 import hashlib
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
+from lib import ROOT
 from lib.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    What processes of this machine left that were killed while they wrote it goes as well.
+    """
+    own = f".{path.name}.{platform.node()}."
+    temporary = path.with_name(f"{own}{os.getpid()}")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    for left in path.parent.glob(f"{escape(own)}*"):
+        try:
+            os.kill(int(left.name.removeprefix(own)), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except PermissionError:  # alive, and another user's
+            continue
+
+
+def from_root(path: str) -> Path:
+    """A path of a parameter: from the checkout, ~ being the home folder; UserError where there is none."""
+    try:
+        return ROOT / Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be resolved ({error}); write the folder itself") from error
 
 
 @contextmanager
@@ -34,7 +56,8 @@ def disk_errors(outputs: Path) -> Iterator[None]:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes; UserError where there is no such file."""
-    if not path.is_file():
-        raise UserError(f"there is no weights file {path}")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error

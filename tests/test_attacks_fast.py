@@ -84,8 +84,9 @@ def test_between_attacks_no_folded_weights_are_held_and_the_next_attack_has_them
 
 @pytest.mark.parametrize("setting", [{"execution": "quick"}, {"precision": "bf61"}])
 def test_an_unknown_setting_is_refused_with_the_valid_ones(setting):
-    with pytest.raises(UserError, match=", ".join(EXECUTIONS if "execution" in setting else PRECISIONS)):
+    with pytest.raises(UserError) as refused:
         Engine(**setting)
+    assert all(name in str(refused.value) for name in (EXECUTIONS if "execution" in setting else PRECISIONS))
 
 
 # --- recordings ----------------------------------------------------------------------------------------------------

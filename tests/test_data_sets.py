@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Generator
 
 from lib.data import Dataset, Split, crop_and_flip, hold_out, load, sources, to_float
@@ -311,7 +312,6 @@ def write_cifar10(folder):
 
 
 def write_image(path, size=4, mode="RGB"):
-    from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(zlib.crc32(path.name.encode()))
@@ -368,7 +368,7 @@ def test_a_folder_is_decoded_once_and_a_part_again_only_if_a_file_of_it_changed(
     third = load("folder", data_dir=folder, cache_dir=tmp_path / "cache")
     assert len(decoded) == 1
     assert third.test.images[-1].permute(1, 2, 0).equal(pixels)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"] * 3
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npz"] * 3
 
 
 def test_other_images_of_equal_name_size_and_time_are_not_taken_for_the_old_ones(folder, tmp_path):
@@ -393,7 +393,7 @@ def test_a_bit_flip_or_a_cut_in_the_cache_is_never_read(folder, tmp_path):
         flipped[place // 8] ^= 1 << place % 8
         cached.write_bytes(flipped)
         assert load("folder", data_dir=folder, cache_dir=tmp_path / "cache").digest() == first.digest()
-    for length in (0, 31, 32, 100, len(content) - 1):
+    for length in (0, 31, 100, len(content) - 1):
         cached.write_bytes(content[:length])
         assert load("folder", data_dir=folder, cache_dir=tmp_path / "cache").digest() == first.digest()
     assert cached.read_bytes() == content
@@ -465,7 +465,6 @@ def test_an_unreadable_image_is_refused_by_its_name(folder, harm):
 
 
 def write_bomb(path):
-    from PIL import Image
 
     Image.new("RGB", (8, 8)).save(path, format="BMP")
     content = bytearray(path.read_bytes())
@@ -509,7 +508,6 @@ MODES = {  # mode -> the colour that is written, and the RGB that is to be read
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_kind_of_8_bit_image_shows_its_own_colours(folder, mode):
-    from PIL import Image
 
     colour, wanted = MODES[mode]
     Image.new(mode, (4, 4), colour).save(folder / "test" / "dog" / "z.tif")
@@ -518,7 +516,6 @@ def test_every_kind_of_8_bit_image_shows_its_own_colours(folder, mode):
 
 
 def test_a_palette_is_looked_up(folder):
-    from PIL import Image
 
     image = Image.new("P", (4, 4), 1)
     image.putpalette([9, 9, 9, 200, 10, 30])
@@ -538,7 +535,6 @@ def test_a_palette_is_looked_up(folder):
     ],
 )
 def test_an_image_that_is_not_what_its_8_bits_show_is_refused_by_its_name(folder, mode, colour, said):
-    from PIL import Image
 
     Image.new(mode, (4, 4), colour).save(folder / "test" / "dog" / "z.tif")
     with pytest.raises(UserError, match=rf"z\.tif has {said}"):
@@ -584,7 +580,6 @@ def write_jpeg(path, mode="RGB"):
 
 
 def pixels(path):
-    from PIL import Image
 
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
@@ -618,7 +613,6 @@ def test_tiny_imagenet_keeps_every_pixel_with_the_label_of_its_sorted_wnid(archi
 
 
 def test_tiny_imagenets_images_are_decoded_and_need_not_be_lossless(archive):
-    from PIL import Image
 
     for path in archive.rglob("*.JPEG"):
         with Image.open(path) as image:

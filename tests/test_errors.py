@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from lib.errors import UserError, abridged, check_type, choose, typed
+from lib.errors import MOST, UserError, abridged, check_type, choose, typed
 
 
 @dataclass
@@ -17,6 +17,29 @@ class Settings:
 def test_a_wrong_name_is_refused_with_the_valid_ones():
     with pytest.raises(UserError, match="unknown model 'c'; choose one of: a, b"):
         choose("model", "c", {"a": 1, "b": 2})
+
+
+def test_the_nearest_valid_name_is_the_first():
+    with pytest.raises(UserError, match="unknown row 'dgaad'; choose one of: DGAD, PGD-AT, AKD$"):
+        choose("row", "dgaad", {"PGD-AT": 1, "DGAD": 2, "AKD": 3})
+    with pytest.raises(UserError, match="here has no 'step'; choose from: steps, rate,"):
+        typed(Settings, {"step": 2}, "here")
+
+
+def test_a_sentence_has_at_most_500_characters_on_one_line_and_keeps_both_ends():
+    sentence = str(UserError("begun\n" + "x" * 10_000 + " ended"))
+    assert len(sentence) <= MOST
+    assert sentence.startswith("begun x")
+    assert sentence.endswith("x ended")
+    with pytest.raises(UserError, match="choose one of: a, b$"):
+        choose("row", "x" * 100_000, {"a": 1, "b": 2})
+
+
+def test_text_in_place_of_a_list_names_what_to_type():
+    with pytest.raises(UserError, match=r'parameter rows wants list, got .DGAD. .*-y "rows: \[DGAD\]"'):
+        check_type("DGAD", list[str], "parameter rows")
+    with pytest.raises(UserError, match="-p download True"):
+        check_type("yes", bool, "parameter download")
 
 
 def test_a_long_list_of_names_is_sorted_and_cut():

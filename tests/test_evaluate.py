@@ -125,7 +125,7 @@ def test_frozen_is_undone_by_an_error(net):
 
 
 def test_an_unknown_attack_is_refused_with_the_valid_ones(net, split):
-    with pytest.raises(UserError, match="'pdg'.*" + ", ".join(ATTACKS)):
+    with pytest.raises(UserError, match="'pdg'.*: pgd, " + ", ".join(name for name in ATTACKS if name != "pgd")):
         evaluate(net, split, (column("pdg"),))
 
 

@@ -1,11 +1,13 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -16,7 +18,9 @@ from lib.errors import UserError
 from lib.experiment import cost, jobs, networks, runs
 from lib.experiment.networks import PACKAGES
 from lib.experiment.planning import plan, run
+from lib.experiment.store import _json_digest
 from lib.experiment.table import Table, open_table
+from lib.files import file_digest
 from lib.methods import METHODS
 
 
@@ -130,6 +134,84 @@ def test_two_processes_make_the_same_weights_as_one(finished, tmp_path):
     table = small(tmp_path, workers=2)
     run(plan(table))
     assert same(weights(finished), weights(table))
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Table:
+    """A copy of the finished table, to be harmed."""
+    shutil.copytree(finished.workspace.outputs, tmp_path / "copy")
+    return small(tmp_path / "copy")
+
+
+def rows_of(table: Table, cell: int) -> list[Path]:
+    digest, here = table.cells[cell].digest, table.workspace.store.evaluations
+    return [here / digest / f"{networks._key(c, 'best')}.json" for c in table.cells[cell].columns]
+
+
+def rewrite(path: Path, change) -> None:
+    rows = [change(row) for row in json.loads(path.read_text())["rows"]]
+    path.write_text(json.dumps({"sha256": _json_digest(rows), "rows": rows}))
+
+
+def without_identity(path: Path) -> None:
+    """The evaluation as it was written before rows named what they are of."""
+    rewrite(path, lambda row: {key: row[key] for key in row if key != "of"})
+
+
+def swap(one: Path, other: Path) -> None:
+    content = one.read_text()
+    one.write_text(other.read_text())
+    other.write_text(content)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["with identity", "written before"])
+def test_two_evaluations_of_one_run_that_were_swapped_are_refused(copied, old):
+    one, other = rows_of(copied, 0)[:2]
+    for path in (one, other) if old else ():
+        without_identity(path)
+    swap(one, other)
+    with pytest.raises(UserError, match="delete that file"):
+        run(plan(copied))
+
+
+def test_evaluations_of_two_runs_that_were_swapped_are_refused(copied):
+    swap(rows_of(copied, 0)[0], rows_of(copied, 1)[0])
+    with pytest.raises(UserError, match="of another run or column"):
+        run(plan(copied))
+
+
+def test_two_runs_whose_folders_were_swapped_are_refused(copied):
+    one, other = (copied.workspace.store.folder(cell.digest) for cell in copied.cells)
+    one.rename(one.with_name("x")), other.rename(one), one.with_name("x").rename(other)
+    shutil.rmtree(copied.workspace.store.evaluations)
+    with pytest.raises(UserError, match="it is the run"):
+        run(plan(copied))
+
+
+@pytest.mark.parametrize("change", [{"k": 1}, {"n": 3}, {"flags": "1"}])
+def test_a_count_that_is_not_the_sum_of_its_flags_is_refused(copied, change):
+    rewrite(rows_of(copied, 0)[0], lambda row: row | change)
+    with pytest.raises(UserError, match="not of Clean .best.: delete that file"):
+        plan(copied)
+
+
+def test_evaluations_from_before_rows_named_what_they_are_of_are_read(copied, finished):
+    for path in copied.workspace.store.evaluations.rglob("*.json"):
+        without_identity(path)
+    assert plan(copied).todo == ()
+    assert [r.accuracies for r in run(plan(copied))] == [r.accuracies for r in run(plan(finished))]
+
+
+def test_accuracies_of_weights_that_a_run_has_no_more_are_measured_anew(copied):
+    folder = copied.workspace.store.folder(copied.cells[0].digest)
+    (folder / "best.safetensors").write_bytes((folder / "last.safetensors").read_bytes() + b" ")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["best.safetensors"] = file_digest(folder / "best.safetensors")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert [(job.label, job.state(copied.workspace)) for job in plan(copied).todo] == [
+        ("PGD-AT, ResNet18", "trained, to be measured"),
+        ("PGD-AT, ResNet18", "sanity to be checked"),
+    ]
 
 
 def test_an_equal_run_of_another_table_is_found_by_its_digest(finished):

@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import random
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from lib.errors import UserError
+from lib.experiment.spec import digest_of
 from lib.experiment.store import Store
 from lib.files import write_atomically
 
@@ -78,7 +80,7 @@ def test_a_damaged_run_is_named_and_never_used(tmp_path, harm):
 def test_a_damaged_evaluation_is_named(tmp_path):
     store = Store(tmp_path).prepared()
     store.write_rows("abc", "key", [{"k": 1}])
-    assert store.read_rows("abc", "key") == [{"k": 1}]
+    assert store.read_rows("abc", "key") == [{"k": 1, "of": {"run": "abc", "key": "key"}}]
     path = tmp_path / "evaluations" / "abc" / "key.json"
     path.write_text(path.read_text().replace("1", "2", 1).replace('"k": 1', '"k": 2'))
     with pytest.raises(UserError, match="key.json is damaged"):
@@ -92,6 +94,46 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match="abc.pt is damaged"):
         store.load_checkpoint("abc")
+
+
+def test_a_changed_bit_of_a_checkpoint_is_named_or_changes_no_value(tmp_path):
+    store, draw, state = Store(tmp_path).prepared(), random.Random(0), {"step": torch.arange(300), "seconds": 2.5}
+    store.save_checkpoint("abc", state)
+    path, named = store.checkpoint("abc"), 0
+    whole = path.read_bytes()
+    for _ in range(300):
+        content = bytearray(whole)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        try:
+            found = store.load_checkpoint("abc")
+        except UserError as error:
+            named += "abc.pt is damaged" in str(error)
+            continue
+        assert found["step"].equal(state["step"])  # a date in the archive, or what fills it up
+        assert found["seconds"] == 2.5
+    assert named > 150
+
+
+def test_an_evaluation_under_another_runs_or_columns_name_is_refused(tmp_path):
+    store = Store(tmp_path).prepared()
+    store.write_rows("abc", "key", [{"k": 1}])
+    (store.evaluations / "def").mkdir()
+    for place in (("abc", "other"), ("def", "key")):
+        path = store.evaluations / place[0] / f"{place[1]}.json"
+        path.write_text((store.evaluations / "abc" / "key.json").read_text())
+        with pytest.raises(UserError, match="of another run or column"):
+            store.read_rows(*place)
+
+
+def test_a_run_whose_spec_is_another_runs_is_refused(tmp_path):
+    store, digest = Store(tmp_path).prepared(), digest_of({"seed": 1})
+    with store.publishing(digest) as folder:
+        (folder / "spec.json").write_text('{"seed": 1}')
+    assert store.has(digest)
+    store.folder(digest).rename(store.folder("abc"))
+    with pytest.raises(UserError, match=f"it is the run {digest}.*delete that folder"):
+        store.has("abc")
 
 
 def test_an_outputs_folder_that_is_a_file_is_refused_in_a_sentence(tmp_path):

@@ -36,6 +36,7 @@ DECLARED = {  # notebooks that are not about a table
     "evaluate_your_model": Classifier,
     "add_your_method": partial(SimpleNamespace, outputs="outputs"),
 }
+QUICKEST = {"max_steps": 1, "sanity_images": 0, "schedules": {"default": {"epochs": 1, "batch_size": 16}}}
 DGAD = {"settings": SETTINGS, "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
 PAPERMILL = (sys.executable, "-m", "papermill", "--no-progress-bar")
 
@@ -150,6 +151,29 @@ def test_every_notebook_runs_and_a_table_leaves_its_table_and_figures(name, outp
     execute(name, outputs, settings=SETTINGS, **{key: given[key] for key in given if key in declared})
     if rows:
         check_saved(name, outputs, rows)
+
+
+ROWS = [
+    (name, row["row"])
+    for name, table in TABLES.items()
+    if table["item"] or name == "compare_papers"
+    for row in (*table["rows"], *table.get("more_rows", []))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "row"), ROWS, ids=" ".join)
+def test_every_notebook_runs_with_each_of_its_rows_alone(name, row, outputs):
+    execute(name, outputs, rows=[row], settings=SETTINGS | QUICKEST)
+    check_saved(name, outputs, [row])
+
+
+def test_numbers_are_saved_before_a_figure_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.report.figures.robust_against_clean", lambda *_, **__: 1 / 0)
+    with pytest.raises(PapermillExecutionError, match="ZeroDivisionError"):
+        execute("table8_dgad", tmp_path, rows=["DGAD (code)"], settings=SETTINGS | QUICKEST)
+    saved = json.loads((tmp_path / "tables" / "table8_dgad.json").read_text())
+    assert {cell["row"] for cell in saved["cells"]} == {"DGAD (code)"}
 
 
 @pytest.mark.parametrize(
@@ -276,7 +300,7 @@ def test_a_walkthrough_runs_in_bf16(paper, outputs):
         ({"settings": {"epsilon_255": "1e-3"}}, "settings: epsilon_255 wants float, got '1e-3'"),
         ({"settings": {"epsilon_255": -8.0}}, "epsilon_255 is in 1/255 and must lie in (0, 255]"),
         ({"settings": {"datasets": {"CIFAR10": "cifar10"}}}, "CIFAR-10 is not (whole) in"),
-        ({"rows": ["DGADD"]}, "unknown row 'DGADD'; choose one of: PGD-AT"),
+        ({"rows": ["DGADD"]}, "unknown row 'DGADD'; choose one of: DGAD, PGD-AT"),
         ({"scale": "huge"}, "unknown scale 'huge'; choose one of: gpu, paper, quick"),
         ({"device": "quantum"}, "no device 'quantum' here; choose from: auto, cpu"),
         ({"outputs": "Makefile"}, "cannot write"),

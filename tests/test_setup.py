@@ -1,17 +1,23 @@
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 
+import nbformat
 import pytest
 import yaml
+from nbformat.v4 import new_output
 from packaging.requirements import Requirement
 
 from lib import ROOT
 
 CARD = {"torch", "torchvision", "jupyterlab", "papermill", "matplotlib", "seaborn", "nbstripout", "torchattacks"}
+FILTER = ROOT / ".ci" / "strip_notebook.py"
+KEYS = runpy.run_path(str(FILTER))["KEYS"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -51,11 +57,94 @@ def test_the_lock_holds_names_versions_and_hashes_and_no_address():
 
 
 def test_every_tracked_notebook_is_as_nbstripout_leaves_it():
-    keys = re.search(r"STRIP_KEYS := (.*)", (ROOT / "Makefile").read_text()).group(1)
     notebooks = [str(path) for path in (ROOT / "notebooks").glob("*.ipynb")]
-    command = [sys.executable, "-m", "nbstripout", "--verify", "--extra-keys", keys, *notebooks]
+    command = [sys.executable, "-m", "nbstripout", "--verify", "--extra-keys", KEYS, *notebooks]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_filter_that_needs_no_environment_leaves_what_nbstripout_leaves(tmp_path):
+    notebook = nbformat.read(ROOT / "notebooks" / "table1_dgad.ipynb", as_version=4)
+    notebook.metadata.papermill = {"duration": 3}
+    for i, cell in enumerate(notebook.cells):
+        cell.metadata |= {"papermill": {"exception": False}, "execution": {"iopub": "now"}, "collapsed": True}
+        if cell.cell_type == "code":
+            cell.execution_count = i
+            cell.outputs = [new_output("stream", text="größer ← than\n")]
+    nbformat.write(notebook, tmp_path / "run.ipynb")
+    run = (tmp_path / "run.ipynb").read_bytes()
+    theirs = [sys.executable, "-m", "nbstripout", "--extra-keys", KEYS]
+    expected = subprocess.run(theirs, input=run, capture_output=True, check=True).stdout
+    ours = [sys.executable, "-I", str(FILTER)]
+    assert subprocess.run(ours, input=run, capture_output=True, check=True).stdout == expected
+    shown = subprocess.run([*ours, str(tmp_path / "run.ipynb")], capture_output=True, check=True).stdout
+    assert shown == expected
+    assert b"than" not in shown
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"cells": 3}', b"<<<<<<< HEAD\n"])
+def test_the_filter_leaves_what_is_no_notebook_as_it_is(content):
+    done = subprocess.run([sys.executable, "-I", str(FILTER)], input=content, capture_output=True, check=True)
+    assert done.stdout == content
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A repository with this Makefile, a notebook, and `make`'s environment: an interpreter that does nothing."""
+    root, python = tmp_path / "own", tmp_path / "python"
+    (root / "notebooks").mkdir(parents=True)
+    shutil.copytree(FILTER.parent, root / ".ci")
+    for name in ("Makefile", ".gitattributes", ".gitignore", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, root)
+    shutil.copy(ROOT / "notebooks" / "table1_dgad.ipynb", root / "notebooks")
+    for file in (python, root / ".venv" / "bin" / "python"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("#!/bin/sh\n")
+        file.chmod(0o755)
+    return root
+
+
+def call(root, *command, **given):
+    """What a command prints in `root`; it has to end well and say nothing on stderr."""
+    identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "MAKE"))} | identity
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, **given)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+def test_git_adds_no_outputs_and_compares_notebooks_where_there_is_no_environment(checkout):
+    call(checkout, "git", "init", "-q")
+    call(checkout, "make", "-s", "env", f"PYTHON={checkout.parent / 'python'}")
+    call(checkout, "git", "add", ".")
+    call(checkout, "git", "commit", "-qm", "first")
+    call(checkout, "git", "worktree", "add", "-q", "--detach", "../second")
+    call(checkout, "make", "-s", "clean")
+    for root in (checkout, checkout.parent / "second"):
+        path = root / "notebooks" / "table1_dgad.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        next(cell for cell in notebook.cells if cell.cell_type == "code").outputs = [new_output("stream", text="42")]
+        nbformat.write(notebook, path)
+        assert call(root, "git", "diff") == ""
+        call(root, "git", "add", ".")
+        assert call(root, "git", "diff", "--cached") == ""
+        assert "DGAD" in call(root, "git", "log", "-p", "--", "notebooks")
+
+
+def test_the_configuration_of_a_repository_around_the_checkout_is_not_written(checkout):
+    call(checkout.parent, "git", "init", "-q")
+    call(checkout, "make", "-s", "env", f"PYTHON={checkout.parent / 'python'}")
+    assert "nbstripout" not in (checkout.parent / ".git" / "config").read_text()
+
+
+def test_make_hands_dollars_quotes_spaces_and_umlauts_on_as_a_shell_reads_them(checkout):
+    papermill = checkout / ".venv" / "bin" / "papermill"
+    papermill.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    papermill.chmod(0o755)
+    (checkout / ".venv" / "ready").touch()
+    arguments = ["-y", "rows: [\"DGAD (code)\", 'k=1']", "-p", "data_dir", "/bilder/größe $HOME $(x) #1", "-p", "x", ""]
+    said = call(checkout, "make", "-s", "table1_dgad", f"ARGS={shlex.join(arguments)}").splitlines()
+    assert said[-len(arguments) :] == arguments
 
 
 def test_every_supported_python_is_named_alike():

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import tarfile
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from lib.data.core import Dataset, Split, fixed_order
 from lib.errors import UserError, abridged
-from lib.files import write_atomically
+from lib.files import file_digest, write_atomically
 
 Sample = tuple[Path, int]  # an image file and its label
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -160,37 +161,23 @@ def from_files(
 
 
 def _read_images(samples: list[Sample], cache_dir: Path | None) -> Split:
-    """The images, (N, 3, H, W) uint8, decoded once: `cache_dir` keeps them under the content of their files."""
-    paths = [path for path, _ in samples]
-    cached = cache_dir / f"{_content_digest(paths)[:32]}.npy" if cache_dir else None
-    images = _cached(cached) if cached else None
+    """The images, (N, 3, H, W) uint8, decoded once: `cache_dir` keeps them under the files' content, in this order."""
+    listing = "".join(file_digest(path) for path, _ in samples) if cache_dir else ""
+    cached = cache_dir / f"{hashlib.sha256(listing.encode()).hexdigest()[:32]}.npz" if cache_dir else None
+    try:
+        whole = io.BytesIO(zipfile.ZipFile(cached).read("images.npy")) if cached and cached.exists() else None
+        images = np.load(whole, allow_pickle=False) if whole else None
+    except Exception:  # damaged in any way, as its CRC-32 tells; it is only a copy, so it is made again
+        images = None
     if images is None:
-        images = _decode(paths)
+        images = _decode([path for path, _ in samples])
         if cached:
-            np.save(content := io.BytesIO(), images)
-            content.write(hashlib.sha256(content.getbuffer()).digest())  # behind the array, where numpy does not look
-            with suppress(OSError):  # it is only a copy: where the disk is full it is done without
+            np.savez(content := io.BytesIO(), images=images)
+            with suppress(OSError):  # where the disk is full it is done without
                 cached.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(cached, content.getbuffer())
     labels = torch.tensor([label for _, label in samples])
     return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
-
-
-def _content_digest(paths: list[Path]) -> str:
-    sha = hashlib.sha256()
-    for path in paths:
-        try:
-            sha.update(hashlib.sha256(path.read_bytes()).digest())
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    return sha.hexdigest()
-
-
-def _cached(path: Path) -> np.ndarray | None:
-    """The array of a file that ends in its checksum, or None where it is not there or not whole."""
-    content = memoryview(_bytes(path))
-    whole = hashlib.sha256(content[:-32]).digest() == content[-32:]
-    return np.load(io.BytesIO(content[:-32]), allow_pickle=False) if whole else None
 
 
 def _decode(paths: list[Path]) -> np.ndarray:

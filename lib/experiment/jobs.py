@@ -1,7 +1,9 @@
 """Jobs done here or in several processes, each after the jobs that make the networks it uses, with their progress."""
 
 import multiprocessing
+import multiprocessing.process
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,11 +17,13 @@ from lib.attacks.folding import folded
 from lib.data import to_float
 from lib.errors import UserError
 from lib.evaluate import VERSION, AttackSpec, Finding, sanity_checks
-from lib.experiment import runs
+from lib.experiment import networks, runs
 from lib.experiment.networks import Network, Workspace, measure, network, network_digest, provenance, stored
 from lib.experiment.progress import Progress
 from lib.experiment.spec import DataSpec, RunSpec, digest_of
 from lib.models.modes import frozen
+
+UNGUARDED = 'so what it does stands under `if __name__ == "__main__":`, or it takes workers=1'
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Check(Job):
 
     def findings(self, workspace: Workspace) -> tuple[Finding, ...] | None:
         """The findings as they are kept, or None."""
-        rows = workspace.store.read_rows(super().digest, self._key)
+        rows = networks.read_rows(self.network, self.data, workspace, self._key)
         fields = ("check", "value", "limit", "meaning")
         return None if rows is None else tuple(Finding(*(row[name] for name in fields)) for row in rows)
 
@@ -105,9 +109,8 @@ class Check(Job):
                 x, y = to_float(part.images), part.labels
                 with frozen(net):
                     findings = tuple(sanity_checks(folded(net), x, y, epsilon=self.epsilon, unrelated=other))
-                made = {"provenance": provenance(workspace)}
-                rows = [asdict(finding) | made for finding in findings]
-                workspace.store.write_rows(super().digest, self._key, rows)
+                rows = [asdict(finding) | {"provenance": provenance(workspace)} for finding in findings]
+                networks.write_rows(self.network, self.data, workspace, self._key, self.checkpoint, rows)
         fired = ", ".join(finding.check for finding in findings if finding.fired)
         return f"{self.label}: {fired + ' fired' if fired else 'sound'}"
 
@@ -118,33 +121,57 @@ def run_jobs(seconds: Mapping[Job, float], workspace: Workspace, workers: int) -
     with progress.bar:
         if workers == 1 or len(seconds) == 1:
             for job, own in seconds.items():
-                progress.finish(own, job.do(workspace, partial(progress.show, own)))
+                progress.finish(own, _do(job, workspace, partial(progress.show, own)))
         else:
             _run_in_processes(seconds, workspace, workers, progress)
 
 
+def _do(job: Job, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
+    """job.do, a lack of memory as a UserError."""
+    try:
+        return job.do(workspace, notify)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UserError(
+            f"{job.label} does not fit into the memory of {workspace.device}; what was finished is kept. Attacks take "
+            f"less with settings: {{columns: {{...: {{batch_size: 50}}}}}}, a training with workers: 1, with settings: "
+            f"{{precision: bf16}}, or with another run's settings: {{schedules: {{default: {{batch_size: 64}}}}}}"
+        ) from error
+
+
 def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, workers: int, progress: Progress) -> None:
     """Jobs in fresh processes of one thread each, every job after those that it waits for; an error ends them all."""
+    if multiprocessing.parent_process() is not None:
+        raise UserError(f"workers do not start workers; a script is run in each, {UNGUARDED}")
     waiting, running = list(seconds), dict[Future[str], Job]()
-    others = {*multiprocessing.active_children()}
+    others, started = {*multiprocessing.active_children()}, set[multiprocessing.process.BaseProcess]()
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as executor:
         try:
             while waiting or running:
                 unfinished = {job.digest for job in (*waiting, *running.values())}
                 for job in [job for job in waiting if not job.waits_for & unfinished]:
                     waiting.remove(job)
-                    running[executor.submit(type(job).do, job, workspace)] = job
+                    running[executor.submit(_do, job, workspace)] = job
+                started |= {*multiprocessing.active_children()} - others
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     progress.finish(seconds[running.pop(future)], future.result())
         except BaseException as error:
             executor.shutdown(wait=False, cancel_futures=True)
-            for process in {*multiprocessing.active_children()} - others:
+            for process in started | ({*multiprocessing.active_children()} - others):
                 process.terminate()
                 process.join()
             if isinstance(error, BrokenProcessPool):
-                sentence = "a worker process died (out of memory?); what was finished is kept: call again, with fewer"
-                raise UserError(f"{sentence} workers") from error
+                raise UserError(f"{_died(started)}; what was finished is kept") from error
             raise
+
+
+def _died(started: set[multiprocessing.process.BaseProcess]) -> str:
+    """Why a worker ended, by its exit code; those that were ended after it have SIGTERM's."""
+    codes = {process.exitcode for process in started} - {None, 0, -signal.SIGTERM}
+    if -signal.SIGKILL in codes:
+        return "a worker process was killed, as the system does where memory is short: call again, with fewer workers"
+    if any(code < 0 for code in codes if code):
+        return f"a worker process died of signal {-min(code for code in codes if code)}: call again, or with workers=1"
+    return f"a worker process ended as it started, of the error that it printed; a script is run in each, {UNGUARDED}"
 
 
 def _begin() -> None:

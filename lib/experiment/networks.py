@@ -19,7 +19,7 @@ from lib import ROOT, data
 from lib.errors import UserError, choose
 from lib.evaluate import VERSION, Accuracy, AttackSpec, Resources, evaluate
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, digest_of
-from lib.experiment.store import Store
+from lib.experiment.store import Rows, Store
 from lib.files import file_digest
 from lib.models import build
 from lib.models.checkpoints import load_weights
@@ -59,6 +59,12 @@ class Workspace:
         """How many classes the data has and how many test images."""
         whole = _load(self, spec.name)
         return len(whole.classes), len(whole.test.labels)
+
+    def weights(self, spec: Network, checkpoint: str) -> str:
+        """The SHA-256 of the weights that a network has now; "" where that is not known."""
+        if isinstance(spec, GivenWeights):
+            return spec.sha256
+        return self.store.published(spec.digest).get(f"{checkpoint}.safetensors", "")
 
 
 @lru_cache(maxsize=2)
@@ -100,7 +106,9 @@ def _processor() -> str:
 
 
 def git(*arguments: str) -> str:
-    """The answer of git about this checkout, or "" where there is none."""
+    """The answer of git about this checkout, or "" where there is none, or where the repository is one around it."""
+    if not (ROOT / ".git").exists():
+        return ""
     try:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -159,7 +167,7 @@ def measure(
 
             def keep(row: Accuracy) -> None:
                 made = {**row.to_json(), "provenance": provenance(workspace)}
-                store.write_rows(digest, _key(row.column, checkpoint), [made])
+                write_rows(spec, data_spec, workspace, _key(row.column, checkpoint), checkpoint, [made])
 
             for made_on in dict.fromkeys(column.surrogate for column in missing):
                 run = choose("surrogate", made_on, {"": None, **{run.digest: run for run in surrogates}})
@@ -173,10 +181,39 @@ def measure(
 def stored(
     spec: Network, data_spec: DataSpec, workspace: Workspace, columns: tuple[AttackSpec, ...], checkpoint: str = "best"
 ) -> list[Accuracy | None]:
-    """What `measure` returns, with None for a column that it would compute."""
-    store, digest = workspace.store, network_digest(spec, data_spec)
-    kept = ((column, store.read_rows(digest, _key(column, checkpoint))) for column in columns)
-    return [replace(Accuracy.from_json(rows[0]), column=column) if rows else None for column, rows in kept]
+    """What `measure` returns, with None for a column that it would compute.
+
+    Raises UserError for an accuracy that is another column's, or whose count is not the sum of its flags.
+    """
+    kept = ((column, read_rows(spec, data_spec, workspace, _key(column, checkpoint))) for column in columns)
+    return [_checked(rows[0], column, checkpoint) if rows else None for column, rows in kept]
+
+
+def _checked(row: dict[str, Any], column: AttackSpec, checkpoint: str) -> Accuracy:
+    try:
+        made = Accuracy.from_json(row)
+        sound = _key(made.column, checkpoint) == _key(column, checkpoint)
+        sound = sound and (made.k, made.n) == (made.flags.count("1"), len(made.flags))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        sound = False
+    if not sound:
+        key = _key(column, checkpoint)
+        raise UserError(f"{key}.json among the evaluations is not of {column.name} ({checkpoint}): delete that file")
+    return replace(made, column=column)
+
+
+def write_rows(spec: Network, data_spec: DataSpec, workspace: Workspace, key: str, checkpoint: str, rows: Rows) -> None:
+    """Keep rows about a network under `key`, with the weights that they are of."""
+    of = {"checkpoint": checkpoint, "weights": workspace.weights(spec, checkpoint)}
+    workspace.store.write_rows(network_digest(spec, data_spec), key, rows, **of)
+
+
+def read_rows(spec: Network, data_spec: DataSpec, workspace: Workspace, key: str) -> Rows | None:
+    """What is kept under `key`; None where that is nothing, or is of other weights than the network has now."""
+    rows = workspace.store.read_rows(network_digest(spec, data_spec), key)
+    made_of = [row["of"] for row in rows or () if "of" in row]
+    now = {of["checkpoint"]: workspace.weights(spec, of["checkpoint"]) for of in made_of}
+    return None if any(now[of["checkpoint"]] not in ("", of["weights"]) for of in made_of) else rows
 
 
 def _key(column: AttackSpec, checkpoint: str) -> str:
@@ -187,7 +224,8 @@ def made_with(spec: Network, data_spec: DataSpec, workspace: Workspace) -> list[
     """The provenance of a network's training and of its accuracies, as stored when they were made."""
     store, digest = workspace.store, network_digest(spec, data_spec)
     files = sorted((store.evaluations / digest).glob("*.json"))
-    stored = [row["provenance"] for file in files for row in store.read_rows(digest, file.stem) or []]
+    rows = [row for file in files for row in read_rows(spec, data_spec, workspace, file.stem) or []]
+    stored = [row["provenance"] for row in rows]
     if isinstance(spec, RunSpec):
         stored.append(json.loads((store.folder(digest) / "provenance.json").read_text()))
     return stored

@@ -49,8 +49,9 @@ class Parameters:
     def __post_init__(self) -> None:
         seeds, workers = self.seeds, self.workers
         problems = {
+            "outputs is empty; name a folder, such as outputs": not self.outputs,
             "seeds is empty; give at least one, such as [0]": not seeds,
-            f"seeds must be numbers from 0 to 2**63 - 1, got {seeds}": not all(0 <= seed < 2**63 for seed in seeds),
+            f"seeds must be 0 or more, got {seeds}": min(seeds, default=0) < 0,
             f"workers must be 0 or more, got {workers}": workers < 0,
         }
         refuse("parameters", problems)
@@ -116,6 +117,7 @@ class Scale:
             base = AttackSpec(name, "clean", radius, step, preset=name)
         else:
             base = at_radius(choose("column", name, PRESETS), radius, step)
+        check_type(given.get("images", 0), int, f"column {name}: images")
         if self.test_images:
             given["images"] = min(given.get("images") or base.images or self.test_images, self.test_images)
         return changed(base, given)
@@ -200,16 +202,25 @@ def device_of(name: str) -> torch.device:
     return torch.device(name if name != "auto" else "cuda" if gpus else "cpu")
 
 
+class Loader(yaml.SafeLoader):
+    """YAML without aliases, a few of which can stand for more than fits into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"an alias, *{self.peek_event().anchor}: write out what it stands for")
+        return super().compose_node(parent, index)
+
+
 @lru_cache
 def _parsed(path: Path, changed: int) -> Any:
-    return yaml.safe_load(path.read_text())
+    return yaml.load(path.read_text("utf-8"), Loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file; raises UserError for anything else."""
     try:
         value = deepcopy(_parsed(path, path.stat().st_mtime_ns))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML ({error})") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML ({str(error) or type(error).__name__})") from error
     check_type(value, dict, str(path))
     return value

@@ -115,6 +115,8 @@ def run(planned: Plan) -> list[Result]:
     if planned.todo:
         seconds = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
         run_jobs(seconds, table.workspace, planned.workers)
+    for digest in dict.fromkeys(job.digest for job in planned.jobs if isinstance(job.network, RunSpec)):
+        table.workspace.store.tidy(digest)
     jobs: dict[str, Sequence[Job]] = {"cell": table.cells, "control": table.controls, "teacher": _teachers(table)}
     return [_result(role, job, table) for role, each in jobs.items() for job in each]
 

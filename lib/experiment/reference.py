@@ -10,6 +10,7 @@ from lib.errors import UserError, choose
 from lib.evaluate import VERSION
 from lib.experiment.spec import RECIPE
 from lib.experiment.store import Store
+from lib.files import from_root
 
 REFERENCE = ROOT / "outputs" / "reference"
 SCALES = ("paper", "gpu", "small")  # the largest first
@@ -51,4 +52,4 @@ def weights_of(name: str, reference: Path = REFERENCE) -> tuple[Path, dict[str, 
 
 def weights_path(name: str) -> Path:
     """The file that is meant by a path from the checkout, or by kept/<row>."""
-    return weights_of(name.removeprefix(KEPT))[0] if name.startswith(KEPT) else ROOT / Path(name).expanduser()
+    return weights_of(name.removeprefix(KEPT))[0] if name.startswith(KEPT) else from_root(name)

@@ -31,18 +31,36 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
         if store.has(spec.digest):
             return
         training, resumed, begun = start(spec, workspace), store.load_checkpoint(spec.digest), time.monotonic()
+        here, begun_on = _machine(workspace), None
         if resumed is not None:
             training.load_state_dict(resumed["training"])
             begun -= resumed["seconds"]
+            begun_on = resumed.get("made_on", here)
+            if begun_on != here:
+                print(
+                    f"run {spec.digest} was begun on {begun_on} and goes on on {here}: equal within rounding",
+                    flush=True,
+                )
 
         def after_epoch(training: Training) -> None:
-            store.save_checkpoint(spec.digest, {"training": training.state_dict(), "seconds": time.monotonic() - begun})
+            state = {
+                "training": training.state_dict(),
+                "seconds": time.monotonic() - begun,
+                "made_on": begun_on or here,
+            }
+            store.save_checkpoint(spec.digest, state)
             notify(training.step / training.stop)
 
         training.run(after_epoch)
         seconds = round(time.monotonic() - begun, 2)
-        _publish(spec, training, workspace, {"seconds": seconds, "resumed": resumed is not None})
+        facts = {"seconds": seconds, "resumed": resumed is not None}
+        _publish(spec, training, workspace, facts | ({"begun_on": begun_on} if begun_on not in (None, here) else {}))
         store.checkpoint(spec.digest).unlink(missing_ok=True)
+
+
+def _machine(workspace: Workspace) -> str:
+    facts = provenance(workspace)
+    return f"{facts['device']}, {facts['processor']}, torch {facts['packages']['torch']}"
 
 
 def start(spec: RunSpec, workspace: Workspace, fresh_teacher: bool = False) -> Training:

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from lib.errors import UserError
+from lib.experiment.spec import digest_of
 from lib.files import disk_errors, file_digest, write_atomically
 from lib.models.checkpoints import read_plain
 
-MANIFEST = "manifest.json"
+MANIFEST, SPEC = "manifest.json", "spec.json"
 Rows = list[dict[str, Any]]
 
 
@@ -43,7 +46,7 @@ class Store:
         return self.runs / digest
 
     def has(self, digest: str) -> bool:
-        """Whether the run is there, every file as it was published; raises UserError if it is damaged."""
+        """Whether the run is there, every file as it was published; raises UserError if it is damaged, or another."""
         folder = self.folder(digest)
         if not folder.exists():
             return False
@@ -51,21 +54,41 @@ class Store:
             manifest = json.loads((folder / MANIFEST).read_text())
             files = {path.name: file_digest(path) for path in folder.iterdir()}
             damaged = [name for name, sha in manifest.items() if files.get(name) != sha]
-        except (OSError, ValueError, AttributeError):
+            if not damaged and SPEC in manifest:
+                other = digest_of(json.loads((folder / SPEC).read_text()))
+                damaged = [f"it is the run {other}"] if other != digest else []
+        except (OSError, ValueError, AttributeError, UserError):
             damaged = [MANIFEST]
         if damaged:
             names = ", ".join(damaged)
             raise UserError(f"the run in {folder} is damaged ({names}): delete that folder to make it anew")
         return True
 
+    def published(self, digest: str) -> dict[str, str]:
+        """The SHA-256 of every file that the run was published with, by name; {} where it is not there."""
+        file = self.folder(digest) / MANIFEST
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
     def claim(self, digest: str) -> AbstractContextManager[Any]:
         """Hold the run `digest` against every other process until the block ends or this process dies."""
         lock = FileLock(self.claims / f"{digest}.lock")
-        try:
-            return lock.acquire(blocking=False)
-        except Timeout:
-            print(f"run {digest} is being made by another process; waiting for it", flush=True)
-            return lock.acquire()
+        with disk_errors(self.claims):  # where there are no locks, too
+            try:
+                return lock.acquire(blocking=False)
+            except Timeout:
+                print(f"run {digest} is being made by another process; waiting for it", flush=True)
+                return lock.acquire()
+
+    def tidy(self, digest: str) -> None:
+        """Remove what a killed process left beside the finished run `digest`, unless another process is at it."""
+        with suppress(Timeout), ExitStack() as stack, disk_errors(self.outputs):
+            for name in (digest, f"{digest}-rows"):
+                stack.enter_context(FileLock(self.claims / f"{name}.lock").acquire(blocking=False))
+            for folder in (*self.runs.glob(f".{digest}-*"), *self.partial.glob(f"{digest}-*-attack")):
+                shutil.rmtree(folder, ignore_errors=True)
+            beside = (*self.partial.glob(f".{digest}.*"), *(self.evaluations / digest).glob(".*"))
+            for file in (*beside, self.checkpoint(digest)):
+                file.unlink(missing_ok=True)
 
     @contextmanager
     def publishing(self, digest: str) -> Iterator[Path]:
@@ -90,29 +113,42 @@ class Store:
             write_atomically(self.checkpoint(digest), buffer.getvalue())
 
     def load_checkpoint(self, digest: str) -> dict[str, Any] | None:
-        """The run's epoch checkpoint, or None; raises UserError if it is damaged."""
+        """The run's epoch checkpoint, or None; raises UserError if it is damaged, which its CRC-32 sums tell."""
         path = self.checkpoint(digest)
+        if not path.exists():
+            return None
         try:
-            return read_plain(path) if path.exists() else None
-        except UserError as error:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is None:
+                    return dict(read_plain(path))
+            raise zipfile.BadZipFile
+        except Exception as error:  # whatever a changed byte leads to
             raise UserError(f"the checkpoint {path} is damaged: delete that file to begin its run anew") from error
 
     def read_rows(self, digest: str, key: str) -> Rows | None:
-        """The rows stored under `key` for the run `digest`, or None; raises UserError if they are damaged."""
+        """The rows stored under `key` for the run `digest`, or None; UserError if damaged, or another place's.
+
+        Rows from before they named their place are taken as they are.
+        """
         path = self.evaluations / digest / f"{key}.json"
         if not path.exists():
             return None
         try:
             stored = json.loads(path.read_text())
-            if stored["sha256"] == _json_digest(stored["rows"]):
-                return stored["rows"]
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise UserError(f"the evaluation {path} is damaged: delete that file to make it anew")
+            rows: Rows = stored["rows"]
+            places = {(row["of"]["run"], row["of"]["key"]) for row in rows if "of" in row}
+            sound = stored["sha256"] == _json_digest(rows)
+        except (OSError, ValueError, KeyError, TypeError):
+            sound = False
+        if not sound or places - {(digest, key)}:
+            what = f"of another run or column, {places}" if sound else "damaged"
+            raise UserError(f"the evaluation {path} is {what}: delete that file to make it anew")
+        return rows
 
-    def write_rows(self, digest: str, key: str, rows: Rows) -> None:
-        """Store an evaluation's rows, whole or not at all."""
+    def write_rows(self, digest: str, key: str, rows: Rows, **of: str) -> None:
+        """Store an evaluation's rows, whole or not at all; each names its run, its key and what it is `of`."""
         path = self.evaluations / digest / f"{key}.json"
+        rows = [row | {"of": {"run": digest, "key": key, **of}} for row in rows]
         with disk_errors(self.outputs):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps({"sha256": _json_digest(rows), "rows": rows}))

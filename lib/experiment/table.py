@@ -1,6 +1,5 @@
 """A table of a paper as a value: which network, data, method and seed every cell is, and the numbers reported."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from lib.experiment.parameters import PARAMS, Parameters, Scale, device_of, load
 from lib.experiment.reference import weights_path
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, method_of
 from lib.experiment.table_file import Row, TableFile, pick, read_table
-from lib.files import file_digest
+from lib.files import file_digest, from_root
 from lib.methods import Piecewise, Weight
 from lib.models.checkpoints import chosen, read_state
 
@@ -210,9 +209,8 @@ class Table:
             burn_in = key == "burn_in" and "active" in weights  # the share of the training before a term is active
             choose(f"weight of method {row.method}", key, {**weights, "burn_in": 0} if burn_in else weights)
             check_type(value, float, where)
-            wanted = "a share of the training in [0, 1]" if burn_in else "finite"
-            fits = 0 <= value <= 1 if burn_in else math.isfinite(value)
-            refuse(where, {f"it must be {wanted}, got {value}": not fits})
+            share = f"it must be a share of the training in [0, 1], got {value}"
+            refuse(where, {share: burn_in and not 0 <= value <= 1})
             weights |= {"active": Piecewise((value,), (0.0, 1.0))} if burn_in else {key: float(value)}
         for key in method.beside_class_means if classes else ():
             own, _ = self.workspace.counts(self.data_of(row.dataset))
@@ -231,7 +229,7 @@ def open_table(name: str, parameters: Parameters) -> Table:
         scale = replace(scale, title=f"its settings on other data than its own, radius {scale.epsilon_255:g}/255")
     files = {name: weights_path(path) for name, path in parameters.teacher_files.items()}
     given = {name: file_digest(path) for name, path in files.items()}
-    folders, device = (_from_root(parameters.outputs), _from_root(parameters.data_dir)), device_of(parameters.device)
+    folders, device = (from_root(parameters.outputs), from_root(parameters.data_dir)), device_of(parameters.device)
     weights_files = {given[name]: path for name, path in files.items()}
     workspace = Workspace(*folders, parameters.download, str(device), weights_files, scale.execution)
     if workspace.device == "cpu":
@@ -252,7 +250,3 @@ def open_table(name: str, parameters: Parameters) -> Table:
 def show_path(path: Path) -> str:
     """A path as a reader should see it: relative to the checkout where it lies inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def _from_root(path: str) -> Path:
-    return ROOT / Path(path).expanduser()
