@@ -8,6 +8,7 @@ from notebooks_in_process import displayed, execute
 
 from lib import ROOT
 from lib.errors import UserError
+from lib.evaluate import AttackSpec
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
 from lib.experiment.table_file import read_table
 from lib.report import command, computed, errata, guessed
@@ -101,6 +102,11 @@ def test_a_walkthrough_asks_for_a_guess_before_it_is_scored_and_shows_what_chang
     assert len(scored) == len(changed) == 1
     assert at["guess = "][0] < at["Predict first"][0] < scored[0]
     assert "guess" not in vars(Parameters())
+
+
+def test_the_readme_promises_no_setting_of_an_attack_that_is_not_printed():
+    (promised,) = re.findall(r"every attack its ([^.]+)\.", " ".join((ROOT / "README.md").read_text().split()))
+    assert set(re.split(", | and ", promised)) <= set(AttackSpec("PGD", "pgd", steps=10).settings())
 
 
 def test_the_readme_has_at_most_900_words_and_its_links_lead_somewhere():
