@@ -72,6 +72,12 @@ def test_what_is_computed_of_printed_numbers_is_the_tables_difference():
     assert computed(cifar100) == "D2R-CAG less LBGAT: PGD-50 +0.39 (the text: 2.47)"
 
 
+def test_els_and_pcr_lower_autoattack_accuracy_where_they_are_added_to_map():
+    els, pcr = (e for e in ERRATA if e["where"].startswith("Table 2, the prose on ") and e["lead"]["rows"][1] == "MAP")
+    assert computed(els) == "MAP, ELS less MAP: PGD -0.17, AA -0.49"  # 54.77 - 54.94, 50.33 - 50.82
+    assert computed(pcr) == "MAP, PCR less MAP: PGD -0.02, AA -0.30"  # 54.92 - 54.94, 50.52 - 50.82
+
+
 def test_the_errata_show_a_mean_over_ten_classes_as_a_tenth_of_the_step_in_its_direction(tmp_path):
     shown = displayed(execute("errata", tmp_path))
     assert re.search(r"AdaAD, the baseline, on CIFAR-10\s+1\.000\s+0\.100", shown)
