@@ -48,7 +48,8 @@ def page(notebook: Path) -> dict[str, Any]:
     downloads = " · ".join(f"{{download}}`{kind} <files/{file}>`" for kind, file in files.items())
     first += [made_by(facts, copy) if status else "", f"Download: {downloads}"]
     for number, cell in enumerate(copy.cells):
-        cell.source = cell.source.replace("(index.ipynb", "(overview.ipynb").replace("(../CONTRIBUTING", "(contributing")
+        source = cell.source.replace("(index.ipynb", "(overview.ipynb")
+        cell.source = source.replace("(../CONTRIBUTING", "(contributing")
         tags = cell.metadata.setdefault("tags", [])
         tags += ["hide-input"] if card["methods"] or "parameters" in " ".join(tags) else []
         images = [out.data["image/png"] for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
@@ -145,6 +146,7 @@ if __name__ == "__main__":
     VERDICTS = report.verdicts(report.kept_results(common))
     claims = {one["claim"]: one.get("table") for one in read_yaml(PARAMS / "claims.yaml")["claims"]}
     VERDICTS["table"] = VERDICTS["claim"].map(claims)
-    guide = (ROOT / "CONTRIBUTING.md").read_text().replace("(notebooks/index.", "(overview.").replace("(notebooks/", "(")
+    guide = (ROOT / "CONTRIBUTING.md").read_text().replace("(notebooks/index.", "(overview.")
+    guide = guide.replace("(notebooks/", "(")
     (SOURCE / "contributing.md").write_text(f"---\norphan: true\n---\n{guide}")
     (SOURCE / "index.md").write_text(index([page(one) for one in sorted((ROOT / "notebooks").glob("*.ipynb"))]))
