@@ -38,7 +38,7 @@ DECLARED = {  # notebooks that are not about a table
 }
 QUICKEST = {"max_steps": 1, "sanity_images": 0, "schedules": {"default": {"epochs": 1, "batch_size": 16}}}
 DGAD = {"settings": SETTINGS, "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
-PAPERMILL = (sys.executable, "-m", "papermill", "--no-progress-bar")
+PAPERMILL = (sys.executable, "-m", "papermill", "--engine", "dynamic_at", "--no-progress-bar")  # as `make`
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +217,7 @@ def test_the_papermill_command_runs_a_notebook_in_a_kernel_of_its_own(tmp_path):
     done, copy = papermill_command(tmp_path, rows=rows, **DGAD)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Unable to parse" not in done.stderr  # papermill reads the comments of the parameters' cell
+    assert "without encryption" not in done.stderr
     outs = [out for cell in code_cells(copy) for out in cell.outputs]
     assert not [out for out in outs if out.output_type == "error" or out.get("name") == "stderr"]
     check_saved("table4_dgad", tmp_path, rows)
