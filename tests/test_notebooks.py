@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -204,12 +205,12 @@ def check_saved(name, outputs, rows):
     assert (outputs / "figures" / f"{name}.pdf").exists() == drawn
 
 
-def papermill_command(tmp_path, *arguments, **given):
+def papermill_command(tmp_path, *arguments, environment=None, **given):
     """The command a user types, in a process of its own with a kernel of its own."""
     given = {"outputs": str(tmp_path), "device": "cpu", "workers": 1} | given
     notebook, copy = ROOT / "notebooks" / "table4_dgad.ipynb", tmp_path / "executed.ipynb"
     command = [*PAPERMILL, str(notebook), str(copy), "-y", yaml.safe_dump(given), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300), copy
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300), copy
 
 
 def test_the_papermill_command_runs_a_notebook_in_a_kernel_of_its_own(tmp_path):
@@ -221,6 +222,15 @@ def test_the_papermill_command_runs_a_notebook_in_a_kernel_of_its_own(tmp_path):
     outs = [out for cell in code_cells(copy) for out in cell.outputs]
     assert not [out for out in outs if out.output_type == "error" or out.get("name") == "stderr"]
     check_saved("table4_dgad", tmp_path, rows)
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_without_a_home_in_the_c_locale_and_into_a_folder_of_any_name(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"} | {"LC_ALL": "C"}
+    (elsewhere := tmp_path / "größer 'als'").mkdir()
+    done, _ = papermill_command(elsewhere, environment=environment, rows=["DGAD (code)"], **DGAD)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_saved("table4_dgad", elsewhere, ["DGAD (code)"])
 
 
 def test_the_papermill_command_ends_with_one_sentence_and_a_non_zero_exit_on_a_misspelt_parameter(tmp_path):
