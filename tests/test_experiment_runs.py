@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -320,6 +321,29 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path, monkeypa
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not multiprocessing.active_children()
+
+
+UNGUARDED = """
+from lib import experiment
+
+given = experiment.Parameters(rows=["PGD-AT"], seeds=[0, 1], workers=2, outputs={outputs!r})
+table = experiment.open_table("table4_dgad", given)
+{more}
+experiment.run(experiment.plan(table))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", ["", "import multiprocessing, os\nmultiprocessing.parent_process() and os._exit(3)"], ids=["plain", "dies"]
+)
+def test_workers_of_a_script_without_a_guard_or_that_die_as_they_start_end_with_the_reason(tmp_path, more):
+    (tmp_path / "script.py").write_text(UNGUARDED.format(outputs=str(tmp_path / "outputs"), more=more))
+    command, given = [sys.executable, str(tmp_path / "script.py")], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search("UserError.*a worker process ended as it started.*__main__.*workers=1", last)
 
 
 def test_a_students_job_waits_for_its_teachers(tmp_path):
