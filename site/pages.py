@@ -78,7 +78,6 @@ def result(name: str, title: str, facts: dict[str, Any], card: dict[str, Any]) -
     thumbnail(drawn if drawn.exists() else None, cells, SOURCE / "thumbnails" / f"{name}.png")
     picture = [f"![{title}: {table.file.title}](files/{drawn.name})"] if drawn.exists() else []
     text = html.read_text() if html.exists() else report.reported_and_kept(table).to_html()
-    text = text.replace(f"T_{name}", f"T_{name}_first")  # the notebook shows it too
     shown = [f'```{{raw}} html\n<div class="result">\n{text}\n</div>\n```']
     verdicts = VERDICTS if name == "compare_papers" else VERDICTS[VERDICTS["table"] == name]
     verdicts = verdicts.drop(columns=["paper", "table"]).dropna(axis=1, how="all").astype(object).fillna("–")
@@ -118,7 +117,9 @@ def index(cards: list[dict[str, Any]]) -> str:
     groups = {shown: [c for c in cards if c["methods"] and c["paper"] == shown] for shown in PAPERS.values()}
     groups["Walk-throughs and tools"] = [card for card in cards if not card["methods"]]
     run, methods = sum(bool(c["status"]) for c in cards), sorted({m for c in cards for m in c["methods"]})
-    text = INTRODUCTION.format(items=sum(bool(c["methods"]) for c in cards), pages=len(cards), run=run)
+    text = INTRODUCTION.format(
+        items=sum(bool(c["methods"]) and c["paper"] != PAPERS[""] for c in cards), pages=len(cards), run=run
+    )
     for label, values in {"paper": PAPERS.values(), "method": methods}.items():
         options = "".join(f"<option>{value}</option>" for value in values)
         options = f'<option value="">all</option>{options}'
