@@ -83,7 +83,7 @@ def _label(result: Result) -> str:
 
 def _cell(table: Table, results: list[Result], student: str, teacher: str, row: Row, column: str) -> dict[str, Any]:
     """What a line has in one column: the paper's number and the seeds' mean, with what is behind them."""
-    printed = reported(table, student, teacher, row, column)
+    printed = reported(table.file, student, teacher, row, column)
     source = row.quoted.get(student, "")
     images = (table.file.quoted_images.get(source, {}) if source else table.file.own_images).get(column, TEST_IMAGES)
     accuracies = [a for result in results for a in result.accuracies if a.column.name == column]
