@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
-from lib.experiment.planning import Result
 from lib.experiment.table_file import read_table
 from lib.methods import METHODS, Nets, NominalBatch, Piecewise
 from lib.report.overview import results_of
-from lib.report.verdicts import difference, printed_lead, verdict
+from lib.report.verdicts import in_words, printed_lead
 
 Entry = Mapping[str, Any]
 
@@ -54,17 +53,12 @@ def measured(entry: Entry, parameters: Parameters) -> str:
     if "rows" not in entry:
         return ""
     rows = entry["rows"]
-    found = results_of(rows["table"], parameters, rows=[rows["ours"], rows["other"]])
-    return _lead([*found[0]], rows) or _lead([*found[1]], rows) or "not run"
-
-
-def _lead(results: Sequence[Result], rows: Mapping[str, str]) -> str:
-    columns = dict.fromkeys(one.column.name for result in results for one in result.accuracies)
-    leads = {
-        name: difference(results, rows["other"], rows["ours"], name) for name in columns if name in ("Clean", "AA")
-    }
-    words = [f"{n} {a.difference:+.1f} ± {1.96 * a.error:.1f} ({verdict(a)})" for n, a in leads.items() if a]
-    return "; ".join(words)
+    said = "not run"
+    for found in results_of(rows["table"], parameters, rows=[rows["ours"], rows["other"]]):
+        columns = {one.column.name: "" for result in found for one in result.accuracies}
+        shown = [name for name in columns if name in ("Clean", "AA")]
+        said = in_words(found, rows["other"], rows["ours"], shown) if said == "not run" else said
+    return said
 
 
 def steps(entries: Sequence[Entry], nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> pd.DataFrame:

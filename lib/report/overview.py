@@ -13,9 +13,8 @@ from lib.experiment import kept
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
 from lib.experiment.planning import Result
 from lib.experiment.progress import clock
-from lib.experiment.table import open_table
-from lib.report.kept import kept_results
-from lib.report.verdicts import difference, verdict
+from lib.experiment.table import Table, open_table
+from lib.report.verdicts import in_words
 
 
 def overview(parameters: Parameters) -> pd.DataFrame:
@@ -30,8 +29,9 @@ def overview(parameters: Parameters) -> pd.DataFrame:
         record |= {scale: clock(cost[scale]) if scale in cost else "" for scale in ("quick", "again")}
         record |= {f"{scale}, GPU-hours": f"{cost[scale]:g}" if scale in cost else "" for scale in ("gpu", "paper")}
         results = results_of(name, parameters) if name in items else ([], [])
-        status = [_status(each, items[name]) if name in items else "" for each in results]
-        records[name] = record | {"kept": status[0], here: status[1]}
+        pair = items.get(name)
+        status = [pair and in_words(each, pair["better"], pair["than"], pair["columns"]) for each in results]
+        records[name] = record | {"kept": status[0] or "", here: status[1] or ""}
     return pd.DataFrame(records).T.rename_axis("notebook")
 
 
@@ -47,6 +47,14 @@ def claim_of(name: str) -> str:
     return "".join(first["source"]).partition("**The claim.** ")[2].partition("\n")[0].partition(" Here ")[0]
 
 
+def kept_results(table: Table) -> list[Result]:
+    """The kept accuracies of the table's rows; none where there is no evidence that can be shown."""
+    try:
+        return kept.results(table)
+    except UserError:
+        return []
+
+
 def results_of(name: str, parameters: Parameters, **only: Any) -> tuple[list[Result], list[Result]]:
     """The kept results of a table, of `only` these rows, and those in the run store; none where there is no data."""
     try:
@@ -54,15 +62,3 @@ def results_of(name: str, parameters: Parameters, **only: Any) -> tuple[list[Res
     except UserError:
         return kept_results(open_table(name, Parameters(outputs=parameters.outputs, **only))), []
     return kept_results(table), kept.made(table, parameters.scale)
-
-
-def _status(results: list[Result], pair: dict[str, Any]) -> str:
-    """In words and points, column by column: does the row that the claim is on lead the other?"""
-    leads = {column: difference(results, pair["better"], pair["than"], column) for column in pair["columns"]}
-    if not any(leads.values()):
-        return "not run"
-    words = [
-        f"{column}: {verdict(lead)}" + (f" ({lead.difference:+.1f} ± {1.96 * lead.error:.1f})" if lead else "")
-        for column, lead in leads.items()
-    ]
-    return "; ".join(words)
