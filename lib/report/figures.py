@@ -28,8 +28,6 @@ from lib.report.plot_style import save as save
 from lib.report.render import Comparison
 from lib.train.meter import KEYS
 
-AXES = dict(batch="images in the batch", steps="attack steps", width="network's width", side="image side, pixels")
-
 
 def robust_against_clean(table: Table, comparison: Comparison, results: list[Result], robust: str) -> Figure:
     """Accuracy under `robust` against clean accuracy: a point per row with its intervals, teachers as faint stars.
@@ -216,27 +214,6 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: 
         axis.plot(x, y, label=name, marker="o", markersize=3, linestyle=LINES[i % len(LINES)])
     axis.set(title=title, xlabel=x_label, ylabel="accuracy, %", ylim=(-3, 103))
     axis.legend(fontsize=7)
-    return finished(figure)
-
-
-def cost_curves(curves: pd.DataFrame) -> Figure:
-    """What `benchmark.curves` returns: seconds of one attack along each axis, a curve per form, both logarithmic.
-
-    The dotted line is proportional growth from our first point.
-    """
-    axes_of = dict(iter(curves.groupby("axis", sort=False)))
-    figure, axes = panels(1, len(axes_of), 1.25, 2.4)
-    for axis, (name, frame) in zip(axes[0], axes_of.items(), strict=True):
-        lines = frame.pivot_table("seconds", "value", "form", sort=False)
-        lines.plot(ax=axis, marker="o", ms=3, lw=1, legend=False)
-        proportional = lines["ours"].iloc[0] * lines.index / lines.index[0]
-        axis.plot(lines.index, proportional, ":", color="grey", label="proportional")
-        axis.set(xscale="log", yscale="log", xlabel=AXES[name])
-        axis.set_xticks(lines.index, lines.index), axis.set_xticks([], minor=True)
-        axis.yaxis.set_major_formatter("{x:g}"), axis.yaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(axis="y", which="both", labelsize=6)
-    axes[0, 0].set_ylabel("seconds")
-    axes[0, -1].legend(**BESIDE)
     return finished(figure)
 
 

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from statistics import fmean
-from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
@@ -17,7 +16,7 @@ NETWORK = ["student", "teacher", "row", "seed"]
 PAPERS = "the paper's"  # protocol
 
 
-def undefended_control(table: Table, results: list[Result]) -> pd.DataFrame:
+def undefended_control(results: list[Result]) -> pd.DataFrame:
     """What the controls show: per student and attack, the undefended network and the weakest row, seeds' means."""
     seeds = defaultdict[tuple[str, str, AttackSpec, str], list[float]](list)
     for r, own in ((result, a) for result in results for a in result.accuracies):
@@ -59,12 +58,6 @@ def protocols(table: Table) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def accuracies(table: Table, results: list[Result]) -> pd.DataFrame:
-    """Every column that the table's networks were measured under, the paper's and those beside them, in %."""
-    cells = [result for result in results if result.role == "cell"]
-    return pd.DataFrame([_network(r) | {a.column.name: round(a.percent, 1) for a in r.accuracies} for r in cells])
-
-
 def under_both(table: Table, results: list[Result]) -> pd.DataFrame | Markdown:
     """The accuracies under the other protocol with their intervals, each beside the paper's own column of that name.
 
@@ -92,15 +85,11 @@ def measurements(table: Table, results: list[Result]) -> pd.DataFrame:
         for a in result.accuracies:
             base, protocol = _base(table, a.column.name)
             low, high = a.interval
-            record = _network(result) | {"protocol": protocol, "column": base}
+            record = {key: getattr(result, key) for key in NETWORK} | {"protocol": protocol, "column": base}
             record |= {"measured": a.percent, "k": a.k, "n": a.n, "low": low, "high": high} | a.column.settings()
             record |= {"seed": result.seed, "attack seed": record["seed"]}  # both are called seed
             records.append(record | {"reduced": heading(a.column, images).removeprefix(a.column.name)})
     return pd.DataFrame(records, columns=None if records else [*NETWORK, "protocol", "column", "measured", "reduced"])
-
-
-def _network(result: Result) -> dict[str, Any]:
-    return {key: getattr(result, key) for key in NETWORK}
 
 
 def _base(table: Table, name: str) -> tuple[str, str]:
