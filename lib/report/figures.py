@@ -23,7 +23,7 @@ from lib.experiment.planning import Result
 from lib.experiment.table import Table
 from lib.methods.strategy import UNITS
 from lib.report.histories import picks as shares_of_picks
-from lib.report.plot_style import ABOVE, BESIDE, DASHES, LINES, WIDTH, finished, intervals, panels
+from lib.report.plot_style import ABOVE, BESIDE, DASHES, WIDTH, finished, intervals, panels
 from lib.report.plot_style import save as save
 from lib.report.render import Comparison
 from lib.train.meter import KEYS
@@ -204,16 +204,6 @@ def followed(curves: pd.DataFrame, groups: Mapping[str, list[str]], quantities: 
         sns.move_legend(line[-1], title=title, **BESIDE)
     for axis in axes[-1]:
         _count_epochs(axis)
-    return finished(figure)
-
-
-def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x_label: str) -> Figure:
-    """A line per network: (x, accuracy in %)."""
-    figure, ((axis,),) = panels(1, 1, 1, 2.8)
-    for i, (name, (x, y)) in enumerate(lines.items()):
-        axis.plot(x, y, label=name, marker="o", markersize=3, linestyle=LINES[i % len(LINES)])
-    axis.set(title=title, xlabel=x_label, ylabel="accuracy, %", ylim=(-3, 103))
-    axis.legend(fontsize=7)
     return finished(figure)
 
 
