@@ -1,4 +1,4 @@
-"""A network, in eval mode, as an attack meets it: accuracy as radius and steps grow, and the loss around an image."""
+"""A network, in eval mode, looked at closely: by radius, steps and class, the loss around an image, calibration."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,8 @@ from lib.attacks.pgd import input_gradient
 from lib.evaluate.attacks import objective_of
 from lib.evaluate.sanity import Evidence, percent
 from lib.losses import cross_entropy
+
+BINS = 15  # of confidence
 
 
 class Scaled(nn.Module):
@@ -46,3 +48,24 @@ def surface(net: nn.Module, x: Tensor, y: Tensor, epsilon: float, points: int = 
     planes = [x + a * gradient + offsets.view(-1, 1, 1, 1) * random for a in offsets]
     with torch.no_grad():
         return offsets, torch.stack([cross_entropy(net(images.clamp(0, 1)), labels) for images in planes])
+
+
+def per_class(flags: str, labels: Tensor, classes: int) -> Tensor:
+    """The accuracy of every class in %, (classes,), from an accuracy's flags and the images' labels (N,).
+
+    A class without an image is NaN.
+    """
+    right = torch.tensor([100.0 * (flag == "1") for flag in flags])
+    own = labels[: len(flags)].cpu()
+    return torch.stack([right[own == c].mean() for c in range(classes)])
+
+
+def calibration_error(logits: Tensor, y: Tensor) -> float:
+    """The expected calibration error in points, sum_b |B_b| / N |accuracy(B_b) - confidence(B_b)|, of BINS equal bins.
+
+    Logits (N, K), labels (N,); a bin has the images whose largest probability lies in it (Guo et al. 2017).
+    """
+    confidence, answer = logits.softmax(1).max(1)
+    gap = (answer == y).float() - confidence
+    bin_of = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    return 100 * float(torch.zeros(BINS).index_add(0, bin_of.cpu(), gap.cpu()).abs().sum()) / len(y)

@@ -2,11 +2,9 @@
 
 from lib.report.compare import compare, reported_and_kept
 from lib.report.differences import gains, rescued, versus
-from lib.report.errata import command, computed, errata, measured, steps
-from lib.report.guess import guessed
 from lib.report.histories import THIS_LIBRARY, followed, histories, las_at_passes, picks_summary, strategy_steps, times
-from lib.report.overview import kept_results, linked, overview
 from lib.report.protocols import measurements, protocols, teachers_table, undefended_control, under_both
 from lib.report.render import finish, provenance_table, save, save_own, source
 from lib.report.reported import choices, paper, printed, reported_table, row_key
 from lib.report.verdicts import paired_heatmap, paired_matrix, verdicts
+from lib.report.way_through import command, computed, errata, guessed, kept_results, linked, measured, overview, steps

@@ -74,8 +74,8 @@ def _in_words(lead: Paired | None) -> str:
     return f"{lead.difference:+.2f} ± {1.96 * lead.error:.1f}" + ("" if lead.significant else " (noise)")
 
 
-def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFrame:
-    """`row`'s lead over the best other row, per student, teacher and column: printed, recomputed, and measured here."""
+def gains(table: Table, comparison: Comparison) -> pd.DataFrame:
+    """DGAD's lead over the best other row, per student, teacher and column: printed, recomputed, and measured here."""
     records, blocks = [], comparison.frame.groupby(["student", "teacher", "column"], sort=False)
     for (student, teacher, column), block in blocks:
         printed = table.reported.get(student, {}).get("delta_printed")
@@ -84,9 +84,9 @@ def gains(table: Table, comparison: Comparison, row: str = "DGAD") -> pd.DataFra
         record["printed lead"] = printed and printed[table.file.columns.index(column)]
         for kind in ("reported", "measured"):
             values = block.set_index("row")[kind].astype(float).dropna()
-            others = values.drop(row, errors="ignore")
-            known = row in values and len(others) > 0
-            record[f"{kind} lead"] = round(values[row] - others.max(), 2) if known else None
+            others = values.drop("DGAD", errors="ignore")
+            known = "DGAD" in values and len(others) > 0
+            record[f"{kind} lead"] = round(values["DGAD"] - others.max(), 2) if known else None
             record[f"over ({kind})"] = others.idxmax() if known else ""
         records.append(record)
     return pd.DataFrame(records)
