@@ -14,18 +14,6 @@ from lib.losses import cross_entropy
 BINS = 15  # of confidence
 
 
-class Scaled(nn.Module):
-    """factor * net(x): the same answers, and a softmax so sure of itself that its gradient rounds to zero."""
-
-    def __init__(self, net: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.net, self.factor = net, factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        return self.factor * self.net(x)
-
-
 def against_radius(net: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float]) -> list[float]:
     """Accuracy in % under PGD-20 at every radius, a quarter of it a step; at radius 0 it is the clean accuracy."""
     return [Evidence(net, x, y, radius, batch_size=len(x)).attacked(folded(net)) for radius in radii]
