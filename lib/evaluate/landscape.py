@@ -1,4 +1,4 @@
-"""A network, in eval mode, looked at closely: by radius, steps and class, the loss around an image, calibration."""
+"""A network, in eval mode, looked at closely: by radius and steps, the loss around an image, calibration."""
 
 from collections.abc import Sequence
 
@@ -36,16 +36,6 @@ def surface(net: nn.Module, x: Tensor, y: Tensor, epsilon: float, points: int = 
     planes = [x + a * gradient + offsets.view(-1, 1, 1, 1) * random for a in offsets]
     with torch.no_grad():
         return offsets, torch.stack([cross_entropy(net(images.clamp(0, 1)), labels) for images in planes])
-
-
-def per_class(flags: str, labels: Tensor, classes: int) -> Tensor:
-    """The accuracy of every class in %, (classes,), from an accuracy's flags and the images' labels (N,).
-
-    A class without an image is NaN.
-    """
-    right = torch.tensor([100.0 * (flag == "1") for flag in flags])
-    own = labels[: len(flags)].cpu()
-    return torch.stack([right[own == c].mean() for c in range(classes)])
 
 
 def calibration_error(logits: Tensor, y: Tensor) -> float:

@@ -98,11 +98,6 @@ class Paired(NamedTuple):
         return self.p < LEVEL
 
 
-def mcnemar(first: str, second: str) -> Paired:
-    """Two networks' flags on the same images: `paired` with one seed each."""
-    return paired([first], [second])
-
-
 def paired(first: Sequence[str], second: Sequence[str]) -> Paired:
     """Two rows on the same images: McNemar's exact test for one seed each, else a t-test that counts the trainings.
 

@@ -207,21 +207,6 @@ def followed(curves: pd.DataFrame, groups: Mapping[str, list[str]], quantities: 
     return finished(figure)
 
 
-def surfaces(losses: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """The loss around one image, per network: offsets (P,) in [0, 1] along the gradient's sign and a random sign."""
-    figure, axes = panels(1, len(losses), 1.6, 3.6, subplot_kw={"projection": "3d"})
-    for axis, (name, (offsets, loss)) in zip(axes[0], losses.items(), strict=True):
-        along, across = np.meshgrid(*2 * [255 * offsets.cpu().numpy()], indexing="ij")
-        axis.plot_surface(along, across, loss.cpu().numpy(), cmap="viridis", linewidth=0)
-        axis.set_title(name, fontsize=8)
-        axis.set_xlabel("gradient's sign, 1/255", fontsize=7)
-        axis.set_ylabel("random sign, 1/255", fontsize=7)
-        axis.set_zlabel("loss", fontsize=7)
-        axis.tick_params(labelsize=6)
-    figure.subplots_adjust(left=0.0, right=0.95, wspace=0.15)
-    return figure
-
-
 def adversarial_grid(net: nn.Module, x: Tensor, x_adv: Tensor, classes: tuple[str, ...], epsilon: float) -> Figure:
     """Clean image, perturbation (grey is zero, the ends are +-epsilon) and adversarial image, with predictions.
 
