@@ -35,10 +35,9 @@ def overview(parameters: Parameters) -> pd.DataFrame:
         record = {"paper item": cost["item"], "claim": claim_of(name), "command": f"make {name}"}
         record |= {scale: clock(cost[scale]) if scale in cost else "" for scale in ("quick", "again")}
         record |= {f"{scale}, GPU-hours": f"{cost[scale]:g}" if scale in cost else "" for scale in ("gpu", "paper")}
-        results = results_of(name, parameters) if name in items else ([], [])
-        pair = items.get(name)
-        status = [pair and in_words(each, pair["better"], pair["than"], pair["columns"]) for each in results]
-        records[name] = record | {"kept": status[0] or "", here: status[1] or ""}
+        pair, results = items.get(name), results_of(name, parameters) if name in items else ([], [])
+        status = [in_words(each, pair["better"], pair["than"], pair["columns"]) if pair else "" for each in results]
+        records[name] = record | dict(zip(("kept", here), status, strict=True))
     return pd.DataFrame(records).T.rename_axis("notebook")
 
 
