@@ -94,13 +94,13 @@ def table_of(table: Table, scale: str, reference: Path = REFERENCE) -> Table | N
 
 def results(table: Table, reference: Path = REFERENCE) -> list[Result]:
     """The kept accuracies of the table's cells, each from the largest scale that has it."""
-    found: dict[tuple[str, str, str], list[Result]] = {}
-    for scale in reversed(SCALES):
+    found, taken_from = list[Result](), dict[tuple[str, str, str], str]()
+    for scale in SCALES:
         kept = table_of(table, scale, reference)
-        here = made(kept, scale) if kept else []
-        for line in dict.fromkeys((one.student, one.teacher, one.row) for one in here):
-            found[line] = [one for one in here if (one.student, one.teacher, one.row) == line]
-    return [result for each in found.values() for result in each]
+        for one in made(kept, scale) if kept else []:
+            if taken_from.setdefault((one.student, one.teacher, one.row), scale) == scale:
+                found.append(one)
+    return found
 
 
 def made(table: Table, role: str) -> list[Result]:
