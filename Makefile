@@ -34,7 +34,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks/index.ipynb $(value ARGS)
+	$(BIN)/jupyter lab --KernelManager.transport=ipc notebooks/index.ipynb $(value ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(value ARGS)
@@ -72,4 +72,4 @@ clean:
 # any notebook by its name; ARGS goes to papermill as a shell reads it: make table4_dgad ARGS="-p scale gpu"
 %: notebooks/%.ipynb $(READY)
 	@mkdir -p outputs/executed
-	$(BIN)/papermill --no-progress-bar --log-output $< outputs/executed/$@.ipynb $(value ARGS)
+	$(BIN)/papermill --engine dynamic_at --no-progress-bar --log-output $< outputs/executed/$@.ipynb $(value ARGS)

@@ -71,7 +71,8 @@ def typed(kind: type[T], given: dict[str, Any], where: str) -> T:
             raise UserError(f"{where} has no {shown(name)}; choose from: {', '.join(nearest_first(name, known))}")
         if value is not defaults[name]:  # which may be infinite
             check_type(value, known[name], f"{where}: {name}")
-    converted = {n: tuple(v) if isinstance(v, list) and get_origin(known[n]) is tuple else v for n, v in given.items()}
+    taken: dict[Any, Any] = {float: float, tuple: tuple}  # so that equal settings are one digest, however written
+    converted = {n: taken.get(get_origin(known[n]) or known[n], lambda v: v)(v) for n, v in given.items()}
     try:
         return kind(**converted)
     except TypeError as error:

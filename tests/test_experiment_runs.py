@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from small import parameters
 
@@ -44,6 +45,20 @@ def finished(tmp_path_factory) -> Table:
     table = small(tmp_path_factory.mktemp("outputs"))
     run(plan(table))
     return table
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+@pytest.mark.parametrize("doing", ["make", "measure"])
+def test_a_lack_of_memory_ends_in_a_sentence_with_what_takes_less_and_loses_nothing(
+    tmp_path, monkeypatch, doing, error
+):
+    table = small(tmp_path, rows=["PGD-AT"])
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="batch_size: 50.*precision: bf16") as short:
+        patched.setattr(runs if doing == "make" else jobs, doing, lambda *_, **__: (_ for _ in ()).throw(error))
+        run(plan(table))
+    assert len(str(short.value)) <= 500
+    assert doing == "make" or weights(table)  # what was trained stands
+    assert len(run(plan(table))) == 2
 
 
 def test_a_table_is_run_whole_and_every_cell_has_every_column(finished):

@@ -38,7 +38,7 @@ DECLARED = {  # notebooks that are not about a table
 }
 QUICKEST = {"max_steps": 1, "sanity_images": 0, "schedules": {"default": {"epochs": 1, "batch_size": 16}}}
 DGAD = {"settings": SETTINGS, "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
-PAPERMILL = (sys.executable, "-m", "papermill", "--no-progress-bar")
+PAPERMILL = (sys.executable, "-m", "papermill", "--engine", "dynamic_at", "--no-progress-bar")  # as `make`
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +156,13 @@ def test_every_notebook_runs_and_a_table_leaves_its_table_and_figures(name, outp
 ROWS = [
     (name, row["row"])
     for name, table in TABLES.items()
-    if table["item"] or name == "compare_papers"
+    if (table["item"] or name == "compare_papers") and "rows" not in useless(ROOT / "notebooks" / f"{name}.ipynb")
     for row in (*table["rows"], *table.get("more_rows", []))
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "row"), ROWS, ids=" ".join)
+@pytest.mark.parametrize(("name", "row"), ROWS)
 def test_every_notebook_runs_with_each_of_its_rows_alone(name, row, outputs):
     execute(name, outputs, rows=[row], settings=SETTINGS | QUICKEST)
     check_saved(name, outputs, [row])
@@ -217,6 +217,7 @@ def test_the_papermill_command_runs_a_notebook_in_a_kernel_of_its_own(tmp_path):
     done, copy = papermill_command(tmp_path, rows=rows, **DGAD)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Unable to parse" not in done.stderr  # papermill reads the comments of the parameters' cell
+    assert "without encryption" not in done.stderr
     outs = [out for cell in code_cells(copy) for out in cell.outputs]
     assert not [out for out in outs if out.output_type == "error" or out.get("name") == "stderr"]
     check_saved("table4_dgad", tmp_path, rows)

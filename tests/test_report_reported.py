@@ -141,3 +141,39 @@ def test_numbers_are_found_where_the_papers_columns_are_the_rows_and_where_its_r
     assert numbers_of("table5_las_at").loc[("CIFAR100", "", "LAS-AWP (WRN-34-20)")].tolist() == [67.31, 31.92]
     fourth = numbers_of("table4_dgad").loc[("ResNet18", "WideResNet-34-10", "DGAD")]
     assert fourth.tolist() == [87.58, 61.72, 55.29, 78.36, 50.59]
+
+
+def test_every_paper_with_a_trades_or_sat_row_says_in_what_it_is_not_its_authors_code():
+    said = {"trades": ("TRADES", "forward"), "sat": ("gap", "once per epoch")}
+    for path in TABLES:
+        table = yaml.safe_load(path.read_text())
+        if table["paper"] not in ("las_at", "dynat", "d2r"):
+            continue
+        choices = yaml.safe_load((PARAMS / "choices" / f"{table['paper']}.yaml").read_text())["choices"]
+        for method in {row["method"] for row in table["rows"]} & set(said):
+            assert any(all(word in str(one) for word in said[method]) for one in choices), (path.stem, method)
+
+
+def between(entry, key, weak, strong):
+    """How many points an accuracy of one row of DYNAT's is above another."""
+    (row,) = [one for one in entry["rows"] if one["id"] == key]
+    values = dict(zip(entry["columns"], map(float, row["values"]), strict=False))
+    return values[weak] - values[strong]
+
+
+def test_the_points_that_prose_says_lie_between_attacks_are_the_tables():
+    dynat, dgad = (yaml.safe_load((PARAMS / "reported" / f"{name}.yaml").read_text()) for name in ("dynat", "dgad"))
+    gairat = [
+        between(dynat["table_3"], key, "PGD-20", a) for key in ("gairat_wrn", "gairat_rn18") for a in ("C&W", "AA")
+    ]
+    assert [round(min(gairat)), round(max(gairat))] == [14, 24]  # 59.54 - 45.57, 60.07 - 35.70
+    wide = [between(dynat["table_3"], key, "PGD-20", "AA") for key in ("gairat_wrn", "dynat_gairat_wrn")]
+    assert min(wide) == pytest.approx(60.20 - 42.60)
+    assert min(wide) >= 17
+    blocks, teachers = (dgad["table4"][student] for student in ("ResNet18", "MobileNetV2")), dgad["table4"]["teachers"]
+    rows = [row for block in blocks for name, row in block.items() if name != "delta_printed"]
+    cw2 = [row[teacher][0] - row[teacher][3] for row in rows for teacher in teachers if teacher in row]
+    assert [round(min(cw2)), round(max(cw2))] == [4, 12]
+    told = {"table3_dynat": "fourteen to twenty-four points", "fig5_dynat": "seventeen and more points"}
+    for name, words in {**told, "table4_dgad": "4 to 12 points"}.items():
+        assert words in (ROOT / "notebooks" / f"{name}.ipynb").read_text(), name

@@ -8,6 +8,7 @@ from notebooks_in_process import displayed, execute
 
 from lib import ROOT
 from lib.errors import UserError
+from lib.evaluate import AttackSpec
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
 from lib.experiment.table_file import read_table
 from lib.report import command, computed, errata, guessed
@@ -71,6 +72,12 @@ def test_what_is_computed_of_printed_numbers_is_the_tables_difference():
     assert computed(cifar100) == "D2R-CAG less LBGAT: PGD-50 +0.39 (the text: 2.47)"
 
 
+def test_els_and_pcr_lower_autoattack_accuracy_where_they_are_added_to_map():
+    els, pcr = (e for e in ERRATA if e["where"].startswith("Table 2, the prose on ") and e["lead"]["rows"][1] == "MAP")
+    assert computed(els) == "MAP, ELS less MAP: PGD -0.17, AA -0.49"  # 54.77 - 54.94, 50.33 - 50.82
+    assert computed(pcr) == "MAP, PCR less MAP: PGD -0.02, AA -0.30"  # 54.92 - 54.94, 50.52 - 50.82
+
+
 def test_the_errata_show_a_mean_over_ten_classes_as_a_tenth_of_the_step_in_its_direction(tmp_path):
     shown = displayed(execute("errata", tmp_path))
     assert re.search(r"AdaAD, the baseline, on CIFAR-10\s+1\.000\s+0\.100", shown)
@@ -101,6 +108,11 @@ def test_a_walkthrough_asks_for_a_guess_before_it_is_scored_and_shows_what_chang
     assert len(scored) == len(changed) == 1
     assert at["guess = "][0] < at["Predict first"][0] < scored[0]
     assert "guess" not in vars(Parameters())
+
+
+def test_the_readme_promises_no_setting_of_an_attack_that_is_not_printed():
+    (promised,) = re.findall(r"every attack its ([^.]+)\.", " ".join((ROOT / "README.md").read_text().split()))
+    assert set(re.split(", | and ", promised)) <= set(AttackSpec("PGD", "pgd", steps=10).settings())
 
 
 def test_the_readme_has_at_most_900_words_and_its_links_lead_somewhere():

@@ -44,7 +44,7 @@ class Report:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One line per attack: accuracy in %, its Wilson 95 % interval, k of n, and all settings of the attack."""
+        """One line per attack: accuracy in %, its Wilson 95 % interval, k of n, and what `AttackSpec.settings` says."""
         records = []
         for a in self.accuracies:
             low, high = a.interval

@@ -197,7 +197,7 @@ def run_jobs(seconds: Mapping[Job, float], workspace: Workspace, workers: int) -
 
 
 def _do(job: Job, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
-    """job.do, a lack of memory as a UserError."""
+    """job.do, a lack of memory as a UserError: a smaller batch has other batch statistics, and other random starts."""
     try:
         return job.do(workspace, notify)
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -3,17 +3,36 @@
 papermill 2.x demands an output path there. It loads its plugins, of which this is one (pyproject.toml), before it reads
 the command line; so a missing output path can still be added. That is a workaround and no feature of papermill's, it
 acts on this checkout's notebooks alone, and never where standard output is piped (papermill then writes to it).
+
+`--engine dynamic_at`, which `make` adds, is papermill's own engine with the kernel behind a socket in a folder of the
+user's: on a shared machine others can listen to the usual TCP.
 """
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+from traitlets.config import Config
 
 from lib import ROOT
 
 
-class Engine:
-    """What the entry point names; papermill registers it and never calls it."""
+@cache
+def __getattr__(name: str) -> Any:
+    """Engine: papermill's own, over IPC; made when it is asked for, since papermill loads this module as it starts."""
+    if name != "Engine":
+        raise AttributeError(name)
+    from papermill.engines import NBClientEngine
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, *arguments: Any, **given: Any) -> Any:
+            over_ipc = Config(KernelManager={"transport": "ipc"})
+            return super().execute_managed_notebook(*arguments, **given, config=over_ipc)
+
+    return Engine
 
 
 def missing_output(arguments: Sequence[str], root: Path = ROOT) -> Path | None:

@@ -54,7 +54,8 @@ class Plan:
             return text + "; nothing will be trained."
         counts = {"will run": networks, "will have their sanity checked": len(self.todo) - networks}
         text += "; " + ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        text += f", about {clock(self.seconds)} on this machine with {self.workers} workers"
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        text += f", about {clock(self.seconds)} on this machine with {workers}"
         if rate := self.table.scale.sustained_tflops:
             hours = self.frame["GPU-hours"].sum()
             text += f", or {hours:,.1f} GPU-hours where {rate:g} TFLOP/s are sustained"

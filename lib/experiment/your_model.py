@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from lib import ROOT, data
+from lib import data
 from lib.data import Dataset, Split
 from lib.data.core import fixed_order
 from lib.errors import abridged, choose
@@ -19,6 +19,7 @@ from lib.evaluate.accuracy import check_logits
 from lib.experiment.parameters import device_of, refuse
 from lib.experiment.reference import KEPT, weights_of, weights_path
 from lib.experiment.spec import digest_of
+from lib.files import from_root
 from lib.models import architecture, build
 from lib.models.checkpoints import NORMALISATION, as_safetensors, bare, chosen, load_state, read_state
 from lib.models.deepmind import DeepMindNet, Normalise
@@ -57,7 +58,7 @@ class Classifier:
 
 def load_data(given: Classifier) -> Dataset:
     """The data set that the parameters name, on their device."""
-    folder, cache = ROOT / Path(given.data_dir).expanduser(), ROOT / given.outputs / "cache"
+    folder, cache = from_root(given.data_dir), from_root(given.outputs) / "cache"
     dataset = data.load(given.dataset, data_dir=folder, download=given.download, cache_dir=cache)
     return dataset.to(device_of(given.device))
 

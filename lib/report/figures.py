@@ -103,7 +103,7 @@ def bars(comparison: Comparison, kind: str = "measured") -> Figure:
 def ranked(comparison: Comparison, column: str) -> Figure:
     """One column's accuracy as lying bars, a row each and a panel per block; below, faint, the paper's numbers."""
     blocks = dict(iter(comparison.frame[comparison.frame["column"] == column].groupby("student", sort=False)))
-    figure, axes = panels(2, len(blocks), 1.25, 1.0 + 0.4 * max(map(len, blocks.values())), sharex="row")
+    figure, axes = panels(2, len(blocks), 1.25, 1.8 + 0.4 * max(map(len, blocks.values())), sharex="row")
     for (block, frame), pair in zip(blocks.items(), axes.T, strict=True):
         for axis, kind, alpha in zip(pair, ("measured", "reported"), (1.0, 0.4), strict=True):
             look = {"xerr": intervals(frame) if kind == "measured" else None, "color": "C0", "alpha": alpha}
