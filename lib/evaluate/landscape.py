@@ -1,7 +1,9 @@
 """A network, in eval mode, looked at closely: by radius and steps, the loss around an image, calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Generator, Tensor, nn
 
@@ -47,3 +49,18 @@ def calibration_error(logits: Tensor, y: Tensor) -> float:
     gap = (answer == y).float() - confidence
     bin_of = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     return 100 * float(torch.zeros(BINS).index_add(0, bin_of.cpu(), gap.cpu()).abs().sum()) / len(y)
+
+
+def rescued(answers: Mapping[str, Tensor], y: Tensor, k: int = 3) -> tuple[list[int], pd.DataFrame]:
+    """k images that the first two of three networks have right and the third wrong; how often every such case occurs.
+
+    `answers` are name -> logits (N, C), y (N,) the true classes. The images are those, of all where there is none, that
+    the second network believes most strongly over the third.
+    """
+    first, second, third = right = [logits.argmax(1) == y for logits in answers.values()]
+    wanted = first & second & ~third
+    _, belief, other = (logits.softmax(1).gather(1, y[:, None]).squeeze(1) for logits in answers.values())
+    lead = (belief - other).masked_fill(~wanted & wanted.any(), -torch.inf)
+    images = lead.topk(min(k, int(wanted.sum()) or 1)).indices.tolist()
+    cases = pd.DataFrame(dict(zip(answers, np.where(torch.stack(right), "right", "wrong"), strict=True)))
+    return images, cases.value_counts().rename("images").reset_index()
