@@ -39,9 +39,8 @@ def choose(what: str, name: str, choices: Mapping[str, T]) -> T:
 def nearest_first(name: str, names: Iterable[Any]) -> list[str]:
     """The names in their order, but before them the one that is spelt most like `name`."""
     known = [str(one) for one in names]
-    alike = {one.casefold(): one for one in reversed(known)}
-    near = difflib.get_close_matches(str(name)[:100].casefold(), alike, 1)
-    return [alike[one] for one in near] + [one for one in known if one not in [alike[own] for own in near]]
+    near = difflib.get_close_matches(str(name)[:100].casefold(), [one.casefold() for one in known], 1)
+    return sorted(known, key=lambda one: one.casefold() not in near)
 
 
 def shown(value: Any, most: int = 60) -> str:
@@ -59,13 +58,14 @@ def abridged(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def typed(kind: Any, given: dict[str, Any], where: str) -> Any:
+def typed(kind: type[T], given: dict[str, Any], where: str) -> T:
     """The dataclass `kind` made from `given`; an int serves as a float, a list as a tuple.
 
     Raises:
         UserError: an unknown name, a missing one or a wrong type; the sentence gives the valid names or the type.
     """
-    known, defaults = {f.name: f.type for f in fields(kind)}, {f.name: f.default for f in fields(kind)}
+    own = fields(kind)  # type: ignore[arg-type]  # mypy has no name for "any dataclass"
+    known, defaults = {f.name: f.type for f in own}, {f.name: f.default for f in own}
     for name, value in given.items():
         if name not in known:
             raise UserError(f"{where} has no {shown(name)}; choose from: {', '.join(nearest_first(name, known))}")

@@ -7,7 +7,7 @@ from small import SETTINGS
 
 from lib import ROOT, benchmark
 from lib.errors import UserError
-from lib.experiment.parameters import read_parameters
+from lib.experiment.parameters import validate
 
 TINY = {
     "model": "ResNet8-w8",
@@ -72,7 +72,7 @@ def test_what_means_nothing_in_the_speed_run_is_refused_there(tmp_path):
 def test_what_the_speed_notebook_cannot_do_is_refused_in_one_sentence(given, text):
     injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
     with pytest.raises(UserError, match="^" + text.replace("(", "\\(")):
-        read_parameters({"In": [injected], **given}, benchmark.SpeedParameters)
+        validate({"In": [injected], **given}, benchmark.SpeedParameters)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from wrapped import After
 
 from lib import data
 from lib.attacks.pgd import pgd
 from lib.evaluate import sanity
-from lib.evaluate.landscape import Scaled
 from lib.evaluate.sanity import CHECKS, FIRED, Evidence, Finding, sanity_checks, strip, summary
 from lib.methods import METHODS
 from lib.models import build
@@ -254,7 +254,7 @@ def test_trained_networks_trip_none_until_their_logits_are_scaled_or_their_pixel
     robust = trained(digits, "pgd_at_uniform", epochs=4, seed=0)
     undefended = trained(digits, "natural", epochs=3, seed=1)
     x, y = next(digits.test.batches(100))
-    scaled, rounded = Scaled(undefended, 300.0), nn.Sequential(Quantised(), undefended)
+    scaled, rounded = After(undefended, lambda logits: 300 * logits), nn.Sequential(Quantised(), undefended)
     made = {
         net: {f.check for f in sanity_checks(net, x, y, epsilon=0.12, unrelated=other) if f.fired}
         for net, other in ((robust, undefended), (scaled, robust), (rounded, undefended))

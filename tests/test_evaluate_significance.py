@@ -4,7 +4,7 @@ from random import Random
 import pytest
 
 from lib.errors import UserError
-from lib.evaluate import Accuracy, AttackSpec, contradictions, mcnemar, paired, worst_case
+from lib.evaluate import Accuracy, AttackSpec, contradictions, paired, worst_case
 
 
 def accuracy(name, attack, flags, **settings):
@@ -17,20 +17,20 @@ def test_mcnemars_p_is_that_of_as_many_fair_coins(b, c):
     first, second = "1" * b + "0" * c + "1" * 20, "0" * b + "1" * c + "1" * 20
     coins = b + c
     tail = sum(comb(coins, i) for i in range(min(b, c) + 1)) / 2**coins
-    test = mcnemar(first, second)
+    test = paired([first], [second])
     assert test.p == pytest.approx(min(1.0, 2 * tail) if b != c else 1.0)
     assert test.difference == pytest.approx(100 * (b - c) / len(first))
 
 
 def test_the_error_of_a_paired_difference_is_that_of_the_pairs():
-    test = mcnemar("1" * 8 + "0" * 4 + "1" * 28, "0" * 8 + "1" * 4 + "1" * 28)
+    test = paired(["1" * 8 + "0" * 4 + "1" * 28], ["0" * 8 + "1" * 4 + "1" * 28])
     assert test.error == pytest.approx(100 * (12 - 16 / 40) ** 0.5 / 40)
 
 
 def test_networks_that_agree_on_most_images_differ_significantly_where_independent_sets_would_not_be():
     first, second = "1" * 106 + "0" * 94, "1" * 100 + "0" * 100
-    assert mcnemar(first, second).significant  # six images, all one way; two independent errors are 5 points
-    assert not mcnemar("1" * 103 + "0" * 97, second).significant
+    assert paired([first], [second]).significant  # six images, all one way; two independent errors are 5 points
+    assert not paired(["1" * 103 + "0" * 97], [second]).significant
 
 
 def test_with_several_seeds_the_spread_of_the_trainings_counts_beside_the_images():
@@ -56,7 +56,7 @@ def test_equal_methods_whose_trainings_differ_are_significant_in_few_draws():
 @pytest.mark.parametrize("flags", [("10", "1"), ("", "")])
 def test_flags_of_different_images_are_not_paired(flags):
     with pytest.raises(UserError, match="same images"):
-        mcnemar(*flags)
+        paired(*([each] for each in flags))
 
 
 def test_the_worst_case_is_per_image_over_the_attacks_with_a_radius_on_the_images_they_share():

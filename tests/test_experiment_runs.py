@@ -17,7 +17,7 @@ from small import parameters
 
 from lib import ROOT, experiment
 from lib.errors import UserError
-from lib.experiment import cost, jobs, networks, runs
+from lib.experiment import cost, jobs, runs
 from lib.experiment.networks import PACKAGES
 from lib.experiment.planning import plan, run
 from lib.experiment.store import _json_digest
@@ -79,7 +79,7 @@ def test_a_finished_table_trains_and_measures_nothing_again(finished, monkeypatc
         raise AssertionError("computed again")
 
     monkeypatch.setattr(runs, "start", never)
-    monkeypatch.setattr(networks, "evaluate", never)
+    monkeypatch.setattr(jobs, "evaluate", never)
     again = plan(finished)
     assert again.todo == ()
     assert "nothing will be trained" in again.summary()
@@ -161,7 +161,7 @@ def copied(finished, tmp_path) -> Table:
 
 def rows_of(table: Table, cell: int) -> list[Path]:
     digest, here = table.cells[cell].digest, table.workspace.store.evaluations
-    return [here / digest / f"{networks._key(c, 'best')}.json" for c in table.cells[cell].columns]
+    return [here / digest / f"{table.cells[cell].key(c)}.json" for c in table.cells[cell].columns]
 
 
 def rewrite(path: Path, change) -> None:

@@ -247,7 +247,7 @@ def test_a_blocks_rows_take_its_data_network_guide_and_numbers(tmp_path):
     )  # classes over ten
     plain = next(cell.network for cell in table.cells if cell.row.row == "PGD-AT")
     assert (plain.model, plain.guide) == ("WideResNet-34-10", "")
-    assert [table.reported_for(name)["dataset"][:9] for name in own] == ["CIFAR-10", "CIFAR-100", *["Tiny Imag"] * 2]
+    assert [table.file.reported(name)["dataset"][:9] for name in own] == ["CIFAR-10", "CIFAR-100", *["Tiny Imag"] * 2]
 
 
 def test_the_other_guide_that_d2r_names_for_tiny_imagenet_is_one_setting_away(tmp_path):

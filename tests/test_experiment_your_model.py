@@ -8,7 +8,8 @@ from torch import nn
 
 from lib.data import Split
 from lib.errors import UserError
-from lib.experiment.your_model import Classifier, key, load, load_data, other_order, remarks, validate
+from lib.experiment.parameters import validate
+from lib.experiment.your_model import Classifier, key, load, load_data, other_order, remarks
 from lib.models import build
 from lib.models.deepmind import Normalise
 
@@ -143,7 +144,7 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path, digits, net):
 )
 def test_a_wrong_parameter_is_refused_in_a_sentence(given, message):
     with pytest.raises(UserError, match=message):
-        validate(given)
+        validate(given, Classifier)
 
 
 def test_a_normalised_networks_gradient_is_with_respect_to_the_image():

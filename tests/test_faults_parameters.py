@@ -9,7 +9,7 @@ import yaml
 from small import SETTINGS
 
 from lib.errors import MOST, UserError
-from lib.experiment.parameters import PARAMS, Parameters, read_parameters, read_yaml
+from lib.experiment.parameters import PARAMS, Parameters, read_yaml, validate
 from lib.experiment.table import open_table
 
 NAMES = ["DGAD", "dgad", "ResNet18", "cpu", "quick", "cifar10", "folder", "digits", "fp32", "bf16", "best", "", "/"]
@@ -57,7 +57,7 @@ def any_parameters(draw, outputs):
 def opened(given):
     """The sentence that opening a table under the parameters ends with; None where it is opened."""
     try:
-        table = open_table("table4_dgad", read_parameters(given, Parameters))
+        table = open_table("table4_dgad", validate(given))
     except UserError as error:
         return str(error)
     return [cell.digest for cell in table.cells] and None

@@ -10,7 +10,7 @@ from lib.evaluate import Accuracy, AttackSpec, Finding, wilson
 from lib.experiment.planning import Result
 from lib.experiment.table import Table, open_table
 from lib.report import compare, figures, gains, save
-from lib.report.differences import marks
+from lib.report.beside import marks
 
 COLUMNS = ("Clean", "FGSM", "PGD", "CW2", "AA")
 
@@ -304,7 +304,7 @@ def test_what_was_measured_under_another_protocol_is_saved_with_its_settings_and
     wide = report.under_both(table, measured)
     assert [name for name, _ in wide.columns] == ["Clean", "FGSM", "AA", "AA"]
     assert [text.split()[0] for text in wide.loc[("ResNet18", "", "PGD-AT", 3)]] == ["90.0", "90.0", "40.0", "35.0"]
-    assert report.accuracies(table, measured).loc[0, ["AA", "AA (common)"]].tolist() == [40.0, 35.0]
+    assert report.measurements(table, measured).query("column == 'AA'")["measured"].tolist() == [40.0, 35.0]
     assert {*report.protocols(table)["protocol"]} == {"the paper's", "common"}
 
 
@@ -316,7 +316,7 @@ def test_the_undefended_student_stands_beside_the_weakest_row(table):
         return replace(result(name, 1), accuracies=accuracies)
 
     measured = [row("PGD-AT", 19, 15), row("DGAD", 18, 14), replace(row("Natural", 20, 1), role="control")]
-    control = report.undefended_control(table, measured).set_index("attack")
+    control = report.undefended_control(measured).set_index("attack")
     assert control.loc["PGD-20"].tolist() == ["ResNet18", 5.0, "DGAD", 70.0]
 
 
@@ -325,7 +325,7 @@ def test_with_several_seeds_the_undefended_control_compares_their_means(table):
     hits = {"PGD-AT": (19, 9), "DGAD": (12, 12)}
     measured = [result(row, k, seed=seed) for row, own in hits.items() for seed, k in enumerate(own)]
     measured += [replace(result("Natural", k, seed=seed), role="control") for seed, k in enumerate((1, 4))]
-    control = report.undefended_control(table, measured)
+    control = report.undefended_control(measured)
     assert control["attack"].tolist() == list(COLUMNS)
     assert control.iloc[0, 2:].tolist() == [12.5, "DGAD", 60.0]
 

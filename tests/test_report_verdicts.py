@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from lib.evaluate import Accuracy, AttackSpec, Paired, calibration_error, per_class
+from lib.evaluate import Accuracy, AttackSpec, Paired, calibration_error
 from lib.experiment.parameters import PARAMS
 from lib.experiment.planning import Result
 from lib.experiment.table_file import read_table
@@ -62,12 +62,6 @@ def test_the_matrix_of_pairs_is_antisymmetric_and_begins_with_the_most_accurate(
     assert leads.loc["b", "a"] == -leads.loc["a", "b"] == pytest.approx(30.0)
     assert p.loc["b", "a"] < 0.001 < p.loc["c", "a"]
     assert paired_matrix([replace(one, accuracies=()) for one in rows], "AA")[0].empty
-
-
-def test_accuracies_by_class_are_those_of_the_images_of_a_class():
-    labels = torch.tensor([0, 1, 1, 2, 2, 2])
-    assert per_class("101001", labels, 3).tolist() == pytest.approx([100.0, 50.0, 100 / 3])
-    assert per_class("101001", labels, 4)[3].isnan()
 
 
 def test_the_calibration_error_is_the_mean_gap_between_confidence_and_accuracy_in_a_bin():

@@ -9,11 +9,7 @@ from lib.data.sources import cifar, digits, folder
 from lib.data.tiny_imagenet import tiny_imagenet
 from lib.errors import choose
 
-TITLES = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "cifar10_jpeg": "CIFAR-10 (JPEG)",
-}
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10_jpeg": "CIFAR-10 (JPEG)"}
 """How a data set is called in print, where that is not its name here."""
 
 

@@ -8,7 +8,7 @@
 from lib.evaluate.accuracy import VERSION, Resources, accuracy, check_fits, check_perturbation, evaluate, together
 from lib.evaluate.any_model import Report, report
 from lib.evaluate.attacks import ATTACKS, STAGES, AttackSpec, EvaluationAttack, changed, describe_all, wrong_unit
-from lib.evaluate.breakdown import calibration_error, per_class
+from lib.evaluate.landscape import calibration_error, rescued
 from lib.evaluate.protocols import PRESETS, PROTOCOLS, RADIUS, at_radius, columns_of, heading
 from lib.evaluate.sanity import CHECKS, Finding, sanity_checks, strip, summary
-from lib.evaluate.significance import Accuracy, Paired, WorstCase, contradictions, mcnemar, paired, wilson, worst_case
+from lib.evaluate.significance import Accuracy, Paired, WorstCase, contradictions, paired, wilson, worst_case

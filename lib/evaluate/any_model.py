@@ -109,7 +109,7 @@ def report(
         if images.is_inference() or labels.is_inference():
             images, labels = images.clone(), labels.clone()
         net, changed = given.usable(model)
-        other = None if unrelated is None else given.usable(unrelated).net
+        other = None if unrelated is None else given.usable(unrelated)[0]
         given.check_devices(net, images, labels)
         notes = (*changed, *_notes(net, other, columns, len(images)))
         columns = tuple(replace(column, images=min(column.images, len(images)), seed=seed) for column in columns)

@@ -115,8 +115,7 @@ def changed(column: AttackSpec | dict[str, Any], settings: Mapping[str, Any]) ->
         if (in_255 := f"{name}_255") in given:
             check_type(given[in_255], float, f"{where}: {in_255}")
             given[name] = given.pop(in_255) / 255
-    made: AttackSpec = typed(AttackSpec, base | given, where)
-    return made
+    return typed(AttackSpec, base | given, where)
 
 
 def wrong_unit(length: float, name: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +39,8 @@ class Float32(nn.Module):
         return logits.clone() if logits.is_inference() else logits
 
 
-class Usable(NamedTuple):
-    """A model that can be evaluated, and what was done to it, in sentences."""
-
-    net: nn.Module
-    notes: tuple[str, ...]
-
-
-def usable(model: Any) -> Usable:
-    """The model without torch.compile's wrapper, in float32: itself where it is, else a copy."""
+def usable(model: Any) -> tuple[nn.Module, list[str]]:
+    """The model without torch.compile's wrapper, in float32: itself where it is, else a copy; and a note on that."""
     model = getattr(model, "_orig_mod", model)  # a compiled module has no truth value, and cannot be traced
     if not isinstance(model, nn.Module):
         raise UserError(f"the model must be a torch.nn.Module, got {type(model).__name__}; let one's forward call it")
@@ -56,9 +49,9 @@ def usable(model: Any) -> Usable:
         raise UserError("the model was made under torch.inference_mode(), so it has no gradients: make it outside")
     others = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {"float32"}
     if not others:
-        return Usable(model, ())
+        return model, []
     note = f"The model has weights in {' and '.join(sorted(others))}; a copy of it in float32 was evaluated."
-    return Usable(deepcopy(model).float(), (note,))
+    return deepcopy(model).float(), [note]
 
 
 @contextmanager
@@ -116,16 +109,14 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def in_float32(net: nn.Module, x: Tensor, y: Tensor, highest: int) -> Usable:
+def in_float32(net: nn.Module, x: Tensor, y: Tensor, highest: int) -> tuple[nn.Module, list[str]]:
     """`net` with float32 logits, those of x (N, C, H, W) being sound logits of the labels y, of which the `highest`."""
     logits = answers(net, x)
     check_logits(logits, y, highest)
     if logits.dtype == torch.float32:
-        return Usable(Float32(net).eval() if logits.is_inference() else net, ())
+        return Float32(net).eval() if logits.is_inference() else net, []
     name = str(logits.dtype).removeprefix("torch.")
-    return Usable(
-        Float32(net).eval(), (f"The model answers in {name}, which its weights are not in; read as float32.",)
-    )
+    return Float32(net).eval(), [f"The model answers in {name}, which its weights are not in; read as float32."]
 
 
 def depends_on_batch(net: nn.Module, x: Tensor) -> list[str]:

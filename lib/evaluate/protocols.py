@@ -46,10 +46,7 @@ PROTOCOLS = {
     "dgad": {"Clean": "Clean", "FGSM": "FGSM", "PGD": "PGD-10", "CW2": "CW2", "AA": "AA"},
     "dynat": {"Clean": "Clean", **_FROZEN, "AA": "AA-0.031-1000"},
     "d2r": {"Clean": "Clean", **_FROZEN, "AA": "AA-0.031"},
-    "torchattacks": {
-        "Clean": "Clean",
-        **{name: f"{name}-torchattacks" for name in ("FGSM", "PGD-20", "APGD-CE")},
-    },
+    "torchattacks": {"Clean": "Clean", **{name: f"{name}-torchattacks" for name in ("FGSM", "PGD-20", "APGD-CE")}},
     "common": {"Clean": "Clean", "FGSM": "FGSM", "PGD-20": "PGD-20", "PGD-50": "PGD-50", "C&W": "CW-20", "AA": "AA"},
 }
 """A column's name in a paper's tables -> the preset behind it; "common" is one for all: last iterates, one radius.

@@ -98,11 +98,6 @@ class Paired(NamedTuple):
         return self.p < LEVEL
 
 
-def mcnemar(first: str, second: str) -> Paired:
-    """Two networks' flags on the same images: `paired` with one seed each."""
-    return paired([first], [second])
-
-
 def paired(first: Sequence[str], second: Sequence[str]) -> Paired:
     """Two rows on the same images: McNemar's exact test for one seed each, else a t-test that counts the trainings.
 
@@ -135,8 +130,7 @@ def paired(first: Sequence[str], second: Sequence[str]) -> Paired:
 
 def worst_case(accuracies: Sequence[Accuracy]) -> WorstCase | None:
     """The accuracy per image over all columns with a radius, clean included, on the images that they share, or None."""
-    bounded = [a for a in accuracies if ATTACKS[a.column.attack].bounded]
-    return None if all(a.column.attack == "clean" for a in bounded) else _worst(bounded, min(a.n for a in bounded))
+    return min(worst_cases(accuracies), key=lambda case: case.n, default=None)
 
 
 def worst_cases(accuracies: Sequence[Accuracy]) -> list[WorstCase]:
@@ -147,13 +141,12 @@ def worst_cases(accuracies: Sequence[Accuracy]) -> list[WorstCase]:
     bounded = [a for a in accuracies if ATTACKS[a.column.attack].bounded]
     if all(a.column.attack == "clean" for a in bounded):
         return []
-    return sorted((_worst(bounded, n) for n in {a.n for a in bounded}), key=lambda case: (case.percent, case.n))
-
-
-def _worst(bounded: Sequence[Accuracy], n: int) -> WorstCase:
-    seen = [a for a in bounded if a.n >= n]
-    flags = "".join(min(each) for each in zip(*(a.flags[:n] for a in seen), strict=True))
-    return WorstCase(flags.count("1"), n, tuple(a.column.name for a in seen), flags)
+    cases = []
+    for n in {a.n for a in bounded}:
+        seen = [a for a in bounded if a.n >= n]
+        flags = "".join(min(each) for each in zip(*(a.flags[:n] for a in seen), strict=True))
+        cases.append(WorstCase(flags.count("1"), n, tuple(a.column.name for a in seen), flags))
+    return sorted(cases, key=lambda case: (case.percent, case.n))
 
 
 def not_attacked(accuracies: Sequence[Accuracy]) -> list[str]:

@@ -28,12 +28,7 @@ from lib.train.meter import timed
 QUICK = 0.2  # seconds; work on two images that takes longer is not repeated on a whole batch
 PASSES = {"clean": 0.5, "fgsm": 1, "fgsm_random": 1, "jsma": 150, "jsma_as_published": 150}  # of an image
 SANITY = AttackSpec("sanity checks", "pgd", steps=360)  # their passes, Square's forwards among them
-STOPPING = (
-    UntilWrong,
-    UntilGap,
-    UntilConverged,
-    UntilConvergedAsReleased,
-)  # an untrained network would stop them at once
+STOPPING = (UntilWrong, UntilGap, UntilConverged, UntilConvergedAsReleased)  # at once, where a network is untrained
 Cost: TypeAlias = "pd.Series[float]"
 
 

@@ -48,14 +48,12 @@ def show(given: argparse.Namespace) -> None:
 def make(given: argparse.Namespace) -> None:
     """Make and keep what is missing; an interrupted run goes on from its last epoch or its last attack."""
     for planned in plans(given):
-        table = planned.table
-        for job, seconds in zip(planned.todo, planned.frame["seconds"], strict=True):
-            print(f"{job.label} ({table.name}): about {clock(seconds)}", flush=True)
-            print(job.do(table.workspace, display(job.label)), flush=True)
+        table, missing = planned.table, dict(zip(planned.todo, planned.frame["seconds"], strict=True))
+        for job in dict.fromkeys((*planned.todo, *planned.jobs)):
+            if job in missing:
+                print(f"{job.label} ({table.name}): about {clock(missing[job])}", flush=True)
+                print(job.do(table.workspace, display(job.label)), flush=True)
             kept.keep(job, table)
-        for job in planned.jobs:
-            if job not in planned.todo:
-                kept.keep(job, table)
 
 
 def main() -> None:

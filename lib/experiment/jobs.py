@@ -1,26 +1,31 @@
 """Jobs done here or in several processes, each after the jobs that make the networks it uses, with their progress."""
 
+import json
 import multiprocessing
 import multiprocessing.process
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from lib.attacks.folding import folded
 from lib.data import to_float
-from lib.errors import UserError
-from lib.evaluate import VERSION, AttackSpec, Finding, sanity_checks
-from lib.experiment import networks, runs
-from lib.experiment.networks import Network, Workspace, measure, network, network_digest, provenance, stored
+from lib.errors import UserError, choose
+from lib.evaluate import VERSION, Accuracy, AttackSpec, Finding, Resources, evaluate, sanity_checks
+from lib.experiment import runs
+from lib.experiment.networks import Network, Workspace, network, network_digest, provenance
 from lib.experiment.progress import Progress
 from lib.experiment.spec import DataSpec, RunSpec, digest_of
+from lib.experiment.store import Rows
 from lib.models.modes import frozen
 
 UNGUARDED = 'so what it does stands under `if __name__ == "__main__":`, or it takes workers=1'
@@ -38,9 +43,14 @@ class Job:
     surrogates: tuple[RunSpec, ...] = ()
 
     @property
-    def digest(self) -> str:
-        """What its results are kept under."""
+    def run(self) -> str:
+        """The digest that everything about its network is kept under."""
         return network_digest(self.network, self.data)
+
+    @property
+    def digest(self) -> str:
+        """What tells it from jobs about other networks."""
+        return self.run
 
     @property
     def waits_for(self) -> set[str]:
@@ -48,22 +58,83 @@ class Job:
         teacher = self.network.teacher if isinstance(self.network, RunSpec) else None
         return {network_digest(net, self.data) for net in (teacher, *self.surrogates) if net is not None}
 
-    def state(self, workspace: Workspace) -> str:
+    def state(self, place: Workspace) -> str:
         """How far it is; "complete" where nothing is left to do."""
-        made = not isinstance(self.network, RunSpec) or workspace.store.has(self.network.digest)
-        if made and None not in stored(self.network, self.data, workspace, self.columns, self.checkpoint):
+        made = not isinstance(self.network, RunSpec) or place.store.has(self.run)
+        if made and None not in self.stored(place):
             return "complete"
         if not isinstance(self.network, RunSpec):
             return "given, to be measured"
-        begun = workspace.store.checkpoint(self.digest).exists()
+        begun = place.store.checkpoint(self.run).exists()
         return "trained, to be measured" if made else "begun, goes on" if begun else "to be trained"
 
-    def do(self, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
+    def do(self, place: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
         """Make what is not in the store; returns it in a line."""
         if isinstance(self.network, RunSpec):
-            runs.make(self.network, workspace, notify)
-        rows = measure(self.network, self.data, workspace, self.columns, self.checkpoint, self.surrogates)
-        return f"{self.label}: " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in rows)
+            runs.make(self.network, place, notify)
+        return f"{self.label}: " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in self.measure(place))
+
+    def measure(self, place: Workspace) -> list[Accuracy]:
+        """The accuracies under its columns, each computed once and kept."""
+        if None in self.stored(place):
+            with place.store.claim(f"{self.run}-rows"):
+                net, test = network(self.network, self.data, place, self.checkpoint), place.dataset(self.data).test
+                rows = zip(self.columns, self.stored(place), strict=True)
+                missing = {column.what: column for column, row in rows if row is None}.values()  # two names, one attack
+                begun = place.store.partial / f"{self.run}-{self.checkpoint}-attack"
+
+                def keep(row: Accuracy) -> None:
+                    self.write_rows(place, self.key(row.column), [{**row.to_json(), "provenance": provenance(place)}])
+
+                for made_on in dict.fromkeys(column.surrogate for column in missing):
+                    run = choose("surrogate", made_on, {"": None, **{run.digest: run for run in self.surrogates}})
+                    source = None if run is None else network(run, self.data, place)
+                    on_it = tuple(column for column in missing if column.surrogate == made_on)
+                    evaluate(net, test, on_it, source, Resources(begun, found=keep))
+                shutil.rmtree(begun, ignore_errors=True)
+        return [row for row in self.stored(place) if row is not None]
+
+    def stored(self, place: Workspace) -> list[Accuracy | None]:
+        """What `measure` returns, with None for a column that it would compute.
+
+        Raises UserError for an accuracy that is another column's, or whose count is not the sum of its flags.
+        """
+        kept = ((column, self.read_rows(place, self.key(column))) for column in self.columns)
+        return [self._checked(rows[0], column) if rows else None for column, rows in kept]
+
+    def _checked(self, row: dict[str, Any], column: AttackSpec) -> Accuracy:
+        key, sound = self.key(column), False
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            made = Accuracy.from_json(row)
+            sound = self.key(made.column) == key and (made.k, made.n) == (made.flags.count("1"), len(made.flags))
+        if not sound:
+            of = f"{column.name} ({self.checkpoint})"
+            raise UserError(f"{key}.json among the evaluations is not of {of}: delete that file")
+        return replace(made, column=column)
+
+    def key(self, column: AttackSpec) -> str:
+        """What the accuracy under a column is kept under."""
+        return digest_of([asdict(column.what), self.checkpoint, VERSION])
+
+    def write_rows(self, place: Workspace, key: str, rows: Rows) -> None:
+        """Keep rows about the network under `key`, with the weights that they are of."""
+        of = {"checkpoint": self.checkpoint, "weights": place.weights(self.network, self.checkpoint)}
+        place.store.write_rows(self.run, key, rows, **of)
+
+    def read_rows(self, place: Workspace, key: str) -> Rows | None:
+        """What is kept under `key`; None where that is nothing, or is of other weights than the network has now."""
+        rows = place.store.read_rows(self.run, key)
+        made_of = [row["of"] for row in rows or () if "of" in row]
+        now = {of["checkpoint"]: place.weights(self.network, of["checkpoint"]) for of in made_of}
+        return None if any(now[of["checkpoint"]] not in ("", of["weights"]) for of in made_of) else rows
+
+    def made_with(self, place: Workspace) -> list[dict[str, Any]]:
+        """The provenance of the network's training and of its accuracies, as stored when they were made."""
+        files = sorted((place.store.evaluations / self.run).glob("*.json"))
+        made = [row["provenance"] for file in files for row in self.read_rows(place, file.stem) or []]
+        if isinstance(self.network, RunSpec):
+            made.append(json.loads((place.store.folder(self.run) / "provenance.json").read_text()))
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +147,7 @@ class Check(Job):
     @property
     def digest(self) -> str:
         """What tells it from the job that makes its network."""
-        return f"{super().digest}-{self._key}"
+        return f"{self.run}-{self._key}"
 
     @property
     def _key(self) -> str:
@@ -86,31 +157,30 @@ class Check(Job):
     @property
     def waits_for(self) -> set[str]:
         """Its network's job as well."""
-        return super().waits_for | {super().digest}
+        return super().waits_for | {self.run}
 
-    def state(self, workspace: Workspace) -> str:
+    def state(self, place: Workspace) -> str:
         """As a job's."""
-        return "sanity to be checked" if self.findings(workspace) is None else "complete"
+        return "sanity to be checked" if self.findings(place) is None else "complete"
 
-    def findings(self, workspace: Workspace) -> tuple[Finding, ...] | None:
+    def findings(self, place: Workspace) -> tuple[Finding, ...] | None:
         """The findings as they are kept, or None."""
-        rows = networks.read_rows(self.network, self.data, workspace, self._key)
-        fields = ("check", "value", "limit", "meaning")
-        return None if rows is None else tuple(Finding(*(row[name] for name in fields)) for row in rows)
+        rows, names = self.read_rows(place, self._key), [f.name for f in fields(Finding)]
+        return None if rows is None else tuple(Finding(*(row[name] for name in names)) for row in rows)
 
-    def do(self, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
+    def do(self, place: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
         """Compute and keep the findings unless they are there; returns those that fired in a line."""
-        with workspace.store.claim(self.digest):
-            findings = self.findings(workspace)
+        with place.store.claim(self.digest):
+            findings = self.findings(place)
             if findings is None:
-                net = network(self.network, self.data, workspace, self.checkpoint)
-                other = folded(network(self.surrogates[0], self.data, workspace)) if self.surrogates else None
-                part = workspace.dataset(self.data).test.take(slice(0, self.images))
+                net = network(self.network, self.data, place, self.checkpoint)
+                other = folded(network(self.surrogates[0], self.data, place)) if self.surrogates else None
+                part = place.dataset(self.data).test.take(slice(0, self.images))
                 x, y = to_float(part.images), part.labels
                 with frozen(net):
                     findings = tuple(sanity_checks(folded(net), x, y, epsilon=self.epsilon, unrelated=other))
-                rows = [asdict(finding) | {"provenance": provenance(workspace)} for finding in findings]
-                networks.write_rows(self.network, self.data, workspace, self._key, self.checkpoint, rows)
+                made = provenance(place)
+                self.write_rows(place, self._key, [asdict(finding) | {"provenance": made} for finding in findings])
         fired = ", ".join(finding.check for finding in findings if finding.fired)
         return f"{self.label}: {fired + ' fired' if fired else 'sound'}"
 

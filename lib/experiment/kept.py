@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from lib.errors import choose
 from lib.experiment.jobs import Check, Job
-from lib.experiment.networks import Network, Workspace, made_with, network_digest, stored
+from lib.experiment.networks import Network, Workspace
 from lib.experiment.parameters import load_scale
-from lib.experiment.planning import Result
+from lib.experiment.planning import Result, result
 from lib.experiment.reference import FORM, REFERENCE, SCALES, index
 from lib.experiment.spec import DataSpec, RunSpec
 from lib.experiment.store import Store
@@ -26,11 +26,6 @@ from lib.models.checkpoints import as_safetensors
 @dataclass(frozen=True)
 class Kept(Workspace):
     """The kept evidence of a scale as a workspace; the data is described as it was there."""
-
-    @property
-    def store(self) -> Store:
-        """The kept runs."""
-        return Store(self.outputs)
 
     def describe(self, name: str, train_images: int, held_out: int) -> DataSpec:
         """The spec of the data that the evidence was made on."""
@@ -54,9 +49,8 @@ def keep(job: Job, table: Table, reference: Path = REFERENCE) -> None:
     """
     folder, own = reference / table.scale_name, table.workspace.store
     facts = index(folder) if (folder / "index.json").exists() else {"data": {}, "seeds": [], "weights": {}}
-    digest = network_digest(job.network, job.data)
-    kept = Store(folder).prepared()
-    if isinstance(job.network, RunSpec) and not kept.has(job.network.digest):
+    digest, kept = job.run, Store(folder).prepared()
+    if isinstance(job.network, RunSpec) and not kept.has(digest):
         with kept.publishing(digest) as run:
             for name in ("spec", "history", "provenance"):
                 (run / f"{name}.json").write_text((own.folder(digest) / f"{name}.json").read_text())
@@ -73,7 +67,7 @@ def keep(job: Job, table: Table, reference: Path = REFERENCE) -> None:
     if isinstance(job.network, RunSpec) and not isinstance(job, Check):
         name = job.row.row if isinstance(job, Cell) else job.label
         name += f", seed {job.network.seed}" if job.network.seed else ""
-        own_facts = {"run": job.digest, "model": job.network.model, "data": job.data.name}
+        own_facts = {"run": digest, "model": job.network.model, "data": job.data.name}
         if facts["weights"].setdefault(name, own_facts) != own_facts:  # another table's row of this name
             facts["weights"][f"{name} ({table.name})"] = own_facts
     write_atomically(folder / "index.json", json.dumps(facts, indent=1))
@@ -100,23 +94,16 @@ def table_of(table: Table, scale: str, reference: Path = REFERENCE) -> Table | N
 
 def results(table: Table, reference: Path = REFERENCE) -> list[Result]:
     """The kept accuracies of the table's cells, each from the largest scale that has it."""
-    found: dict[tuple[str, str, str], list[Result]] = {}
-    for scale in reversed(SCALES):
+    found, taken_from = list[Result](), dict[tuple[str, str, str], str]()
+    for scale in SCALES:
         kept = table_of(table, scale, reference)
-        here = made(kept, scale) if kept else []
-        for line in dict.fromkeys((one.student, one.teacher, one.row) for one in here):
-            found[line] = [one for one in here if (one.student, one.teacher, one.row) == line]
-    return [result for each in found.values() for result in each]
+        for one in made(kept, scale) if kept else []:
+            if taken_from.setdefault((one.student, one.teacher, one.row), scale) == scale:
+                found.append(one)
+    return found
 
 
 def made(table: Table, role: str) -> list[Result]:
     """What the table's store has of its cells, without making any."""
-    return [one for one in (_result(cell, table.workspace, role) for cell in table.cells) if one.accuracies]
-
-
-def _result(cell: Cell, workspace: Workspace, scale: str) -> Result:
-    """What is kept of a cell, which may be nothing."""
-    known = stored(cell.network, cell.data, workspace, cell.columns, cell.checkpoint)
-    accuracies = tuple(one for one in known if one is not None)
-    behind = tuple(made_with(cell.network, cell.data, workspace)) if accuracies else ()
-    return Result(cell.student, cell.teacher, cell.row.row, cell.seed, cell.digest, accuracies, behind, role=scale)
+    found = (result(role, cell, table, cell.stored(table.workspace)) for cell in table.cells)
+    return [one for one in found if one.accuracies]

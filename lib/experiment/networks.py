@@ -1,11 +1,8 @@
-"""The networks of runs and where they are made; their accuracies, each computed once and kept."""
+"""The networks of runs, and where and with what they are made."""
 
-import json
 import platform
-import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -16,10 +13,9 @@ import torch
 from torch import nn
 
 from lib import ROOT, data
-from lib.errors import UserError, choose
-from lib.evaluate import VERSION, Accuracy, AttackSpec, Resources, evaluate
+from lib.errors import UserError
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, digest_of
-from lib.experiment.store import Rows, Store
+from lib.experiment.store import Store
 from lib.files import file_digest
 from lib.models import build
 from lib.models.checkpoints import load_weights
@@ -42,7 +38,7 @@ class Workspace:
     @property
     def store(self) -> Store:
         """The run store of this workspace."""
-        return Store(self.outputs).prepared()
+        return Store(self.outputs)
 
     def dataset(self, spec: DataSpec) -> data.Dataset:
         """The data that `spec` names, its subset taken, on the device."""
@@ -145,87 +141,3 @@ def network(spec: Network, data_spec: DataSpec, workspace: Workspace, checkpoint
 def network_digest(spec: Network, data_spec: DataSpec) -> str:
     """The digest that the accuracies of a network are kept under."""
     return spec.digest if isinstance(spec, RunSpec) else digest_of([asdict(spec), asdict(data_spec)])
-
-
-def measure(
-    spec: Network,
-    data_spec: DataSpec,
-    workspace: Workspace,
-    columns: tuple[AttackSpec, ...],
-    checkpoint: str = "best",
-    surrogates: Sequence[RunSpec] = (),
-) -> list[Accuracy]:
-    """The accuracies under `columns`, each computed once and kept; transfer columns are made on the `surrogates`."""
-    given = (spec, data_spec, workspace, columns, checkpoint)
-    if None in stored(*given):
-        store, digest = workspace.store, network_digest(spec, data_spec)
-        with store.claim(f"{digest}-rows"):
-            net, test = network(spec, data_spec, workspace, checkpoint), workspace.dataset(data_spec).test
-            rows = zip(columns, stored(*given), strict=True)
-            missing = {column.what: column for column, row in rows if row is None}.values()  # two names, one attack
-            begun = store.partial / f"{digest}-{checkpoint}-attack"
-
-            def keep(row: Accuracy) -> None:
-                made = {**row.to_json(), "provenance": provenance(workspace)}
-                write_rows(spec, data_spec, workspace, _key(row.column, checkpoint), checkpoint, [made])
-
-            for made_on in dict.fromkeys(column.surrogate for column in missing):
-                run = choose("surrogate", made_on, {"": None, **{run.digest: run for run in surrogates}})
-                source = None if run is None else network(run, data_spec, workspace)
-                on_it = tuple(column for column in missing if column.surrogate == made_on)
-                evaluate(net, test, on_it, source, Resources(begun, found=keep))
-            shutil.rmtree(begun, ignore_errors=True)
-    return [row for row in stored(*given) if row is not None]
-
-
-def stored(
-    spec: Network, data_spec: DataSpec, workspace: Workspace, columns: tuple[AttackSpec, ...], checkpoint: str = "best"
-) -> list[Accuracy | None]:
-    """What `measure` returns, with None for a column that it would compute.
-
-    Raises UserError for an accuracy that is another column's, or whose count is not the sum of its flags.
-    """
-    kept = ((column, read_rows(spec, data_spec, workspace, _key(column, checkpoint))) for column in columns)
-    return [_checked(rows[0], column, checkpoint) if rows else None for column, rows in kept]
-
-
-def _checked(row: dict[str, Any], column: AttackSpec, checkpoint: str) -> Accuracy:
-    try:
-        made = Accuracy.from_json(row)
-        sound = _key(made.column, checkpoint) == _key(column, checkpoint)
-        sound = sound and (made.k, made.n) == (made.flags.count("1"), len(made.flags))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        sound = False
-    if not sound:
-        key = _key(column, checkpoint)
-        raise UserError(f"{key}.json among the evaluations is not of {column.name} ({checkpoint}): delete that file")
-    return replace(made, column=column)
-
-
-def write_rows(spec: Network, data_spec: DataSpec, workspace: Workspace, key: str, checkpoint: str, rows: Rows) -> None:
-    """Keep rows about a network under `key`, with the weights that they are of."""
-    of = {"checkpoint": checkpoint, "weights": workspace.weights(spec, checkpoint)}
-    workspace.store.write_rows(network_digest(spec, data_spec), key, rows, **of)
-
-
-def read_rows(spec: Network, data_spec: DataSpec, workspace: Workspace, key: str) -> Rows | None:
-    """What is kept under `key`; None where that is nothing, or is of other weights than the network has now."""
-    rows = workspace.store.read_rows(network_digest(spec, data_spec), key)
-    made_of = [row["of"] for row in rows or () if "of" in row]
-    now = {of["checkpoint"]: workspace.weights(spec, of["checkpoint"]) for of in made_of}
-    return None if any(now[of["checkpoint"]] not in ("", of["weights"]) for of in made_of) else rows
-
-
-def _key(column: AttackSpec, checkpoint: str) -> str:
-    return digest_of([asdict(column.what), checkpoint, VERSION])
-
-
-def made_with(spec: Network, data_spec: DataSpec, workspace: Workspace) -> list[dict[str, Any]]:
-    """The provenance of a network's training and of its accuracies, as stored when they were made."""
-    store, digest = workspace.store, network_digest(spec, data_spec)
-    files = sorted((store.evaluations / digest).glob("*.json"))
-    rows = [row for file in files for row in read_rows(spec, data_spec, workspace, file.stem) or []]
-    stored = [row["provenance"] for row in rows]
-    if isinstance(spec, RunSpec):
-        stored.append(json.loads((store.folder(digest) / "provenance.json").read_text()))
-    return stored

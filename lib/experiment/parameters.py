@@ -9,14 +9,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
 
 from lib import ROOT
 from lib.attacks.fast import EXECUTIONS, PRECISIONS
-from lib.errors import UserError, check_type, choose, typed
+from lib.errors import T, UserError, check_type, choose, typed
 from lib.evaluate import PRESETS, PROTOCOLS, AttackSpec, at_radius, changed, wrong_unit
 from lib.methods import METHODS
 from lib.methods.strategy import UNITS
@@ -25,7 +25,6 @@ from lib.train import Schedule
 
 PARAMS = ROOT / "params"
 PAPER_RADIUS_255 = 8.0  # the radius that papers' lengths are given at
-Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -130,16 +129,11 @@ def refuse(where: str, problems: Mapping[str, object]) -> None:
             raise UserError(f"{where}: {problem}")
 
 
-def validate(namespace: Mapping[str, Any]) -> Parameters:
-    """A table notebook's parameters from its globals, each of its declared type; a missing name has its default."""
-    return read_parameters(namespace, Parameters)
+def validate(namespace: Mapping[str, Any], kind: type[T] = Parameters) -> T:  # type: ignore[assignment]
+    """A notebook's parameters from its globals, as the dataclass that declares them, each of its declared type.
 
-
-def read_parameters(namespace: Mapping[str, Any], kind: type[Kind]) -> Kind:
-    """A notebook's parameters as the dataclass that declares them, each of its declared type.
-
-    A notebook may declare fewer, and names of its own. papermill only warns about a name that the notebook does not
-    declare; here the cell that it injected is read, and refused by a UserError.
+    A notebook may declare fewer, and names of its own; a missing name has its default. papermill only warns about a
+    name that the notebook does not declare; here the cell that it injected is read, and refused by a UserError.
     """
     types: dict[str, Any] = {f.name: f.type for f in fields(kind)}  # type: ignore[arg-type]
     declared, injected = declared_and_injected(namespace.get("In", []))
@@ -167,7 +161,7 @@ def _assigned(cell: str) -> list[str]:
 def load_scale(parameters: Parameters) -> Scale:
     """params/<scale>.yaml with the parameters' `settings` laid over it, mappings entry by entry, and all tried out."""
     given = merged(choose("scale", parameters.scale, scales()), parameters.settings)
-    scale: Scale = typed(Scale, given, "settings")
+    scale = typed(Scale, given, "settings")
     for name in scale.schedules:
         choose("method", name, {"default": None, **METHODS, **paper_schedules()})
         scale.schedule(name)

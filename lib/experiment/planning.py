@@ -1,7 +1,7 @@
 """From a table to its results: what is finished, what will run and for how long; then the runs."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
@@ -11,7 +11,6 @@ import pandas as pd
 from lib.evaluate import Accuracy, Finding
 from lib.experiment import cost, runs
 from lib.experiment.jobs import Check, Job, run_jobs
-from lib.experiment.networks import made_with, measure
 from lib.experiment.progress import clock
 from lib.experiment.spec import RunSpec
 from lib.experiment.table import Cell, Table
@@ -119,17 +118,17 @@ def run(planned: Plan) -> list[Result]:
     for digest in dict.fromkeys(job.digest for job in planned.jobs if isinstance(job.network, RunSpec)):
         table.workspace.store.tidy(digest)
     jobs: dict[str, Sequence[Job]] = {"cell": table.cells, "control": table.controls, "teacher": _teachers(table)}
-    return [_result(role, job, table) for role, each in jobs.items() for job in each]
+    return [result(role, job, table, job.measure(table.workspace)) for role, each in jobs.items() for job in each]
 
 
-def _result(role: str, job: Job, table: Table) -> Result:
-    accuracies = tuple(measure(job.network, job.data, table.workspace, job.columns, job.checkpoint, job.surrogates))
-    made = tuple(made_with(job.network, job.data, table.workspace))
+def result(role: str, job: Job, table: Table, accuracies: Iterable[Accuracy | None]) -> Result:
+    """A job's result in its role; a check's findings beside it, where they were made."""
+    place, found = table.workspace, tuple(one for one in accuracies if one is not None)
+    made = tuple(job.made_with(place)) if found else ()
     if not isinstance(job, Cell):
-        return Result(job.label, "", "", 0, job.digest, accuracies, made, role=role)
-    findings = _check(job, table).findings(table.workspace) if table.scale.sanity_images else ()
-    where = (job.student, job.teacher, job.row.row, job.seed, job.digest)
-    return Result(*where, accuracies, made, findings or (), role)
+        return Result(job.label, "", "", 0, job.digest, found, made, role=role)
+    findings = _check(job, table).findings(place) if table.scale.sanity_images else ()
+    return Result(job.student, job.teacher, job.row.row, job.seed, job.digest, found, made, findings or (), role)
 
 
 def _jobs(table: Table) -> tuple[Job, ...]:

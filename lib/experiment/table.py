@@ -14,7 +14,7 @@ from lib.errors import UserError, check_type, choose
 from lib.evaluate import PROTOCOLS, AttackSpec, check_fits, heading
 from lib.experiment.jobs import Job
 from lib.experiment.networks import Network, Workspace, network
-from lib.experiment.parameters import PARAMS, Parameters, Scale, device_of, load_scale, read_yaml, refuse
+from lib.experiment.parameters import Parameters, Scale, device_of, load_scale, refuse
 from lib.experiment.reference import weights_path
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec, method_of
 from lib.experiment.table_file import Row, TableFile, pick, read_table
@@ -124,15 +124,7 @@ class Table:
     @property
     def reported(self) -> dict[str, Any]:
         """The paper's entry for this item, as params/reported/<paper>.yaml has it."""
-        return self.reported_for("")
-
-    def reported_for(self, student: str) -> dict[str, Any]:
-        """The entry that a block's numbers stand in: the table's, where the block names none; {} without an item."""
-        item = self.file.block(student).item or self.file.item
-        entry: Any = read_yaml(PARAMS / "reported" / f"{self.file.paper}.yaml") if item else {}
-        for key in item.split(".") if item else ():
-            entry = entry[int(key)] if isinstance(entry, list) else choose(f"item of {self.file.paper}", key, entry)
-        return dict(entry)
+        return self.file.reported()
 
     def headings(self) -> dict[str, str]:
         """Each column's name with what this scale reduces."""
@@ -234,7 +226,7 @@ def open_table(name: str, parameters: Parameters) -> Table:
     workspace = Workspace(*folders, parameters.download, str(device), weights_files, scale.execution)
     if workspace.device == "cpu":
         torch.set_num_threads(1)
-    workspace.store  # noqa: B018  an outputs folder that cannot be written is refused now, not after the training
+    workspace.store.prepared()  # an outputs folder that cannot be written is refused now, not after the training
     table = Table(name, file, parameters, scale, workspace, given)
     for cell in table.cells + table.controls:
         classes, images = workspace.counts(cell.data)

@@ -79,7 +79,7 @@ class Row:
         for name in options:
             settable = dict.fromkeys((*ATTACK_SETTINGS, *weights))
             choose(f"setting of the method {self.method} for a strategy to pick", name, settable)
-        spec: StrategySpec = replace(typed(StrategySpec, given, where), options=tuple(options.items()))
+        spec = replace(typed(StrategySpec, given, where), options=tuple(options.items()))
         if needs_network(spec):
             spec = replace(spec, model=choose("model of this scale", spec.model or "ResNet18", scale.models))
         return scaled(spec, scale.epsilon_255 / 255)
@@ -88,7 +88,7 @@ class Row:
         """The weight perturbation, with the weights of the loss that it maximises where that is another method's."""
         if not self.awp:
             return None
-        awp: AWP = typed(AWP, self.awp, f"row {self.row}: awp")
+        awp = typed(AWP, self.awp, f"row {self.row}: awp")
         other = method_of(awp.method or self.method)
         more = awp.method and (other.needs_teacher or other.trains_guide or other.criterion)
         refuse(f"row {self.row}: awp", {f"the loss of {awp.method} needs more than the network and the images": more})
@@ -144,7 +144,7 @@ class TableFile:
     def read_row(self, given: Any) -> Row:
         """A row as the file gives it, with the table's radius and step where it takes them."""
         check_type(given, dict[str, Any], "row")
-        row: Row = typed(Row, given, "row")
+        row = typed(Row, given, "row")
         per_student = [isinstance(value, dict) for value in row.weights.values()]
         refuse(f"row {row.row}", {"weights are numbers, or for every student a mapping": len({*per_student}) > 1})
         for name in (*row.only_students, *row.quoted, *(row.weights if any(per_student) else ())):
@@ -156,8 +156,15 @@ class TableFile:
 
     def block(self, student: str) -> Block:
         """What the rows of a block take; nothing where the student is a network."""
-        block: Block = typed(Block, self.blocks.get(student, {}), f"block {student}")
-        return block
+        return typed(Block, self.blocks.get(student, {}), f"block {student}")
+
+    def reported(self, student: str = "") -> dict[str, Any]:
+        """The entry of params/reported that a block's numbers stand in: the file's own where it names none, or {}."""
+        item = self.block(student).item or self.item
+        entry: Any = read_yaml(PARAMS / "reported" / f"{self.paper}.yaml") if item else {}
+        for key in item.split(".") if item else ():
+            entry = entry[int(key)] if isinstance(entry, list) else choose(f"item of {self.paper}", key, entry)
+        return dict(entry)
 
     def in_block(self, row: Row, student: str) -> Row:
         """The row with what the student's block gives in place of its own."""
@@ -177,8 +184,7 @@ def read_table(name: str) -> TableFile:
     if not PARAMS.is_dir():
         raise UserError(f"there is no {PARAMS}: tables are read from a checkout, so install it there: pip install -e .")
     files = {path.stem: path for path in sorted((PARAMS / "tables").glob("*.yaml"))}
-    file: TableFile = typed(TableFile, read_yaml(choose("table", name, files)), f"table {name}")
-    return file
+    return typed(TableFile, read_yaml(choose("table", name, files)), f"table {name}")
 
 
 def pick(what: str, names: list[str], known: Mapping[str, Any]) -> tuple[str, ...]:

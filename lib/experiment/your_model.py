@@ -1,7 +1,7 @@
 """A classifier of one's own, to be evaluated: its weights from a file, its normalisation as its first layer."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lib.data.core import fixed_order
 from lib.errors import abridged, choose
 from lib.evaluate import PROTOCOLS
 from lib.evaluate.accuracy import check_logits
-from lib.experiment.parameters import device_of, read_parameters, refuse
+from lib.experiment.parameters import device_of, refuse
 from lib.experiment.reference import KEPT, weights_of, weights_path
 from lib.experiment.spec import digest_of
 from lib.files import from_root
@@ -54,11 +54,6 @@ class Classifier:
             architecture(self.model)
         choose("protocol", self.protocol, PROTOCOLS)
         refuse("parameters", {f"images wants 0 or more, got {self.images}": self.images < 0})
-
-
-def validate(namespace: Mapping[str, Any]) -> Classifier:
-    """The notebook's parameters out of its globals, each of its declared type."""
-    return read_parameters(namespace, Classifier)
 
 
 def load_data(given: Classifier) -> Dataset:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.resnet import shortcut
+from lib.models.resnet import shortcut, stage
 
 NORMALISATIONS = {  # number of classes -> mean and std per channel, for images in [0, 1]; any other has CIFAR-10's
     10: ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),  # CIFAR-10
@@ -74,10 +74,6 @@ class DeepMindPreActBlock(nn.Module):
         return self.conv_2d_2(F.silu(self.batchnorm_1(out))) + self.shortcut(x)
 
 
-def _stage(block: type[nn.Module], inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(block(inputs, outputs, stride), *(block(outputs, outputs, 1) for _ in range(count - 1)))
-
-
 class DeepMindNet(nn.Sequential):
     """logits(mean over pixels of silu(bn(layers((x - mean) / std)))), mean and std by the number of classes."""
 
@@ -93,7 +89,7 @@ class DeepMindWideResNet(DeepMindNet):
 
     def __init__(self, depth: int, widen: int, *, classes: int, channels: int = 3) -> None:
         sizes, count = ((16, 16 * widen), (16 * widen, 32 * widen), (32 * widen, 64 * widen)), (depth - 4) // 6
-        groups = (_stage(DeepMindWideBlock, *size, count, 2 if i else 1) for i, size in enumerate(sizes))
+        groups = (stage(DeepMindWideBlock, *size, count, 2 if i else 1) for i, size in enumerate(sizes))
         layer = nn.Sequential(*(nn.Sequential(OrderedDict(block=group)) for group in groups))
         super().__init__({"init_conv": Conv3x3(channels, 16), "layer": layer}, 64 * widen, classes, channels)
 
@@ -105,5 +101,5 @@ class DeepMindPreActResNet(DeepMindNet):
         layers: dict[str, nn.Module] = {"conv_2d": Conv3x3(channels, width)}
         for i, count in enumerate(blocks):
             inputs, stride = (width * 2 ** (i - 1), 2) if i else (width, 1)
-            layers[f"layer_{i}"] = _stage(DeepMindPreActBlock, inputs, width * 2**i, count, stride)
+            layers[f"layer_{i}"] = stage(DeepMindPreActBlock, inputs, width * 2**i, count, stride)
         super().__init__(layers, width * 2 ** (len(blocks) - 1), classes, channels)

@@ -1,7 +1,7 @@
 """A network in train or eval mode for a while."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
@@ -9,22 +9,18 @@ from torch import nn
 @contextmanager
 def mode(net: nn.Module, train: bool) -> Iterator[None]:
     """`net` in train or eval mode inside the block; afterwards every module as it was."""
-    before = [(module, module.training) for module in net.modules()]
-    net.train(train)
-    try:
+    with ExitStack() as afterwards:
+        for module in net.modules():
+            afterwards.callback(setattr, module, "training", module.training)
+        net.train(train)
         yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @contextmanager
 def frozen(net: nn.Module) -> Iterator[None]:
     """No parameter of `net` requires a gradient inside the block."""
-    before = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
-    net.requires_grad_(False)
-    try:
+    with ExitStack() as afterwards:
+        for parameter in net.parameters():
+            afterwards.callback(parameter.requires_grad_, parameter.requires_grad)
+        net.requires_grad_(False)
         yield
-    finally:
-        for parameter, wanted in before:
-            parameter.requires_grad_(wanted)

@@ -3,7 +3,7 @@
 He et al. 2016 and 2016b; parameter names as in public code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +27,11 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
     """A 1x1 convolution without bias, safe for any number of inputs."""
     kind = Subsampled if stride > 1 and inputs < ONEDNN_BLOCK else nn.Conv2d
     return kind(inputs, outputs, 1, stride, bias=False)
+
+
+def stage(block: Callable[..., nn.Module], inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
+    """`count` blocks; the first changes width and stride."""
+    return nn.Sequential(block(inputs, outputs, stride), *(block(outputs, outputs, 1) for _ in range(count - 1)))
 
 
 class BasicBlock(nn.Module):
@@ -113,11 +118,6 @@ def _add_stages(
     net: nn.Module, block: type[nn.Module], blocks: Sequence[int], width: int, strides: Sequence[int] = ()
 ) -> int:
     """Give `net` its layer1, layer2, ...; the channels of the last."""
-    inputs, strides = width, strides or (1, *[2] * (len(blocks) - 1))
-    for i, (count, stride) in enumerate(zip(blocks, strides, strict=True)):
-        stage = nn.Sequential()
-        for j in range(count):
-            stage.append(block(inputs, width * 2**i, stride if j == 0 else 1))
-            inputs = width * 2**i
-        net.add_module(f"layer{i + 1}", stage)
-    return inputs
+    for i, (count, stride) in enumerate(zip(blocks, strides or (1, *[2] * (len(blocks) - 1)), strict=True)):
+        net.add_module(f"layer{i + 1}", stage(block, width * 2 ** max(i - 1, 0), width * 2**i, count, stride))
+    return width * 2 ** (len(blocks) - 1)

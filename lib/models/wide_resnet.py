@@ -2,12 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.errors import UserError
-from lib.models.resnet import shortcut
+from lib.models.resnet import shortcut, stage
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -32,9 +33,8 @@ class WideBlock(nn.Module):
 
 def wide_group(inputs: int, outputs: int, count: int, stride: int, activation: Activation = F.relu) -> nn.Sequential:
     """`count` blocks, named layer; the first changes width and stride."""
-    first = WideBlock(inputs, outputs, stride, activation)
-    others = (WideBlock(outputs, outputs, 1, activation) for _ in range(count - 1))
-    return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *others)))
+    block = partial(WideBlock, activation=activation)
+    return nn.Sequential(OrderedDict(layer=stage(block, inputs, outputs, count, stride)))
 
 
 class WideResNet(nn.Module):

@@ -1,14 +1,9 @@
 """Reported beside measured: the comparison, differences and controls, histories, and what they were made with."""
 
-from lib.report.closing import finish
+from lib.report.beside import gains, measurements, protocols, teachers_table, undefended_control, under_both, versus
 from lib.report.compare import compare, reported_and_kept
-from lib.report.differences import gains, rescued, versus
-from lib.report.errata import command, computed, errata, measured, steps
-from lib.report.guess import guessed
 from lib.report.histories import THIS_LIBRARY, followed, histories, las_at_passes, picks_summary, strategy_steps, times
-from lib.report.kept import kept_results
-from lib.report.overview import linked, overview
-from lib.report.protocols import accuracies, protocols, teachers_table, undefended_control, under_both
-from lib.report.render import provenance_table, save, save_own, source
+from lib.report.render import finish, provenance_table, save, save_own, source
 from lib.report.reported import choices, paper, printed, reported_table, row_key
 from lib.report.verdicts import paired_heatmap, paired_matrix, verdicts
+from lib.report.way_through import command, computed, errata, guessed, kept_results, linked, measured, overview, steps

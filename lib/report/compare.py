@@ -8,16 +8,17 @@ from typing import Any
 import pandas as pd
 
 from lib.data import TITLES
-from lib.evaluate import ATTACKS, WorstCase, contradictions, describe_all, wilson, worst_case
+from lib.errors import UserError
+from lib.evaluate import ATTACKS, Accuracy, WorstCase, contradictions, describe_all, worst_case
+from lib.experiment import kept
 from lib.experiment.networks import network_digest
 from lib.experiment.planning import Result
+from lib.experiment.reference import REFERENCE, index
 from lib.experiment.spec import RunSpec
 from lib.experiment.table import Table
 from lib.experiment.table_file import Row
 from lib.methods import METHODS
-from lib.report.differences import marks, mean_of
-from lib.report.kept import Place, kept_cells
-from lib.report.protocols import PAPERS, measurements
+from lib.report.beside import PAPERS, marks, mean_of, measurements
 from lib.report.render import Comparison
 from lib.report.reported import lines, reported
 
@@ -29,6 +30,7 @@ MARKS_EXPLAINED = (
     "image (McNemar's at 5 %; with several seeds one that counts their spread) cannot tell from it, and among reported "
     "numbers all that two independent sets of images may differ by. Where these are more than half, none is bold"
 )
+Place = tuple[str, str, str, str]  # student, teacher, row, column
 COMPARABLE = ("gpu", "paper")  # the scales whose data are the paper's: elsewhere a difference is of other conditions
 MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "threads", "tf32", "execution")
 
@@ -39,14 +41,14 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     From scale gpu on the difference as well, where reported and measured are of one data set.
     """
     records, beside = [], []
-    kept, behind_kept = kept_cells(table)
+    known, behind_kept = kept_cells(table)
     for student, teacher, row in lines(table):
         own = [r for r in results if (r.student, r.row) == (student, row.row)]
         mine = [r for r in own if r.teacher in ("", teacher)]  # a network without one stands under every teacher
         line = {"student": student, "teacher": teacher, "row": row.row}
         for column in table.file.columns:
             cell = _cell(table, mine, student, teacher, row, column)
-            records.append(line | cell | _kept(kept, (student, teacher, row.row, column)))
+            records.append(line | cell | _kept(known, (student, teacher, row.row, column)))
         beside += [line | case for case in (*_same_images(table, mine, results), *_worst_case(table, mine))]
     frame = pd.DataFrame(records).astype({"reported": float})
     source_marks = dict(zip(sorted({*frame["quoted"]} - {""}), "†‡§¶", strict=False))
@@ -55,7 +57,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     for kind in ("reported", "measured"):
         frame[f"{kind}_mark"] = pd.concat([marks(block, kind) for block in blocks])
     cells, measured = [r for r in results if r.role == "cell"], measurements(table, results)
-    worst, behind = next((case for case in beside if case["column"] == WORST), {}), behind_kept if kept else ""
+    worst, behind = next((case for case in beside if case["column"] == WORST), {}), behind_kept if known else ""
     return Comparison(
         table.name,
         frame if table.scale_name in COMPARABLE else frame.drop(columns="difference"),
@@ -71,6 +73,39 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     )
 
 
+def kept_cells(table: Table) -> tuple[dict[Place, dict[str, Any]], str]:
+    """What is kept for every place of the table, its seeds' mean and interval; and what it is, or why there is none."""
+    try:
+        results, why = kept.results(table), "No evidence is kept for these rows yet (make evidence)."
+    except UserError as error:
+        results, why = [], f"{error}."
+    if not results:
+        return {}, why
+    seeds: dict[Place, list[Accuracy]] = {}
+    for result in results:
+        for one in result.accuracies:
+            seeds.setdefault((result.student, result.teacher, result.row, one.column.name), []).append(one)
+    return {place: mean_of(each) for place, each in seeds.items()}, _behind_kept(results)
+
+
+def _behind_kept(results: list[Result]) -> str:
+    scales = sorted({result.role for result in results})
+    made = [facts for result in results for facts in result.made]
+    data = sorted({name for scale in scales for name in index(REFERENCE / scale)["data"]})
+    days = sorted({facts["date"][:10] for facts in made})
+    counts = {one.column.name: one.n for result in results for one in result.accuracies}
+    most = max(counts.values())
+    fewer = [f"{name}: {n:,}" for name, n in counts.items() if n < most]
+    parts = [
+        f"scale {', '.join(scales)}",
+        f"data {', '.join(TITLES.get(name, name) for name in data)}",
+        f"{most:,} test images" + (f" ({', '.join(fewer)})" if fewer else ""),
+        " to ".join(dict.fromkeys((days[0], days[-1]))),
+        ", ".join(sorted({facts["device"] for facts in made})),
+    ]
+    return f"Kept: {'; '.join(parts)}; 95 % Wilson intervals."
+
+
 def reported_and_kept(table: Table) -> Comparison:
     """The paper's numbers and beside each what is kept for the row, folded: the table itself has all three."""
     return replace(compare(table, []), folded=True)
@@ -83,7 +118,7 @@ def _label(result: Result) -> str:
 
 def _cell(table: Table, results: list[Result], student: str, teacher: str, row: Row, column: str) -> dict[str, Any]:
     """What a line has in one column: the paper's number and the seeds' mean, with what is behind them."""
-    printed = reported(table, student, teacher, row, column)
+    printed = reported(table.file, student, teacher, row, column)
     source = row.quoted.get(student, "")
     images = (table.file.quoted_images.get(source, {}) if source else table.file.own_images).get(column, TEST_IMAGES)
     accuracies = [a for result in results for a in result.accuracies if a.column.name == column]
@@ -93,7 +128,6 @@ def _cell(table: Table, results: list[Result], student: str, teacher: str, row: 
         "column": column,
         "reported": printed,
         "reported_n": images,
-        "reported_low": None if printed is None else wilson(round(printed * images / 100), images)[0],
         "quoted": source,
         **measured,
         **(accuracies[0].column.settings() if accuracies else {}),
@@ -138,10 +172,10 @@ def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _kept(kept: dict[Place, dict[str, Any]], place: Place) -> dict[str, Any]:
+def _kept(known: dict[Place, dict[str, Any]], place: Place) -> dict[str, Any]:
     """What is kept for a cell; a network without a teacher stands under every one."""
     student, _, row, column = place
-    own = kept.get(place) or kept.get((student, "", row, column)) or mean_of([])
+    own = known.get(place) or known.get((student, "", row, column)) or mean_of([])
     return {"kept": own["measured"], **{f"kept_{key}": own.get(key) for key in ("low", "high", "sd", "n", "seeds")}}
 
 

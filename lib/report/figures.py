@@ -23,12 +23,10 @@ from lib.experiment.planning import Result
 from lib.experiment.table import Table
 from lib.methods.strategy import UNITS
 from lib.report.histories import picks as shares_of_picks
-from lib.report.plot_style import ABOVE, BESIDE, DASHES, LINES, WIDTH, finished, intervals, panels
+from lib.report.plot_style import ABOVE, BESIDE, DASHES, WIDTH, finished, intervals, panels
 from lib.report.plot_style import save as save
 from lib.report.render import Comparison
 from lib.train.meter import KEYS
-
-AXES = dict(batch="images in the batch", steps="attack steps", width="network's width", side="image side, pixels")
 
 
 def robust_against_clean(table: Table, comparison: Comparison, results: list[Result], robust: str) -> Figure:
@@ -207,52 +205,6 @@ def followed(curves: pd.DataFrame, groups: Mapping[str, list[str]], quantities: 
     for axis in axes[-1]:
         _count_epochs(axis)
     return finished(figure)
-
-
-def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x_label: str) -> Figure:
-    """A line per network: (x, accuracy in %)."""
-    figure, ((axis,),) = panels(1, 1, 1, 2.8)
-    for i, (name, (x, y)) in enumerate(lines.items()):
-        axis.plot(x, y, label=name, marker="o", markersize=3, linestyle=LINES[i % len(LINES)])
-    axis.set(title=title, xlabel=x_label, ylabel="accuracy, %", ylim=(-3, 103))
-    axis.legend(fontsize=7)
-    return finished(figure)
-
-
-def cost_curves(curves: pd.DataFrame) -> Figure:
-    """What `benchmark.curves` returns: seconds of one attack along each axis, a curve per form, both logarithmic.
-
-    The dotted line is proportional growth from our first point.
-    """
-    axes_of = dict(iter(curves.groupby("axis", sort=False)))
-    figure, axes = panels(1, len(axes_of), 1.25, 2.4)
-    for axis, (name, frame) in zip(axes[0], axes_of.items(), strict=True):
-        lines = frame.pivot_table("seconds", "value", "form", sort=False)
-        lines.plot(ax=axis, marker="o", ms=3, lw=1, legend=False)
-        proportional = lines["ours"].iloc[0] * lines.index / lines.index[0]
-        axis.plot(lines.index, proportional, ":", color="grey", label="proportional")
-        axis.set(xscale="log", yscale="log", xlabel=AXES[name])
-        axis.set_xticks(lines.index, lines.index), axis.set_xticks([], minor=True)
-        axis.yaxis.set_major_formatter("{x:g}"), axis.yaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(axis="y", which="both", labelsize=6)
-    axes[0, 0].set_ylabel("seconds")
-    axes[0, -1].legend(**BESIDE)
-    return finished(figure)
-
-
-def surfaces(losses: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """The loss around one image, per network: offsets (P,) in [0, 1] along the gradient's sign and a random sign."""
-    figure, axes = panels(1, len(losses), 1.6, 3.6, subplot_kw={"projection": "3d"})
-    for axis, (name, (offsets, loss)) in zip(axes[0], losses.items(), strict=True):
-        along, across = np.meshgrid(*2 * [255 * offsets.cpu().numpy()], indexing="ij")
-        axis.plot_surface(along, across, loss.cpu().numpy(), cmap="viridis", linewidth=0)
-        axis.set_title(name, fontsize=8)
-        axis.set_xlabel("gradient's sign, 1/255", fontsize=7)
-        axis.set_ylabel("random sign, 1/255", fontsize=7)
-        axis.set_zlabel("loss", fontsize=7)
-        axis.tick_params(labelsize=6)
-    figure.subplots_adjust(left=0.0, right=0.95, wspace=0.15)
-    return figure
 
 
 def adversarial_grid(net: nn.Module, x: Tensor, x_adv: Tensor, classes: tuple[str, ...], epsilon: float) -> Figure:

@@ -64,10 +64,10 @@ def picks(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFra
     return pd.DataFrame(records, columns=["run", "epoch", "reward", "option", "share"])
 
 
-def picks_summary(histories: Mapping[str, Path], setting: str = "epsilon") -> pd.DataFrame:
-    """How a strategy's picks moved from the first epoch to the last: mean, entropy in nats, and reward."""
+def picks_summary(histories: Mapping[str, Path]) -> pd.DataFrame:
+    """How the radii that a strategy picks move from the first epoch to the last: mean, entropy in nats, and reward."""
     records = []
-    for name, run in picks(histories, setting).groupby("run", sort=False):
+    for name, run in picks(histories).groupby("run", sort=False):
         for which, epoch in (("first epoch", run["epoch"].min()), ("last epoch", run["epoch"].max())):
             own = run[run["epoch"] == epoch]
             record = {"run": name, "": which, "mean": round((own["share"] * own["option"]).sum(), 2)}
@@ -104,8 +104,8 @@ def las_at_passes(
     return plain, attack + 3 + 1, strategy_step
 
 
-def times(table: Table, results: list[Result], base: str = "PGD-AT") -> pd.DataFrame:
-    """Training time over `base`'s: the paper's, counted for the released code and here, and the seeds' measured mean.
+def times(table: Table, results: list[Result]) -> pd.DataFrame:
+    """Training time over PGD-AT's: the paper's, counted for the released code and here, and the seeds' measured mean.
 
     Here the attack's gradient leaves the weights out, and an image that has made its steps leaves the batch.
     """
@@ -114,10 +114,10 @@ def times(table: Table, results: list[Result], base: str = "PGD-AT") -> pd.DataF
     minutes = pd.Series(dict(zip(table.reported["columns"], table.reported["rows"]["Time(min)"], strict=True)))
     networks = {cell.row.row: cell.network for cell in table.cells}
     frame = pd.DataFrame(index=list(networks))
-    frame["paper, min"], frame["paper"] = minutes, minutes / minutes[base]
+    frame["paper, min"], frame["paper"] = minutes, minutes / minutes["PGD-AT"]
     frame["released code, counted"] = [_counted(network) for network in networks.values()]
     frame["this library, counted"] = [_counted(network, as_here=True) for network in networks.values()]
-    frame["measured, s"], frame["measured"] = seconds, seconds / seconds.get(base, math.nan)
+    frame["measured, s"], frame["measured"] = seconds, seconds / seconds.get("PGD-AT", math.nan)
     return frame.astype(float).round(2)
 
 

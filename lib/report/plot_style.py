@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from lib.files import disk_errors
 
 WIDTH = 7.0  # inches: a text column
-LINES = ("-", "--", ":", "-.")
-DASHES: tuple[Any, ...] = ("", (4, 2), (1, 1.5))  # the same for seaborn
+DASHES: tuple[Any, ...] = ("", (4, 2), (1, 1.5))
 BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False, "fontsize": 7}
 ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
 

@@ -11,13 +11,15 @@ from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
+from matplotlib.figure import Figure
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from lib.evaluate import Finding, Report, strip, summary
-from lib.experiment.table import show_path
+from lib.experiment.table import Table, show_path
 from lib.files import disk_errors, write_atomically
+from lib.report.plot_style import save as save_figure
 
 KINDS = ("reported", "kept", "measured", "difference")
 LINE = ["student", "teacher", "row"]  # what names a line of a table
@@ -222,6 +224,18 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
         name = f"{comparison.name}_{comparison.other_protocol['protocol'].iloc[0]}"
         paths += _write({"csv": comparison.other_protocol.to_csv(index=False)}, outputs, name)
     return paths
+
+
+def finish(table: Table, comparison: Comparison, **figures: Figure) -> HTML:
+    """The end of a notebook: save the table, and each figure under its name, below `outputs`; return the provenance.
+
+    finish(table, comparison, fig5_dynat=figure) writes figures/fig5_dynat.png and .pdf.
+    """
+    outputs = table.workspace.outputs
+    saved = save(comparison, outputs)
+    for name, figure in figures.items():
+        saved += save_figure(figure, name, outputs)
+    return provenance_table(comparison, saved)
 
 
 def save_own(results: Report, outputs: Path, name: str, weights: str) -> list[Path]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lib.experiment.parameters import PARAMS, read_yaml
 from lib.experiment.table import Table
-from lib.experiment.table_file import Row
+from lib.experiment.table_file import Row, TableFile
 
 
 def lines(table: Table) -> list[tuple[str, str, Row]]:
@@ -21,9 +21,9 @@ def lines(table: Table) -> list[tuple[str, str, Row]]:
     ]
 
 
-def reported(table: Table, student: str, teacher: str, row: Row, column: str) -> float | None:
+def reported(file: TableFile, student: str, teacher: str, row: Row, column: str) -> float | None:
     """The paper's number for a cell, whichever of its tables' shapes it stands in; None where there is none."""
-    entry, key, columns = table.reported_for(student), row.reported or row.row, table.file.columns
+    entry, key, columns = file.reported(student), row.reported or row.row, file.columns
     rows = entry.get("rows", entry.get(student, {}))
     if key in entry.get("columns", ()):  # the paper's columns are the rows here
         key, column, columns = column, key, entry["columns"]
@@ -45,7 +45,7 @@ def row_key(one: Mapping[str, Any]) -> str:
 def reported_table(table: Table) -> pd.DataFrame:
     """The paper's numbers alone, as params/reported/ has them; a cell that is lost stays empty."""
     columns, rows = table.file.columns, lines(table)
-    values = [[reported(table, *line, column) for column in columns] for line in rows]
+    values = [[reported(table.file, *line, column) for column in columns] for line in rows]
     keys = [(student, teacher, row.row) for student, teacher, row in rows]
     index = pd.MultiIndex.from_tuples(keys, names=["student", "teacher", "method"])
     return pd.DataFrame(values, index=index, columns=columns, dtype=float)

@@ -1,8 +1,6 @@
 """What the papers claim of one method over another, and whether it holds in some results."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import seaborn as sns
@@ -10,13 +8,11 @@ from matplotlib.figure import Figure
 
 from lib.evaluate import Paired, paired
 from lib.evaluate.significance import LEVEL
-from lib.experiment.networks import Workspace
-from lib.experiment.parameters import PARAMS, Parameters, load_scale, read_yaml
+from lib.experiment.parameters import PARAMS, read_yaml
 from lib.experiment.planning import Result
-from lib.experiment.table import Table
 from lib.experiment.table_file import read_table
 from lib.report.plot_style import finished, panels
-from lib.report.reported import lines, reported
+from lib.report.reported import reported
 
 
 def verdicts(results: Sequence[Result]) -> pd.DataFrame:
@@ -29,7 +25,8 @@ def verdicts(results: Sequence[Result]) -> pd.DataFrame:
         for column in claim["columns"]:
             lead = difference(results, claim["better"], claim["than"], column)
             record = {"paper": claim["paper"], "claim": claim["claim"], "column": column}
-            record |= {"printed lead": _printed(claim, column), "lead": None, "±": None, "n": None, "p": None}
+            printed = printed_lead(claim["table"], claim["printed"], column) if "printed" in claim else None
+            record |= {"printed lead": printed, "lead": None, "±": None, "n": None, "p": None}
             if lead is not None:
                 record |= {"lead": lead.difference, "±": 1.96 * lead.error, "n": lead.n, "p": lead.p}
             records.append(record | {"verdict": verdict(lead)})
@@ -43,6 +40,14 @@ def verdict(lead: Paired | None) -> str:
     if not lead.significant:
         return "inside the noise"
     return "holds" if lead.difference > 0 else "does not hold: the other way round"
+
+
+def in_words(results: Sequence[Result], one: str, other: str, columns: Iterable[str]) -> str:
+    """Whether a row's lead over another holds, column by column, and in points with 1.96 standard errors."""
+    leads = {column: difference(results, one, other, column) for column in columns}
+    points = {column: f" ({lead.difference:+.1f} ± {1.96 * lead.error:.1f})" for column, lead in leads.items() if lead}
+    words = [f"{column}: {verdict(lead)}{points.get(column, '')}" for column, lead in leads.items()]
+    return "; ".join(words) if points else "not run"
 
 
 def difference(results: Sequence[Result], one: str, other: str, column: str) -> Paired | None:
@@ -95,21 +100,12 @@ def paired_heatmap(leads: pd.DataFrame, p: pd.DataFrame) -> Figure:
     return finished(figure)
 
 
-def _printed(claim: dict[str, Any], column: str) -> float | None:
-    """The lead that the paper prints; None where it prints no such pair."""
-    return printed_lead(claim["table"], claim["printed"], column) if "printed" in claim else None
-
-
 def printed_lead(name: str, pair: Sequence[str], column: str, student: str = "", teacher: str = "") -> float | None:
     """What the first row of a paper's table has more than the second, of its first student and teacher unless named."""
-    table = _as_printed(name)
-    known = [one for one in lines(table) if student in ("", one[0]) and teacher in ("", one[1])]
-    rows = {row.row: (student, teacher, row) for student, teacher, row in reversed(known)}
-    values = [reported(table, *rows[name], column) for name in pair]
+    file, values = read_table(name), []
+    rows = {row["row"]: file.read_row(row) for row in file.rows}
+    taught = teacher or next(iter(file.trained("teachers")), "")
+    for row in (rows[name] for name in pair):
+        first = next(one for one in file.students if one in (row.only_students or file.students))
+        values.append(reported(file, student or first, taught, row, column))
     return None if None in values else round(values[0] - values[1], 2)  # type: ignore[operator]
-
-
-def _as_printed(name: str) -> Table:
-    """A paper's table to read its printed numbers from, with no data behind it."""
-    given, nowhere = Parameters(), Path()
-    return Table(name, read_table(name), given, load_scale(given), Workspace(nowhere, nowhere), {})

@@ -1,20 +1,73 @@
-"""Where papers, their tables and their code disagree, with a number for the effect: what errata.ipynb shows."""
+"""What leads a reader: index.ipynb's items and their status, errata.ipynb's disagreements, and predictions scored."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from lib import ROOT
+from lib.errors import UserError, check_type
+from lib.experiment import kept
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
 from lib.experiment.planning import Result
+from lib.experiment.progress import clock
+from lib.experiment.table import Table, open_table
 from lib.experiment.table_file import read_table
 from lib.methods import METHODS, Nets, NominalBatch, Piecewise
-from lib.report.overview import results_of
-from lib.report.verdicts import difference, printed_lead, verdict
+from lib.report.verdicts import in_words, printed_lead
 
 Entry = Mapping[str, Any]
+
+
+def overview(parameters: Parameters) -> pd.DataFrame:
+    """A line per notebook of params/costs.yaml: the claim in its words, costs, and its status, kept and here.
+
+    Nothing is trained. `kept` is of the kept evidence, the other status of the run store below `outputs` at the scale.
+    """
+    items, here = read_yaml(PARAMS / "claims.yaml")["items"], f"here, scale {parameters.scale}"
+    records = {}
+    for name, cost in read_yaml(PARAMS / "costs.yaml").items():
+        record = {"paper item": cost["item"], "claim": claim_of(name), "command": f"make {name}"}
+        record |= {scale: clock(cost[scale]) if scale in cost else "" for scale in ("quick", "again")}
+        record |= {f"{scale}, GPU-hours": f"{cost[scale]:g}" if scale in cost else "" for scale in ("gpu", "paper")}
+        pair, results = items.get(name), results_of(name, parameters) if name in items else ([], [])
+        status = [in_words(each, pair["better"], pair["than"], pair["columns"]) if pair else "" for each in results]
+        records[name] = record | dict(zip(("kept", here), status, strict=True))
+    return pd.DataFrame(records).T.rename_axis("notebook")
+
+
+def linked(frame: pd.DataFrame) -> str:
+    """The same as HTML: a notebook's name opens it."""
+    shown = frame.map(escape).set_axis([f'<a href="{name}.ipynb">{name}</a>' for name in frame.index])
+    return str(shown.rename_axis("notebook").to_html(escape=False))
+
+
+def claim_of(name: str) -> str:
+    """What a notebook's first cell gives as the paper's claim; "" where it states none."""
+    first = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"][0]
+    return "".join(first["source"]).partition("**The claim.** ")[2].partition("\n")[0].partition(" Here ")[0]
+
+
+def kept_results(table: Table) -> list[Result]:
+    """The kept accuracies of the table's rows; none where there is no evidence that can be shown."""
+    try:
+        return kept.results(table)
+    except UserError:
+        return []
+
+
+def results_of(name: str, parameters: Parameters, **only: Any) -> tuple[list[Result], list[Result]]:
+    """The kept results of a table, of `only` these rows, and those in the run store; none where there is no data."""
+    try:
+        table = open_table(name, replace(parameters, **only))
+    except UserError:
+        return kept_results(open_table(name, Parameters(outputs=parameters.outputs, **only))), []
+    return kept_results(table), kept.made(table, parameters.scale)
 
 
 def errata() -> list[dict[str, Any]]:
@@ -54,17 +107,12 @@ def measured(entry: Entry, parameters: Parameters) -> str:
     if "rows" not in entry:
         return ""
     rows = entry["rows"]
-    found = results_of(rows["table"], parameters, rows=[rows["ours"], rows["other"]])
-    return _lead([*found[0]], rows) or _lead([*found[1]], rows) or "not run"
-
-
-def _lead(results: Sequence[Result], rows: Mapping[str, str]) -> str:
-    columns = dict.fromkeys(one.column.name for result in results for one in result.accuracies)
-    leads = {
-        name: difference(results, rows["other"], rows["ours"], name) for name in columns if name in ("Clean", "AA")
-    }
-    words = [f"{n} {a.difference:+.1f} ± {1.96 * a.error:.1f} ({verdict(a)})" for n, a in leads.items() if a]
-    return "; ".join(words)
+    said = "not run"
+    for found in results_of(rows["table"], parameters, rows=[rows["ours"], rows["other"]]):
+        columns = {one.column.name: "" for result in found for one in result.accuracies}
+        shown = [name for name in columns if name in ("Clean", "AA")]
+        said = in_words(found, rows["other"], rows["ours"], shown) if said == "not run" else said
+    return said
 
 
 def steps(entries: Sequence[Entry], nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> pd.DataFrame:
@@ -107,3 +155,15 @@ def _gradient(method: str, weights: Mapping[str, Any], nets: Nets, x: Tensor, x_
     loss = torch.stack([term.mean() for term in terms.values()]).sum()
     student = [p for p in nets.student.parameters() if p.requires_grad]  # type: ignore[attr-defined]
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, student)])
+
+
+def guessed(guess: float, measured: float, what: str, step: float = 1.0) -> str:
+    """How far the notebook's parameter `guess` was from `measured`, both in `what`; `step` is a good guess's error.
+
+    Raises UserError where `guess` is no number.
+    """
+    check_type(guess, float, "parameter guess")
+    off = abs(guess - measured)
+    words = "well guessed" if off <= step else "close" if off <= 3 * step else "a surprise"
+    side = "" if off <= step else ", too high" if guess > measured else ", too low"
+    return f"Your guess: {guess:g}. Measured: {measured:.3g} {what}. Off by {off:.3g}{side}: {words}."
