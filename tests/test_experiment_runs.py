@@ -56,7 +56,7 @@ def test_a_lack_of_memory_ends_in_a_sentence_with_what_takes_less_and_loses_noth
 ):
     table = small(tmp_path, rows=["PGD-AT"])
     with monkeypatch.context() as patched, pytest.raises(UserError, match="batch_size: 50.*precision: bf16") as short:
-        patched.setattr(runs if doing == "make" else jobs, doing, lambda *_, **__: (_ for _ in ()).throw(error))
+        patched.setattr(runs if doing == "make" else jobs.Job, doing, lambda *_, **__: (_ for _ in ()).throw(error))
         run(plan(table))
     assert len(str(short.value)) <= 500
     assert doing == "make" or weights(table)  # what was trained stands
