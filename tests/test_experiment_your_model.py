@@ -1,7 +1,6 @@
-import time
-
 """Weights of one's own, as the public files have them."""
 
+import time
 from dataclasses import replace
 
 import pytest
