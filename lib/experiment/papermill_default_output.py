@@ -3,8 +3,12 @@
 papermill 2.x demands an output path there. It loads its plugins, of which this is one (pyproject.toml), before it reads
 the command line; so a missing output path can still be added. That is a workaround and no feature of papermill's, it
 acts on this checkout's notebooks alone, and never where standard output is piped (papermill then writes to it).
+
+Ctrl-C ends papermill at once, as SIGTERM does, and with it the kernel, which looks every second whether its parent is
+there: papermill's own way is to ask the kernel, which does not answer while a cell runs.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +28,8 @@ def missing_output(arguments: Sequence[str], root: Path = ROOT) -> Path | None:
     return root / "outputs" / "executed" / notebook.name if wanted else None
 
 
+if Path(sys.argv[0]).name == "papermill":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
 if Path(sys.argv[0]).name == "papermill" and in_terminal and (output := missing_output(sys.argv[1:])):
     output.parent.mkdir(parents=True, exist_ok=True)
