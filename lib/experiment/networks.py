@@ -175,7 +175,10 @@ def measure(
                 on_it = tuple(column for column in missing if column.surrogate == made_on)
                 evaluate(net, test, on_it, source, Resources(begun, found=keep))
             shutil.rmtree(begun, ignore_errors=True)
-    return [row for row in stored(*given) if row is not None]
+    found = [row for row in stored(*given) if row is not None]
+    if len(found) < len(columns):
+        raise UserError(f"accuracies were deleted from {workspace.outputs} while they were made; call again")
+    return found
 
 
 def stored(
