@@ -107,6 +107,25 @@ def test_whatever_ends_papermill_or_make_ends_the_kernel_and_its_workers_within_
     assert process.returncode in (-number, 2), "the signal's, or make's own for a rule that did not end well"
 
 
+STARTING = """
+import concurrent.futures, multiprocessing, time, lib.files
+executor = concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), lib.files.begin_worker)
+print([executor.submit(time.sleep, 60) for _ in range(2)], flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_that_still_import_leave_with_a_parent_that_was_killed(tmp_path):
+    (tmp_path / "torch.py").write_text(f"open({str(tmp_path)!r} + '/begun', 'w'), __import__('time').sleep(60)")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, "-c", STARTING], **options)
+    until((tmp_path / "begun").exists, 60, process)
+    process.kill()
+    process.wait()
+    until(lambda: not of_session(process.pid), WITHIN)
+
+
 SCRIPT = "\nif __name__ == '__main__': print(made({outputs!r}))"
 
 
