@@ -50,7 +50,8 @@ def disk_errors(outputs: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot write ({error.strerror})"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else f"cannot write ({error.strerror or error})"
         raise UserError(
             f"{what} at {outputs}; what was finished before is kept, and a new call goes on from it"
         ) from error

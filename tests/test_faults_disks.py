@@ -54,7 +54,7 @@ def test_a_disk_that_fails_from_any_operation_on_is_said_in_a_sentence_and_the_n
 ):
     places, state, _ = states[name]
     with tallied(f"{fault} ({name})") as tally:
-        for number in range(1, len(places) + 1, 3 if name == "run" else 2):
+        for number in range(1 + [*FAULTS].index(fault) % 4, len(places) + 1, 4):
             folder = tmp_path / str(number)
             folder.mkdir()
             outcome = attempt(works.all[name], folder, FAULTS[fault], number)
@@ -100,7 +100,7 @@ PARTS = ("", "runs", "partial", "claims", "evaluations")
 def test_outputs_or_a_part_of_it_deleted_while_it_runs_is_said_or_made_anew(works, states, tmp_path, part):
     places, state, _ = states["run"]
     with tallied(f"outputs/{part} deleted while it runs") as tally:
-        for number in range(2, len(places) + 1, 3):
+        for number in range(1 + PARTS.index(part), len(places) + 1, 5):
             folder, gone = tmp_path / str(number), []
             folder.mkdir()
 
