@@ -71,7 +71,7 @@ def test_every_kind_of_file_operation_is_met(works, tmp_path):
 
 def test_after_a_kill_at_any_file_operation_the_same_call_ends_in_the_same_bits(work, tmp_path):
     places, state, _ = whole(work, tmp_path)
-    with tallied(f"killed before a file operation ({work.__name__})") as tally:
+    with tallied(f"killed before a file operation ({work.__name__.removeprefix('a_')})") as tally:
         for number, place in enumerate(places, 1):
             folder = tmp_path / str(number)
             folder.mkdir()
@@ -84,7 +84,7 @@ def test_after_a_kill_at_any_file_operation_the_same_call_ends_in_the_same_bits(
 
 def test_after_a_kill_in_the_midst_of_any_file_the_same_call_ends_in_the_same_bits(work, tmp_path):
     places, state, _ = whole(work, tmp_path)
-    with tallied(f"killed in the midst of a file ({work.__name__})") as tally:
+    with tallied(f"killed in the midst of a file ({work.__name__.removeprefix('a_')})") as tally:
         for number, place in enumerate(places, 1):
             if place.startswith("open ") and place.endswith((".PID", ".safetensors", ".json", ".png", ".pdf")):
                 folder = tmp_path / str(number)
