@@ -148,7 +148,7 @@ class Store:
         path = self.evaluations / digest / f"{key}.json"
         rows = [row | {"of": {"run": digest, "key": key, **of}} for row in rows]
         with disk_errors(self.outputs):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps({"sha256": _json_digest(rows), "rows": rows}))
 
 
