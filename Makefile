@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 STRIP := python3 "$$(git rev-parse --git-common-dir)/strip_notebook.py"
 
-.PHONY: all env lab test test-all check lock clean evidence site report executed
+.PHONY: all env lab test test-all check lock audit clean evidence site report executed
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make <notebook>   run notebooks/<notebook>.ipynb; its copy goes to outputs/executed/"
 	@echo "make test         run the tests          make test-all   the slow ones too"
 	@echo "make check        lint and types         make lock       renew requirements.lock"
+	@echo "make audit        look for known weaknesses of the locked packages"
 	@echo "make lab          open JupyterLab        make evidence   make what params/evidence.yaml lists"
 	@echo "make all          plan every table and figure of the papers as one graph and make what is missing (ARGS=-n: only plan)"
 	@echo "make site         outputs/site/: every table, figure and walk-through as a page"
@@ -70,6 +71,11 @@ report: $(READY)
 lock: $(READY)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra site --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header --no-emit-index-url --quiet --upgrade --output-file requirements.lock
+
+# pip-audit is not in the lock: uv, which is, fetches it into its own cache, and nothing is installed. It asks PyPI
+# about every package of the lock, so it needs a network.
+audit: $(READY)
+	$(BIN)/uv tool run pip-audit --require-hashes --disable-pip --requirement requirements.lock $(value ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info

@@ -1,9 +1,11 @@
-"""Files written whole or not at all, and a full disk reported in one sentence."""
+"""Files written whole or not at all, a full disk reported in one sentence, and processes that outlive no parent."""
 
 import errno
 import hashlib
+import multiprocessing
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
@@ -48,7 +50,8 @@ def disk_errors(outputs: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot write ({error.strerror})"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else f"cannot write ({error.strerror or error})"
         raise UserError(
             f"{what} at {outputs}; what was finished before is kept, and a new call goes on from it"
         ) from error
@@ -61,3 +64,21 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def begin_worker() -> None:
+    """What a worker process begins with: it takes one thread, and ends with its parent, be it while it still imports.
+
+    It stands here because this module imports nothing that is slow.
+    """
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -219,9 +219,10 @@ def test_a_schedules_momentum_and_decay_are_checked(setting):
         load_scale(Parameters(settings={"schedules": {"default": setting}}))
 
 
-def test_autoattack_without_a_stage_is_refused():
-    with pytest.raises(UserError, match="stages is empty"):
-        load_scale(Parameters(settings={"columns": {"AA": {"stages": []}}}))
+@pytest.mark.parametrize("stages", [[], ["apgd-ce", "apgd-ce"]])
+def test_autoattack_without_a_stage_or_with_one_twice_is_refused(stages):
+    with pytest.raises(UserError, match="stages wants one at least, each once"):
+        load_scale(Parameters(settings={"columns": {"AA": {"stages": stages}}}))
 
 
 def test_a_radius_beyond_the_range_of_images_is_refused_in_its_own_unit():

@@ -1,5 +1,6 @@
 """Weights of one's own, as the public files have them."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from lib.data import Split
 from lib.errors import UserError
 from lib.experiment.parameters import validate
-from lib.experiment.your_model import Classifier, key, load, load_data, other_order, remarks
+from lib.experiment.your_model import Classifier, key, load, load_data, other_order, remarks, use_threads_that_pay
 from lib.models import build
 from lib.models.deepmind import Normalise
 
@@ -231,3 +232,26 @@ def test_every_report_begins_with_the_order_of_the_classes(digits, net):
     assert remarks(Classifier(images=20), net, digits)[0] == (
         "Order of the classes: 0 0, 1 1, 2 2, 3 3, 4 4, 5 5, 6 6, 7 7, 8 8, 9 9."
     )
+
+
+class Slow(torch.nn.Module):
+    """A network that is slow on so many threads."""
+
+    def __init__(self, threads):
+        super().__init__()
+        self.threads = threads
+
+    def forward(self, x):
+        time.sleep(0.2 * (torch.get_num_threads() == self.threads))
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(("slow", "used"), [(2, 1), (1, 2)])
+def test_all_threads_are_used_only_where_they_take_less_time_than_one(slow, used):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert use_threads_that_pay(Slow(slow), load_data(Classifier())) == used
+        assert torch.get_num_threads() == used
+    finally:
+        torch.set_num_threads(before)

@@ -83,6 +83,13 @@ def test_histories_are_named_by_row_and_by_seed_where_there_are_several_and_give
     assert list(report.histories(with_cells(table, first, *table.cells[1:]))) == names[1:]
 
 
+def test_histories_of_several_students_and_teachers_are_all_there(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path, rows=["PGD-AT", "DGAD"], students=[], teachers=[]))
+    names = [*report.histories(table)]
+    assert len(names) == len({cell.digest for cell in table.cells}) == 6
+    assert {"PGD-AT, ResNet18", "DGAD, MobileNetV2, ← WideResNet-34-20"} <= {*names}
+
+
 def test_the_steps_of_strategy_networks_are_counted_for_those_that_learn(tmp_path):
     table = opened(tmp_path, ["PGD-AT", "k=1", "k=10", "Frozen"])
     assert report.strategy_steps(table) == {"k=1": 6, "k=10": 0}  # 48 images, batches of 16, two epochs

@@ -137,7 +137,8 @@ def _claim(folder: Path, judge: Net, x: Tensor, y: Tensor, **settings: float) ->
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             write_atomically(file, content)
-    if file.read_text() != content:
+        same = file.read_text() == content
+    if not same:
         raise UserError(f"{folder} holds the state of another AutoAttack: give this one a folder of its own")
 
 

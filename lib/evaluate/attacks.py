@@ -58,8 +58,8 @@ class AttackSpec:
         problem = ""
         if self.crafting != "fp32" and (attack.loss is None or attack.freeze):
             problem = f"{self.attack} judges while it crafts, which is done in fp32; bf16 is for PGD judged at its end"
-        elif not self.stages:
-            problem = f"stages is empty; give at least one of {', '.join(STAGES)}"
+        elif not self.stages or len({*self.stages}) < len(self.stages):
+            problem = f"stages wants one at least, each once, of {', '.join(STAGES)}; got {list(self.stages)}"
         elif not all(0 <= number < math.inf for number in numbers) or min(self.batch_size, self.restarts) < 1:
             problem = f"numbers must be >= 0, batch_size and restarts >= 1, got {self}"
         elif self.restarts > 1 and not attack.random_start:

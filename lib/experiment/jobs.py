@@ -3,10 +3,8 @@
 import json
 import multiprocessing
 import multiprocessing.process
-import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +24,7 @@ from lib.experiment.networks import Network, Workspace, network, network_digest,
 from lib.experiment.progress import Progress
 from lib.experiment.spec import DataSpec, RunSpec, digest_of
 from lib.experiment.store import Rows
+from lib.files import begin_worker
 from lib.models.modes import frozen
 
 UNGUARDED = 'so what it does stands under `if __name__ == "__main__":`, or it takes workers=1'
@@ -92,7 +91,10 @@ class Job:
                     on_it = tuple(column for column in missing if column.surrogate == made_on)
                     evaluate(net, test, on_it, source, Resources(begun, found=keep))
                 shutil.rmtree(begun, ignore_errors=True)
-        return [row for row in self.stored(place) if row is not None]
+        found = [row for row in self.stored(place) if row is not None]
+        if len(found) < len(self.columns):
+            raise UserError(f"accuracies were deleted from {place.outputs} while they were made; call again")
+        return found
 
     def stored(self, place: Workspace) -> list[Accuracy | None]:
         """What `measure` returns, with None for a column that it would compute.
@@ -214,7 +216,7 @@ def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, worker
         raise UserError(f"workers do not start workers; a script is run in each, {UNGUARDED}")
     waiting, running = list(seconds), dict[Future[str], Job]()
     others, started = {*multiprocessing.active_children()}, set[multiprocessing.process.BaseProcess]()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as executor:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker) as executor:
         try:
             while waiting or running:
                 unfinished = {job.digest for job in (*waiting, *running.values())}
@@ -243,15 +245,3 @@ def _died(started: set[multiprocessing.process.BaseProcess]) -> str:
     if any(code < 0 for code in codes if code):
         return f"a worker process died of signal {-min(code for code in codes if code)}: call again, or with workers=1"
     return f"a worker process ended as it started, of the error that it printed; a script is run in each, {UNGUARDED}"
-
-
-def _begin() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -27,6 +27,11 @@ from lib.models.checkpoints import as_safetensors
 class Kept(Workspace):
     """The kept evidence of a scale as a workspace; the data is described as it was there."""
 
+    @property
+    def store(self) -> Store:
+        """The kept runs."""
+        return Store(self.outputs)
+
     def describe(self, name: str, train_images: int, held_out: int) -> DataSpec:
         """The spec of the data that the evidence was made on."""
         facts = choose("data set with kept evidence", name, index(self.outputs)["data"])

@@ -38,7 +38,7 @@ class Workspace:
     @property
     def store(self) -> Store:
         """The run store of this workspace."""
-        return Store(self.outputs)
+        return Store(self.outputs).prepared()
 
     def dataset(self, spec: DataSpec) -> data.Dataset:
         """The data that `spec` names, its subset taken, on the device."""

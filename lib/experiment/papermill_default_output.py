@@ -6,8 +6,12 @@ acts on this checkout's notebooks alone, and never where standard output is pipe
 
 `--engine dynamic_at`, which `make` adds, is papermill's own engine with the kernel behind a socket in a folder of the
 user's: on a shared machine others can listen to the usual TCP.
+
+Ctrl-C ends papermill at once, as SIGTERM does, and with it the kernel, which looks every second whether its parent is
+there: papermill's own way is to ask the kernel, which does not answer while a cell runs.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -43,6 +47,8 @@ def missing_output(arguments: Sequence[str], root: Path = ROOT) -> Path | None:
     return root / "outputs" / "executed" / notebook.name if wanted else None
 
 
+if Path(sys.argv[0]).name == "papermill":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
 if Path(sys.argv[0]).name == "papermill" and in_terminal and (output := missing_output(sys.argv[1:])):
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from lib.attacks.pgd import pgd
 from lib.evaluate import AttackSpec, accuracy
 from lib.experiment.networks import Workspace, fresh_network, network, provenance
 from lib.experiment.spec import RunSpec, method_of
+from lib.files import disk_errors
 from lib.methods import strategies
 from lib.models.checkpoints import as_safetensors
 from lib.models.modes import mode
@@ -55,7 +56,8 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
         seconds = round(time.monotonic() - begun, 2)
         facts = {"seconds": seconds, "resumed": resumed is not None}
         _publish(spec, training, workspace, facts | ({"begun_on": begun_on} if begun_on not in (None, here) else {}))
-        store.checkpoint(spec.digest).unlink(missing_ok=True)
+        with disk_errors(store.outputs):
+            store.checkpoint(spec.digest).unlink(missing_ok=True)
 
 
 def _machine(workspace: Workspace) -> str:

@@ -97,8 +97,10 @@ class Store:
     @contextmanager
     def publishing(self, digest: str) -> Iterator[Path]:
         """A temporary folder that becomes the run `digest` in one rename when the block ends well, and goes if not."""
-        with disk_errors(self.outputs), tempfile.TemporaryDirectory(prefix=f".{digest}-", dir=self.runs) as parent:
-            folder = Path(parent) / digest  # made by mkdir, so others may read it as they may the rest
+        with disk_errors(self.outputs), ExitStack() as stack:
+            parent = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=self.runs))
+            stack.callback(shutil.rmtree, parent, ignore_errors=True)  # what a failing disk leaves is tidied later
+            folder = parent / digest  # made by mkdir, so others may read it as they may the rest
             folder.mkdir()
             yield folder
             manifest = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
@@ -151,7 +153,7 @@ class Store:
         path = self.evaluations / digest / f"{key}.json"
         rows = [row | {"of": {"run": digest, "key": key, **of}} for row in rows]
         with disk_errors(self.outputs):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps({"sha256": _json_digest(rows), "rows": rows}))
 
     def take_run(self, other: "Store", digest: str) -> bool:

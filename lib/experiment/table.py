@@ -226,7 +226,7 @@ def open_table(name: str, parameters: Parameters) -> Table:
     workspace = Workspace(*folders, parameters.download, str(device), weights_files, scale.execution)
     if workspace.device == "cpu":
         torch.set_num_threads(1)
-    workspace.store.prepared()  # an outputs folder that cannot be written is refused now, not after the training
+    workspace.store  # noqa: B018  an outputs folder that cannot be written is refused now, not after the training
     table = Table(name, file, parameters, scale, workspace, given)
     for cell in table.cells + table.controls:
         classes, images = workspace.counts(cell.data)

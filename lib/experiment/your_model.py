@@ -1,6 +1,7 @@
 """A classifier of one's own, to be evaluated: its weights from a file, its normalisation as its first layer."""
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from lib import data
-from lib.data import Dataset, Split
+from lib.data import Dataset, Split, to_float
 from lib.data.core import fixed_order
 from lib.errors import abridged, choose
 from lib.evaluate import PROTOCOLS
@@ -114,6 +115,20 @@ def _read(path: Path, given: Classifier) -> tuple[dict[str, Tensor], dict[str, T
     if halves and all(name.startswith("1.") for name in state):  # nn.Sequential(normalisation, network)
         state = {name.removeprefix("1."): tensor for name, tensor in state.items()}
     return bare(state), halves, any("." in name for name in names)
+
+
+@torch.no_grad()
+def use_threads_that_pay(net: nn.Module, dataset: Dataset) -> int:
+    """How many torch threads are used from now on: on a CPU one, unless all of them answer a batch in less time."""
+    x, seconds = to_float(dataset.test.images[:100]), dict[int, float]()
+    for threads in dict.fromkeys((torch.get_num_threads(), 1)) if x.device.type == "cpu" else ():
+        torch.set_num_threads(threads)
+        net(x)
+        begun = time.perf_counter()
+        net(x)
+        seconds[threads] = time.perf_counter() - begun
+    torch.set_num_threads(min(seconds, key=seconds.__getitem__, default=torch.get_num_threads()))
+    return torch.get_num_threads()
 
 
 def key(given: Classifier, net: nn.Module, dataset: Dataset) -> str:

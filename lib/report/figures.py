@@ -43,9 +43,7 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
         for i, row in enumerate(row.row for row in table.rows):
             if (row, robust) in block.index:
                 x, y = block.loc[(row, "Clean")], block.loc[(row, robust)]
-                look = {"color": f"C{i % 10}", "marker": "os^Dv"[i // 10 % 5], "ls": "", "ms": 5}
-                bars = {"xerr": intervals(x)[:, None], "yerr": intervals(y)[:, None], "elinewidth": 0.7}
-                upper.errorbar(x.measured, y.measured, label=row, **bars, **look)
+                look = _point(upper, x, y, row, i)
                 lower.plot(*pd.Series([x.reported, y.reported], dtype=float), alpha=0.4, **look)
         for own in (one for one in results if one.role == "teacher" and one.student == teacher):
             percent = {a.column.name: a.percent for a in own.accuracies}
@@ -58,6 +56,27 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
     figure.supxlabel("clean accuracy, %", fontsize=9)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), **BESIDE | {"fontsize": None})
     return finished(figure)
+
+
+def kept(comparison: Comparison, robust: str) -> Figure:
+    """The same of what is kept, in one panel; without a point where nothing is."""
+    figure, ((axis,),) = panels(1, 1, 0.75, 3.2)
+    frame = comparison.frame.drop(columns=["measured", "low", "high"]).dropna(subset="kept")
+    frame = frame.rename(columns={"kept": "measured", "kept_low": "low", "kept_high": "high"})
+    for i, (row, own) in enumerate(frame.groupby("row", sort=False)):
+        values = own.set_index("column")[["measured", "low", "high"]].astype(float)
+        _point(axis, values.loc["Clean"], values.loc[robust], str(row), i)
+    axis.set(xlabel="clean accuracy, %", ylabel=f"{robust}, %")
+    figure.legend(*axis.get_legend_handles_labels(), **BESIDE)
+    return finished(figure)
+
+
+def _point(axis: Axes, x: pd.Series, y: pd.Series, label: str, i: int) -> dict[str, Any]:
+    """A row's point with its intervals; returns the look that is the row's."""
+    look: dict[str, Any] = {"color": f"C{i % 10}", "marker": "os^Dv"[i // 10 % 5], "ls": "", "ms": 5}
+    bars: dict[str, Any] = {"xerr": intervals(x)[:, None], "yerr": intervals(y)[:, None], "elinewidth": 0.7}
+    axis.errorbar(x["measured"], y["measured"], label=label, **bars, **look)
+    return look
 
 
 def sweep(comparison: Comparison, line: str, axis: str, label: str = "fixed") -> Figure:

@@ -28,12 +28,16 @@ FOLLOWED = {  # what history.json calls it -> and a reader
 
 
 def histories(table: Table) -> dict[str, Path]:
-    """Where the history.json of every row's training lies, by row, and by seed where there are several."""
-    several = len({cell.seed for cell in table.cells}) > 1
-    trained = [(cell, cell.network) for cell in table.cells if isinstance(cell.network, RunSpec)]
-    names = [cell.row.row + (f", seed {cell.seed}" if several else "") for cell, _ in trained]
-    paths = [table.workspace.store.folder(run.digest) / "history.json" for _, run in trained]
-    return dict(zip(names, paths, strict=True))
+    """Where the history.json of every row's training lies, by row, and by student, teacher, seed if there are more."""
+    several = {key: len({getattr(cell, key) for cell in table.cells}) > 1 for key in ("student", "seed")}
+    several["teacher"] = len({cell.teacher for cell in table.cells} - {""}) > 1
+    found = {}
+    for cell in table.cells:
+        place = {"student": cell.student, "teacher": cell.teacher and f"← {cell.teacher}", "seed": f"seed {cell.seed}"}
+        name = ", ".join([cell.row.row, *(text for key, text in place.items() if text and several[key])])
+        if isinstance(cell.network, RunSpec):
+            found[name] = table.workspace.store.folder(cell.digest) / "history.json"
+    return found
 
 
 def followed(histories: Mapping[str, Path]) -> pd.DataFrame:
