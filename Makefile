@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 STRIP := python3 "$$(git rev-parse --git-common-dir)/strip_notebook.py"
 
-.PHONY: env lab test test-all check lock audit clean evidence site report executed
+.PHONY: all env lab test test-all check lock audit clean evidence site report executed
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make check        lint and types         make lock       renew requirements.lock"
 	@echo "make audit        look for known weaknesses of the locked packages"
 	@echo "make lab          open JupyterLab        make evidence   make what params/evidence.yaml lists"
+	@echo "make all          plan every table and figure of the papers as one graph and make what is missing (ARGS=-n: only plan)"
 	@echo "make site         outputs/site/: every table, figure and walk-through as a page"
 	@echo "make report       outputs/report/: every table and figure in one PDF and one zip"
 	@echo "notebooks: $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))"
@@ -45,6 +46,10 @@ test-all: $(READY)
 
 check: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# every run of the papers' tables and figures once, after which no notebook trains; ARGS="-n" only prints the plan
+all: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.everything $(value ARGS)
 
 # the kept evidence, run by run; ARGS="-n" only prints what is there and what is missing
 evidence: $(READY)

@@ -51,7 +51,8 @@ def evaluation(model: str, data: DataSpec, workspace: Workspace, columns: tuple[
     """The cost of measuring a network under `columns`, from one input gradient on a few images."""
     test, net = workspace.dataset(data).test, fresh_network(model, data, workspace).eval()
     gradient = _per_image(lambda x, y: input_gradient(lambda z: cross_entropy(net(z), y), x), test, 128)
-    return gradient * sum(_passes(column) * (column.images or len(test.labels)) for column in columns)
+    distinct = {column.what: column for column in columns}.values()  # two names, one attack
+    return gradient * sum(_passes(column) * (column.images or len(test.labels)) for column in distinct)
 
 
 @cache

@@ -220,7 +220,8 @@ def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, worker
         try:
             while waiting or running:
                 unfinished = {job.digest for job in (*waiting, *running.values())}
-                for job in [job for job in waiting if not job.waits_for & unfinished]:
+                free = [job for job in waiting if not job.waits_for & unfinished]
+                for job in free[: workers - len(running)]:  # no more, so that a job that gets free keeps its place
                     waiting.remove(job)
                     running[executor.submit(_do, job, workspace)] = job
                 started |= {*multiprocessing.active_children()} - others

@@ -18,9 +18,9 @@ from lib.experiment.table import Cell, Table
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """The cost of a table before anything is trained; `frame` has a line per job of `todo`, which are not complete."""
+    """The cost of tables before anything is trained; `frame` has a line per job of `todo`, which are not complete."""
 
-    table: Table
+    table: Table  # the first, where there are several
     jobs: tuple[Job, ...]
     todo: tuple[Job, ...]
     frame: pd.DataFrame
@@ -93,10 +93,14 @@ class Result:
     role: str = "cell"
 
 
-def plan(table: Table) -> Plan:
-    """What is finished, what will run, and roughly how long it takes here, as logged or from a step of each method."""
-    place, rate, jobs = table.workspace, table.scale.sustained_tflops * 1e12, _jobs(table)
-    checks = [_check(cell, table) for cell in table.cells + table.controls if table.scale.sanity_images]
+def plan(table: Table, *more: Table) -> Plan:
+    """What is finished, what will run, and roughly how long it takes here, as logged or from a step of each method.
+
+    Several tables, of equal parameters, are one plan: what two of them ask for is made once.
+    """
+    place, rate, jobs = table.workspace, table.scale.sustained_tflops * 1e12, jobs_of(table, *more)
+    cells = [(cell, one) for one in (table, *more) if one.scale.sanity_images for cell in one.cells + one.controls]
+    checks = [_check(cell, one) for cell, one in cells]
     states = {job: job.state(place) for job in [*jobs, *{check.digest: check for check in checks}.values()]}
     todo = tuple(job for job, state in states.items() if state != "complete")
     frame = pd.DataFrame({"network": [job.label for job in todo], "state": [states[job] for job in todo]})
@@ -105,18 +109,24 @@ def plan(table: Table) -> Plan:
     frame["seconds"] = costs["seconds"]
     if rate:
         frame["GPU-hours"] = costs["flops"] / rate / 3600
-    made = {job.label: job.network for job in jobs if isinstance(job.network, RunSpec)}
-    return Plan(table, jobs, todo, frame, tuple(label for label, spec in made.items() if runs.edited(spec, place)))
+    made = [(job.label, job.network) for job in jobs if isinstance(job.network, RunSpec)]
+    return Plan(table, jobs, todo, frame, tuple(label for label, spec in made if runs.edited(spec, place)))
 
 
-def run(planned: Plan) -> list[Result]:
-    """Make everything the plan names and return all of the table's results: cells, then controls, then teachers."""
+def make(planned: Plan) -> None:
+    """Make everything the plan names, in its order where nothing has to wait for another."""
     table = planned.table
     if planned.todo:
         seconds = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
         run_jobs(seconds, table.workspace, planned.workers)
     for digest in dict.fromkeys(job.digest for job in planned.jobs if isinstance(job.network, RunSpec)):
         table.workspace.store.tidy(digest)
+
+
+def run(planned: Plan) -> list[Result]:
+    """Make everything the plan names and return all of the table's results: cells, then controls, then teachers."""
+    make(planned)
+    table = planned.table
     jobs: dict[str, Sequence[Job]] = {"cell": table.cells, "control": table.controls, "teacher": _teachers(table)}
     return [result(role, job, table, job.measure(table.workspace)) for role, each in jobs.items() for job in each]
 
@@ -131,12 +141,14 @@ def result(role: str, job: Job, table: Table, accuracies: Iterable[Accuracy | No
     return Result(job.student, job.teacher, job.row.row, job.seed, job.digest, found, made, findings or (), role)
 
 
-def _jobs(table: Table) -> tuple[Job, ...]:
+def jobs_of(*tables: Table) -> tuple[Job, ...]:
     """One job per distinct network: teachers and surrogates first, a column that two cells have only once."""
-    surrogates = [Job(f"surrogate {name}", spec, table.data) for name, spec in table.surrogates.items()]
-    teachers = [replace(job, label=f"teacher {job.label}") for job in _teachers(table)]
-    distinct: dict[tuple[str, str], Job] = {}
-    for job in [*teachers, *surrogates, *table.cells, *table.controls]:
+    every, distinct = list[Job](), dict[tuple[str, str], Job]()
+    for table in tables:
+        every += [replace(job, label=f"teacher {job.label}") for job in _teachers(table)]
+        every += [Job(f"surrogate {name}", spec, table.data) for name, spec in table.surrogates.items()]
+        every += [*table.cells, *table.controls]
+    for job in every:
         earlier = distinct.get(key := (job.digest, job.checkpoint), job)
         columns = tuple(dict.fromkeys(earlier.columns + job.columns))
         both = tuple(dict.fromkeys(earlier.surrogates + job.surrogates))

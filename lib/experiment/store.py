@@ -1,5 +1,9 @@
-"""The run store: outputs/runs/<digest>/ holds what a run produced, published whole, read only if intact."""
+"""The run store: outputs/runs/<digest>/ holds what a run produced, published whole, read only if intact.
 
+`python -m lib.experiment.store import FOLDER` takes what another machine made.
+"""
+
+import argparse
 import io
 import json
 import os
@@ -16,10 +20,11 @@ from filelock import FileLock, Timeout
 
 from lib.errors import UserError
 from lib.experiment.spec import digest_of
-from lib.files import disk_errors, file_digest, write_atomically
+from lib.files import disk_errors, file_digest, from_root, write_atomically
 from lib.models.checkpoints import read_plain
 
 MANIFEST, SPEC = "manifest.json", "spec.json"
+WHOLE = {SPEC, "history.json", "provenance.json", "best.safetensors", "last.safetensors"}  # kept evidence has no last
 Rows = list[dict[str, Any]]
 
 
@@ -151,6 +156,92 @@ class Store:
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps({"sha256": _json_digest(rows), "rows": rows}))
 
+    def take_run(self, other: "Store", digest: str) -> bool:
+        """Whether the run `digest` of another store was copied, as it is not here; UserError where it does not fit."""
+        other.has(digest)
+        files, place = other.published(digest), other.folder(digest)
+        if lacking := ", ".join(sorted(WHOLE - {*files})):
+            raise UserError(f"the run in {place} has no {lacking}, so it is not whole")
+        with self.claim(digest):
+            if self.has(digest):
+                weights = {name for name in (*files, *self.published(digest)) if name.endswith(".safetensors")}
+                if any(files.get(name) != self.published(digest).get(name) for name in weights):
+                    raise UserError(f"the run in {place} has other weights than the one here, which stays")
+                return False
+            with self.publishing(digest) as folder:
+                for name, sha in files.items():
+                    shutil.copyfile(place / name, folder / name)
+                    if file_digest(folder / name) != sha:
+                        raise UserError(f"{place / name} changed while it was copied")
+        self.tidy(digest)
+        return True
+
+    def take_rows(self, other: "Store", digest: str, key: str) -> bool:
+        """Whether the rows under `key` of another store were copied, as none are here; UserError if they do not fit."""
+        file, weights = Path(digest, f"{key}.json"), self.published(digest)
+        theirs, mine = other.read_rows(digest, key) or [], self.read_rows(digest, key)
+        named = [row.get("of", {}) for row in theirs]
+        made_of = {(of.get("weights"), weights.get(f"{of.get('checkpoint')}.safetensors")) for of in named}
+        if len(made_of) != 1 or any(not of or (weights and of != here) for of, here in made_of):
+            raise UserError(f"the evaluation {other.evaluations / file} does not name the weights that its run has")
+        if mine is None:
+            with disk_errors(self.outputs):
+                (self.evaluations / digest).mkdir(parents=True, exist_ok=True)
+                write_atomically(self.evaluations / file, (other.evaluations / file).read_bytes())
+        elif _found(mine) != _found(theirs):
+            raise UserError(f"the evaluation {other.evaluations / file} differs from the one here, which stays")
+        return mine is None
+
+
+def _found(rows: Rows) -> Rows:
+    """What was found, without by whom and under which name of the column."""
+    return [{name: row[name] for name in row if name not in ("provenance", "column", "of")} for row in rows]
+
 
 def _json_digest(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def take(folder: Path, outputs: Path) -> bool:
+    """Take what another outputs folder, or a folder of runs, has and this one has not; whether nothing was refused."""
+    own, other = Store(outputs), Store(folder)
+    other.runs = other.runs if other.runs.is_dir() else folder
+    digests = sorted({path.name for each in (other.runs, other.evaluations) for path in each.glob("[0-9a-f]" * 12)})
+    if not digests:
+        raise UserError(f"there are no runs in {folder}; name an outputs folder, or the folder runs in it")
+    own.prepared()
+    done: dict[str, list[tuple[str, str]]] = {"took": [], "passed over": [], "refused": []}
+    for digest in digests:
+        keys = sorted(file.stem for file in (other.evaluations / digest).glob("[!.]*.json"))
+        for key in ["", *keys] if other.folder(digest).exists() else keys:
+            try:
+                took = own.take_rows(other, digest, key) if key else own.take_run(other, digest)
+                done["took" if took else "passed over"].append((digest, key))
+            except UserError as error:
+                print(error)
+                done["refused"].append((digest, key))
+                if not key:  # evaluations of a run that is refused are, too
+                    done["refused"] += [(digest, one) for one in keys]
+                    break
+    for kind, each in done.items():
+        runs, names = sum(not key for _, key in each), ", ".join(dict.fromkeys(digest for digest, _ in each))
+        print(f"{kind} {runs} runs and {len(each) - runs} evaluations" + (f": {names}" if names else ""))
+    return not done["refused"]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lib.experiment.store", description=__doc__)
+    command = parser.add_subparsers(required=True).add_parser("import", help="take what another machine made")
+    command.add_argument("folder", help="its outputs folder, or a folder of runs")
+    command.add_argument("--outputs", default="outputs")
+    given = parser.parse_args()
+    try:
+        sound = take(from_root(given.folder), from_root(given.outputs))
+    except UserError as error:
+        parser.exit(1, f"{error}\n")
+    parser.exit(not sound)
+
+
+if __name__ == "__main__":
+    main()
