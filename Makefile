@@ -47,7 +47,7 @@ test-all: $(READY)
 check: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# every run of the papers' tables and figures once, after which no notebook trains; ARGS="-n" only prints the plan
+# every run of the papers' tables and figures once, after which their notebooks train nothing; ARGS="-n" only prints the plan
 all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.everything $(value ARGS)
 

@@ -67,7 +67,7 @@ def file_digest(path: Path) -> str:
 
 
 def begin_worker() -> None:
-    """What a worker process begins with: it takes one thread, and ends with its parent, be it while it still imports.
+    """What a worker process begins with: it takes one thread, and ends with its parent, also while it imports torch.
 
     It stands here because this module imports nothing that is slow.
     """

@@ -77,6 +77,19 @@ def test_keeping_again_changes_no_byte(evidence):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_that_was_trained_again_is_not_kept_beside_the_weights_of_the_first(evidence, tmp_path):
+    table, _, folder = evidence
+    job = plan(table).jobs[0]
+    own = table.workspace.store.folder(job.run) / "provenance.json"
+    before = own.read_text()
+    own.write_text(json.dumps(json.loads(before) | {"seconds": 1e6}))
+    try:
+        with pytest.raises(UserError, match="of another training: delete that folder"):
+            kept.keep(job, table, folder)
+    finally:
+        own.write_text(before)
+
+
 def test_a_kept_file_that_was_changed_is_named(evidence, tmp_path):
     _, _, folder = evidence
     path, facts = weights_of("PGD-AT", folder)

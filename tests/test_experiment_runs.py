@@ -49,7 +49,13 @@ def finished(tmp_path_factory) -> Table:
     return table
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def no_memory() -> RuntimeError:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(10**15)
+    return error.value
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), no_memory()])
 @pytest.mark.parametrize("doing", ["make", "measure"])
 def test_a_lack_of_memory_ends_in_a_sentence_with_what_takes_less_and_loses_nothing(
     tmp_path, monkeypatch, doing, error

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from lib.errors import UserError
 from lib.experiment.spec import digest_of
@@ -175,3 +176,25 @@ def test_writing_atomically_leaves_the_old_file_when_it_fails(tmp_path, monkeypa
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("held", ["abc", "abc-rows", "abc-0123"])
+def test_nothing_is_tidied_beside_a_run_that_another_process_is_at(tmp_path, held):
+    store = Store(tmp_path).prepared()
+    publish(store)
+    left = [store.partial / "abc-best-0-attack" / "about.json", store.evaluations / "abc" / ".x.json.1"]
+    for file in left:
+        file.parent.mkdir()
+        file.write_text("{}")
+    with FileLock(store.claims / f"{held}.lock"):
+        store.tidy("abc")
+        assert all(file.exists() for file in left)
+    store.tidy("abc")
+    assert not any(file.exists() for file in left)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_said_to_be_damaged(tmp_path):
+    store = Store(tmp_path).prepared()
+    store.checkpoint("abc").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        store.load_checkpoint("abc")

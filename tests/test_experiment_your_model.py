@@ -246,6 +246,14 @@ class Slow(torch.nn.Module):
         return x.flatten(1)
 
 
+def test_trying_threads_leaves_no_trace_in_a_network():
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    use_threads_that_pay(net, load_data(Classifier()))
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 @pytest.mark.parametrize(("slow", "used"), [(2, 1), (1, 2)])
 def test_all_threads_are_used_only_where_they_take_less_time_than_one(slow, used):
     before = torch.get_num_threads()

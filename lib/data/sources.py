@@ -164,11 +164,13 @@ def _read_images(samples: list[Sample], cache_dir: Path | None) -> Split:
     """The images, (N, 3, H, W) uint8, decoded once: `cache_dir` keeps them under the files' content, in this order."""
     listing = "".join(file_digest(path) for path, _ in samples) if cache_dir else ""
     cached = cache_dir / f"{hashlib.sha256(listing.encode()).hexdigest()[:32]}.npz" if cache_dir else None
-    try:
-        whole = io.BytesIO(zipfile.ZipFile(cached).read("images.npy")) if cached and cached.exists() else None
-        images = np.load(whole, allow_pickle=False) if whole else None
-    except Exception:  # damaged in any way, as its CRC-32 tells; it is only a copy, so it is made again
-        images = None
+    images = None
+    if cached and cached.exists():
+        with (
+            suppress(Exception),
+            zipfile.ZipFile(cached) as kept,
+        ):  # damaged in any way, as its CRC-32 tells: made again
+            images = np.load(io.BytesIO(kept.read("images.npy")), allow_pickle=False)
     if images is None:
         images = _decode([path for path, _ in samples])
         if cached:

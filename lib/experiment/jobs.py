@@ -80,7 +80,8 @@ class Job:
                 net, test = network(self.network, self.data, place, self.checkpoint), place.dataset(self.data).test
                 rows = zip(self.columns, self.stored(place), strict=True)
                 missing = {column.what: column for column, row in rows if row is None}.values()  # two names, one attack
-                begun = place.store.partial / f"{self.run}-{self.checkpoint}-attack"
+                weights = place.weights(self.network, self.checkpoint)[:12]
+                begun = place.store.partial / f"{self.run}-{self.checkpoint}-{weights}-attack"
 
                 def keep(row: Accuracy) -> None:
                     self.write_rows(place, self.key(row.column), [{**row.to_json(), "provenance": provenance(place)}])
@@ -134,7 +135,7 @@ class Job:
         """The provenance of the network's training and of its accuracies, as stored when they were made."""
         files = sorted((place.store.evaluations / self.run).glob("*.json"))
         made = [row["provenance"] for file in files for row in self.read_rows(place, file.stem) or []]
-        if isinstance(self.network, RunSpec):
+        if isinstance(self.network, RunSpec) and place.store.folder(self.run).exists():
             made.append(json.loads((place.store.folder(self.run) / "provenance.json").read_text()))
         return made
 
@@ -202,7 +203,10 @@ def _do(job: Job, workspace: Workspace, notify: Callable[[float], None] = lambda
     """job.do, a lack of memory as a UserError: a smaller batch has other batch statistics, and other random starts."""
     try:
         return job.do(workspace, notify)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not lacking and "can't allocate memory" not in str(error):  # which is a CPU's
+            raise
         raise UserError(
             f"{job.label} does not fit into the memory of {workspace.device}; what was finished is kept. Attacks take "
             f"less with settings: {{columns: {{...: {{batch_size: 50}}}}}}, a training with workers: 1, with settings: "
@@ -240,6 +244,8 @@ def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, worker
 def _died(started: set[multiprocessing.process.BaseProcess]) -> str:
     """Why a worker ended, by its exit code; those that were ended after it have SIGTERM's."""
     codes = {process.exitcode for process in started} - {None, 0, -signal.SIGTERM}
+    if not codes:
+        return "a worker process was ended from outside: call again"
     if -signal.SIGKILL in codes:
         return "a worker process was killed, as the system does where memory is short: call again, with fewer workers"
     if any(code < 0 for code in codes if code):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from lib.errors import choose
+from lib.errors import UserError, choose
 from lib.experiment.jobs import Check, Job
 from lib.experiment.networks import Network, Workspace
 from lib.experiment.parameters import load_scale
@@ -62,9 +62,16 @@ def keep(job: Job, table: Table, reference: Path = REFERENCE) -> None:
             weights = load_file(own.folder(digest) / "best.safetensors")
             halves = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
             (run / "best.safetensors").write_bytes(as_safetensors(halves))
+    if isinstance(job.network, RunSpec):
+        one, other = (store.folder(digest) / "provenance.json" for store in (own, kept))
+        if one.read_text() != other.read_text():
+            raise UserError(
+                f"the run kept in {other.parent} is of another training: delete that folder to keep this one"
+            )
     for file in (own.evaluations / digest).glob("*.json"):
-        (kept.evaluations / digest).mkdir(exist_ok=True)
-        write_atomically(kept.evaluations / digest / file.name, file.read_text())
+        if job.read_rows(table.workspace, file.stem) is not None:
+            (kept.evaluations / digest).mkdir(exist_ok=True)
+            write_atomically(kept.evaluations / digest / file.name, file.read_text())
     classes, images = table.workspace.counts(job.data)
     facts["data"][job.data.name] = {"sha256": job.data.sha256, "classes": classes, "test_images": images}
     facts["seeds"] = sorted({*facts["seeds"], *table.parameters.seeds})

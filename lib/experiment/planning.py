@@ -119,7 +119,7 @@ def make(planned: Plan) -> None:
     if planned.todo:
         seconds = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
         run_jobs(seconds, table.workspace, planned.workers)
-    for digest in dict.fromkeys(job.digest for job in planned.jobs if isinstance(job.network, RunSpec)):
+    for digest in dict.fromkeys(job.run for job in planned.jobs):
         table.workspace.store.tidy(digest)
 
 

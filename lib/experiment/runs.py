@@ -38,10 +38,8 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
             begun -= resumed["seconds"]
             begun_on = resumed.get("made_on", here)
             if begun_on != here:
-                print(
-                    f"run {spec.digest} was begun on {begun_on} and goes on on {here}: equal within rounding",
-                    flush=True,
-                )
+                text = f"run {spec.digest} was begun on {begun_on} and goes on on {here}"
+                print(f"{text}: its weights are not those of one machine, bit for bit", flush=True)
 
         def after_epoch(training: Training) -> None:
             state = {

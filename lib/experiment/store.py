@@ -71,7 +71,10 @@ class Store:
     def published(self, digest: str) -> dict[str, str]:
         """The SHA-256 of every file that the run was published with, by name; {} where it is not there."""
         file = self.folder(digest) / MANIFEST
-        return dict(json.loads(file.read_text())) if file.exists() else {}
+        try:
+            return dict(json.loads(file.read_text())) if file.exists() else {}
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{file} is damaged: delete its folder to make the run anew") from error
 
     def claim(self, digest: str) -> AbstractContextManager[Any]:
         """Hold the run `digest` against every other process until the block ends or this process dies."""
@@ -85,8 +88,9 @@ class Store:
 
     def tidy(self, digest: str) -> None:
         """Remove what a killed process left beside the finished run `digest`, unless another process is at it."""
-        with suppress(Timeout), ExitStack() as stack, disk_errors(self.outputs):
-            for name in (digest, f"{digest}-rows"):
+        with disk_errors(self.outputs), suppress(Timeout), ExitStack() as stack:
+            others = {file.stem for file in self.claims.glob(f"{digest}-*.lock")}  # of its evaluations and checks
+            for name in sorted({digest, f"{digest}-rows", *others}):
                 stack.enter_context(FileLock(self.claims / f"{name}.lock").acquire(blocking=False))
             for folder in (*self.runs.glob(f".{digest}-*"), *self.partial.glob(f"{digest}-*-attack")):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -123,8 +127,11 @@ class Store:
         path = self.checkpoint(digest)
         if not path.exists():
             return None
+        file_digest(path)  # a disk that cannot read it says so, and not that it is damaged
         try:
             return dict(read_plain(path))
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a changed byte leads to
             raise UserError(f"the checkpoint {path} is damaged: delete that file to begin its run anew") from error
 

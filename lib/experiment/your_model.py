@@ -121,12 +121,13 @@ def _read(path: Path, given: Classifier) -> tuple[dict[str, Tensor], dict[str, T
 def use_threads_that_pay(net: nn.Module, dataset: Dataset) -> int:
     """How many torch threads are used from now on: on a CPU one, unless all of them answer a batch in less time."""
     x, seconds = to_float(dataset.test.images[:100]), dict[int, float]()
-    for threads in dict.fromkeys((torch.get_num_threads(), 1)) if x.device.type == "cpu" else ():
-        torch.set_num_threads(threads)
-        net(x)
-        begun = time.perf_counter()
-        net(x)
-        seconds[threads] = time.perf_counter() - begun
+    with mode(net, train=False):
+        for threads in dict.fromkeys((torch.get_num_threads(), 1)) if x.device.type == "cpu" else ():
+            torch.set_num_threads(threads)
+            net(x)
+            begun = time.perf_counter()
+            net(x)
+            seconds[threads] = time.perf_counter() - begun
     torch.set_num_threads(min(seconds, key=seconds.__getitem__, default=torch.get_num_threads()))
     return torch.get_num_threads()
 

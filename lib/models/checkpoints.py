@@ -197,6 +197,10 @@ def read_plain(path: Path) -> Any:
             raise ValueError(f"the checksum of {broken} is wrong")
         with torch.serialization.safe_globals([(Beside, name) for name in HOLDERS]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except Exception as error:  # whatever a foreign file makes the reader say
         raise UserError(f"{path} {_refusal(path, str(error))}") from error
 

@@ -59,13 +59,14 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
 
 
 def kept(comparison: Comparison, robust: str) -> Figure:
-    """The same of what is kept, in one panel; without a point where nothing is."""
+    """Kept accuracy under `robust` against kept clean accuracy, in %: a point per row with its 95 % intervals."""
     figure, ((axis,),) = panels(1, 1, 0.75, 3.2)
     frame = comparison.frame.drop(columns=["measured", "low", "high"]).dropna(subset="kept")
     frame = frame.rename(columns={"kept": "measured", "kept_low": "low", "kept_high": "high"})
-    for i, (row, own) in enumerate(frame.groupby("row", sort=False)):
-        values = own.set_index("column")[["measured", "low", "high"]].astype(float)
-        _point(axis, values.loc["Clean"], values.loc[robust], str(row), i)
+    for i, row in enumerate(comparison.frame["row"].unique()):
+        values = frame[frame["row"] == row].set_index("column")[["measured", "low", "high"]].astype(float)
+        if {"Clean", robust} <= {*values.index}:
+            _point(axis, values.loc["Clean"], values.loc[robust], row, i)
     axis.set(xlabel="clean accuracy, %", ylabel=f"{robust}, %")
     figure.legend(*axis.get_legend_handles_labels(), **BESIDE)
     return finished(figure)
