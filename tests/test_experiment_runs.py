@@ -317,6 +317,7 @@ def test_a_teacher_that_is_also_a_row_is_made_before_its_students_and_measured_u
 def kill_the_first_worker() -> None:
     while not (workers := multiprocessing.active_children()):
         time.sleep(0.01)
+    time.sleep(0.3)
     os.kill(workers[0].pid or 0, signal.SIGKILL)
 
 

@@ -228,7 +228,7 @@ def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, worker
                 for job in free[: workers - len(running)]:  # no more, so that a job that gets free keeps its place
                     waiting.remove(job)
                     running[executor.submit(_do, job, workspace)] = job
-                started |= {*multiprocessing.active_children()} - others
+                    started |= {*multiprocessing.active_children()} - others
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     progress.finish(seconds[running.pop(future)], future.result())
         except BaseException as error:
