@@ -10,7 +10,7 @@ from lib.evaluate import Accuracy, AttackSpec, Finding, wilson
 from lib.experiment.planning import Result
 from lib.experiment.table import Table, open_table
 from lib.report import compare, figures, gains, save
-from lib.report.beside import marks
+from lib.report.differences import marks
 
 COLUMNS = ("Clean", "FGSM", "PGD", "CW2", "AA")
 

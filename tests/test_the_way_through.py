@@ -12,7 +12,7 @@ from lib.evaluate import AttackSpec
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
 from lib.experiment.table_file import read_table
 from lib.report import command, computed, errata, guessed
-from lib.report.way_through import claim_of
+from lib.report.guides import claim_of
 
 NOTEBOOKS = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 GUIDES = {"index", "errata", "add_your_method"}

@@ -18,7 +18,7 @@ from lib.experiment.spec import RunSpec
 from lib.experiment.table import Table
 from lib.experiment.table_file import Row
 from lib.methods import METHODS
-from lib.report.beside import PAPERS, marks, mean_of, measurements
+from lib.report.differences import PAPERS, marks, mean_of, measurements
 from lib.report.render import Comparison
 from lib.report.reported import lines, reported
 
