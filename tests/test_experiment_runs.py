@@ -90,6 +90,8 @@ def test_a_finished_table_trains_and_measures_nothing_again(finished, monkeypatc
     again = plan(finished)
     assert again.todo == ()
     assert "nothing will be trained" in again.summary()
+    assert "nothing will be trained" in again._repr_html_()
+    assert "<table" not in again._repr_html_()
     run(again)
 
 

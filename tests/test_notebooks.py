@@ -162,6 +162,15 @@ ROWS = [
 ]
 
 
+def test_a_second_call_of_a_notebook_trains_nothing_and_saves_the_same(tmp_path):
+    execute("table8_dgad", tmp_path, rows=["DGAD (code)"], settings=SETTINGS | QUICKEST)
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/best.safetensors")}
+    saved = (tmp_path / "tables" / "table8_dgad.csv").read_text()
+    execute("table8_dgad", tmp_path, rows=["DGAD (code)"], settings=SETTINGS | QUICKEST)
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    assert (tmp_path / "tables" / "table8_dgad.csv").read_text() == saved
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "row"), ROWS)
 def test_every_notebook_runs_with_each_of_its_rows_alone(name, row, outputs):

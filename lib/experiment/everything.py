@@ -51,7 +51,7 @@ def show(planned: Plan, tables: list[Table]) -> None:
     place = planned.table.workspace
     asked = Counter(run for table in tables for run in {job.run for job in jobs_of(table)})
     lines = planned.frame.assign(tables=[asked[job.run] for job in planned.todo])
-    lines = lines[[not isinstance(job, Check) for job in planned.todo]]
+    lines = lines.loc[[not isinstance(job, Check) for job in planned.todo]]
     if len(lines):
         lines = lines.assign(seconds=lines["seconds"].map(clock)).rename(columns={"seconds": "about"})
         print(lines.to_string(index=False, float_format="{:.2f}".format))

@@ -62,7 +62,7 @@ class Plan:
         return text + "."
 
     def _repr_html_(self) -> str:
-        lines = self.frame[[not isinstance(job, Check) for job in self.todo]]
+        lines = self.frame.loc[[not isinstance(job, Check) for job in self.todo]]
         lines = lines.assign(seconds=lines["seconds"].map(clock)).rename(columns={"seconds": "about"})
         text = f"<p><b>Plan.</b> {escape(self._sentences())}</p>"
         listed = lines.to_html(index=False, float_format="{:.2f}".format)
