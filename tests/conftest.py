@@ -45,3 +45,24 @@ def batch() -> tuple[Tensor, Tensor]:
     """Six 3x4x4 images, pixels of exactly 0 and 1 among them, with their labels."""
     x = (1.4 * torch.rand(6, 3, 4, 4) - 0.2).clamp(0, 1)
     return x, torch.randint(CLASSES, (6,))
+
+
+@pytest.fixture
+def images(make_net):
+    """A small network, images, and what it answers on them."""
+    net, x = make_net().eval(), torch.rand(12, 3, 4, 4)
+    return net, x, net(x).argmax(1)
+
+
+@pytest.fixture(scope="module")
+def works(tmp_path_factory):
+    """What faults are tried on, and without them finished once."""
+    from faults import Works
+
+    from lib.attacks import autoattack
+    from lib.experiment import networks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoattack, "STEPS", 3)
+        patch.setattr(networks, "git", lambda *_: "")
+        yield Works(tmp_path_factory.mktemp("finished"))

@@ -202,6 +202,9 @@ def tallied(fault: str) -> Iterator[Tally]:
             file.write(f"| {fault} | {len(tally.places)} | {tally.tries} | 0 | 0 | {tally.said} |\n")
 
 
+WORKS = ("run", "table", "images")
+
+
 class Works:
     """What is tried: each makes one kind of file below a folder, the same every time.
 

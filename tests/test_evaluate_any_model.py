@@ -3,28 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from wrapped import After, fired
+from wrapped import CHANGES, After, fired, made
 
 from lib.data import Split
 from lib.errors import UserError
-from lib.evaluate import PROTOCOLS, AttackSpec, columns_of, evaluate, report
-
-CHANGES = {
-    "PGD-20": {"steps": 2},
-    "PGD-50": {"steps": 3},
-    "C&W": {"steps": 2},
-    "AA": {"images": 5, "stages": ("apgd-ce",)},
-}
-
-
-@pytest.fixture
-def images(make_net):
-    net, x = make_net().eval(), torch.rand(12, 3, 4, 4)
-    return net, x, net(x).argmax(1)
-
-
-def made(net, x, y, **given):
-    return report(net, x, y, **({"epsilon": 0.05, "changes": CHANGES} | given))
+from lib.evaluate import PROTOCOLS, AttackSpec, columns_of, evaluate
 
 
 def test_a_report_has_the_protocols_columns_as_evaluate_finds_them(images):

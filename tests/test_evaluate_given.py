@@ -5,29 +5,16 @@ import json
 import pytest
 import torch
 from torch import nn
-from wrapped import After, Before, fired
+from wrapped import CHANGES, FEW, After, Before, fired, made
 
 from lib import report as shown
 from lib.attacks.autoattack import standard
 from lib.data import Split
 from lib.errors import UserError
-from lib.evaluate import Accuracy, AttackSpec, accuracy, columns_of, contradictions, evaluate, report
+from lib.evaluate import Accuracy, AttackSpec, accuracy, columns_of, contradictions, evaluate
 from lib.evaluate.given import STATISTICS
 from lib.evaluate.protocols import PRESETS
 from lib.models.deepmind import Normalise
-
-FEW = {"PGD-20": {"steps": 2}, "PGD-50": {"steps": 3}, "C&W": {"steps": 2}}
-CHANGES = FEW | {"AA": {"images": 5, "stages": ["apgd-ce"]}}
-
-
-@pytest.fixture
-def images(make_net):
-    net, x = make_net().eval(), torch.rand(12, 3, 4, 4)
-    return net, x, net(x).argmax(1)
-
-
-def made(net, x, y, **given):
-    return report(net, x, y, **({"epsilon": 0.05, "changes": CHANGES} | given))
 
 
 class NoGrad(Before):

@@ -7,27 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faults import Works, attempt, fills_halfway, full, not_ours, read_only, state_of, tallied
-
-from lib.attacks import autoattack
-from lib.experiment import networks
+from faults import WORKS, attempt, fills_halfway, full, not_ours, read_only, state_of, tallied
 
 pytestmark = pytest.mark.slow
-WORKS = ("run", "table", "images")
 FAULTS = {
     "no space and no inode": full,
     "a file takes 20 bytes": fills_halfway,
     "read-only": read_only,
     "another user's": not_ours,
 }
-
-
-@pytest.fixture(scope="module")
-def works(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoattack, "STEPS", 3)
-        patch.setattr(networks, "git", lambda *_: "")
-        yield Works(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture(scope="module")

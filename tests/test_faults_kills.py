@@ -8,22 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults import Works, attempt, die, die_halfway, state_of, tallied
-
-from lib.attacks import autoattack
-from lib.experiment import networks
+from faults import WORKS, attempt, die, die_halfway, state_of, tallied
 
 pytestmark = pytest.mark.slow
-WORKS = ("run", "table", "images")
 KILLED = {"signal 9", f"signal {int(signal.SIGXFSZ)}"}
-
-
-@pytest.fixture(scope="module")
-def works(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoattack, "STEPS", 3)
-        patch.setattr(networks, "git", lambda *_: "")
-        yield Works(tmp_path_factory.mktemp("finished"))
 
 
 def test_a_run_a_table_and_a_cache_of_images_are_written_nowhere_but_in_outputs(works, tmp_path):
