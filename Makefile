@@ -69,7 +69,7 @@ report: $(READY)
 	$(BIN)/python site/paper.py
 
 lock: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra site --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --extra cluster --extra dev --extra site --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header --no-emit-index-url --quiet --upgrade --output-file requirements.lock
 
 # pip-audit is not in the lock: uv, which is, fetches it into its own cache, and nothing is installed. It asks PyPI

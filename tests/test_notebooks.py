@@ -22,6 +22,7 @@ from small import SETTINGS
 from test_models_checkpoints import Hostile
 
 from lib import ROOT, benchmark
+from lib.experiment.cluster import Cluster
 from lib.experiment.parameters import PARAMS, Parameters
 from lib.experiment.your_model import Classifier
 from lib.methods import METHODS
@@ -103,7 +104,7 @@ def useless(path):
         "teachers": not taught or len(table["teachers"]) < 2,
         "teacher_files": not taught and "teacher_files" not in text,
         "protocol": "report.under_both" not in text,
-        "workers": "experiment.run(" not in text,
+        **dict.fromkeys(("workers", "executor", *vars(Cluster())), "experiment.run(" not in text),
     }
     return {name for name, so in unheeded.items() if so}
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lib.errors import UserError, check_type
+from lib.experiment.cluster import Cluster
 from lib.experiment.jobs import Check, Job
 from lib.experiment.networks import fresh_network
 from lib.experiment.parameters import PARAMS, Loader, Parameters
@@ -67,10 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make all", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="TABLE", help="which of params/tables; none: all of the papers'")
     parser.add_argument("-n", dest="only_show", action="store_true", help="only print the plan")
-    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--settings", default="{}", help="any setting of params/<scale>.yaml, to replace it, as YAML")
-    for name, default in {"scale": "quick", "data-dir": "data", "outputs": "outputs", "device": "auto"}.items():
-        parser.add_argument(f"--{name}", default=default)
+    defaults = vars(Parameters())
+    for name in ("scale", "data_dir", "outputs", "device", "workers", "executor", *vars(Cluster())):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(defaults[name]), default=defaults[name])
     given = vars(parser.parse_args())
     names, only_show = given.pop("names"), given.pop("only_show")
     try:

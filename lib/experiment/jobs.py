@@ -52,10 +52,25 @@ class Job:
         return self.run
 
     @property
+    def needs(self) -> tuple[Network, ...]:
+        """The other networks that it uses: its network's teacher, and the surrogates."""
+        teacher = self.network.teacher if isinstance(self.network, RunSpec) else None
+        return (*([teacher] if teacher else []), *self.surrogates)
+
+    @property
     def waits_for(self) -> set[str]:
         """The digests of the jobs that have to be done before this one."""
-        teacher = self.network.teacher if isinstance(self.network, RunSpec) else None
-        return {network_digest(net, self.data) for net in (teacher, *self.surrogates) if net is not None}
+        return {network_digest(net, self.data) for net in self.needs}
+
+    @property
+    def data_names(self) -> set[str]:
+        """The data sets that it reads."""
+        return {self.data.name} | {net.data.name for net in (self.network, *self.needs) if isinstance(net, RunSpec)}
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """What nobody else may be at while it is done."""
+        return self.run, f"{self.run}-rows"
 
     def state(self, place: Workspace) -> str:
         """How far it is; "complete" where nothing is left to do."""
@@ -76,7 +91,7 @@ class Job:
     def measure(self, place: Workspace) -> list[Accuracy]:
         """The accuracies under its columns, each computed once and kept."""
         if None in self.stored(place):
-            with place.store.claim(f"{self.run}-rows"):
+            with place.store.claim(self.claims[1]):
                 net, test = network(self.network, self.data, place, self.checkpoint), place.dataset(self.data).test
                 rows = zip(self.columns, self.stored(place), strict=True)
                 missing = {column.what: column for column, row in rows if row is None}.values()  # two names, one attack
@@ -162,6 +177,11 @@ class Check(Job):
         """Its network's job as well."""
         return super().waits_for | {self.run}
 
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """As a job's."""
+        return (self.digest,)
+
     def state(self, place: Workspace) -> str:
         """As a job's."""
         return "sanity to be checked" if self.findings(place) is None else "complete"
@@ -194,12 +214,12 @@ def run_jobs(seconds: Mapping[Job, float], workspace: Workspace, workers: int) -
     with progress.bar:
         if workers == 1 or len(seconds) == 1:
             for job, own in seconds.items():
-                progress.finish(own, _do(job, workspace, partial(progress.show, own)))
+                progress.finish(own, do(job, workspace, partial(progress.show, own)))
         else:
             _run_in_processes(seconds, workspace, workers, progress)
 
 
-def _do(job: Job, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
+def do(job: Job, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
     """job.do, a lack of memory as a UserError: a smaller batch has other batch statistics, and other random starts."""
     try:
         return job.do(workspace, notify)
@@ -216,8 +236,7 @@ def _do(job: Job, workspace: Workspace, notify: Callable[[float], None] = lambda
 
 def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, workers: int, progress: Progress) -> None:
     """Jobs in fresh processes of one thread each, every job after those that it waits for; an error ends them all."""
-    if multiprocessing.parent_process() is not None:
-        raise UserError(f"workers do not start workers; a script is run in each, {UNGUARDED}")
+    refuse_in_worker()
     waiting, running = list(seconds), dict[Future[str], Job]()
     others, started = {*multiprocessing.active_children()}, set[multiprocessing.process.BaseProcess]()
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker) as executor:
@@ -227,7 +246,7 @@ def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, worker
                 free = [job for job in waiting if not job.waits_for & unfinished]
                 for job in free[: workers - len(running)]:  # no more, so that a job that gets free keeps its place
                     waiting.remove(job)
-                    running[executor.submit(_do, job, workspace)] = job
+                    running[executor.submit(do, job, workspace)] = job
                     started |= {*multiprocessing.active_children()} - others
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     progress.finish(seconds[running.pop(future)], future.result())
@@ -239,6 +258,12 @@ def _run_in_processes(seconds: Mapping[Job, float], workspace: Workspace, worker
             if isinstance(error, BrokenProcessPool):
                 raise UserError(f"{_died(started)}; what was finished is kept") from error
             raise
+
+
+def refuse_in_worker() -> None:
+    """Raise a UserError in a process that a run was started in: it ran the script that starts them."""
+    if multiprocessing.parent_process() is not None:
+        raise UserError(f"workers do not start workers; a script is run in each, {UNGUARDED}")
 
 
 def _died(started: set[multiprocessing.process.BaseProcess]) -> str:

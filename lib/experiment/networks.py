@@ -40,20 +40,24 @@ class Workspace:
         """The run store of this workspace."""
         return Store(self.outputs).prepared()
 
+    def whole(self, name: str) -> data.Dataset:
+        """The data set called `name`."""
+        return _load(self, name)
+
     def dataset(self, spec: DataSpec) -> data.Dataset:
         """The data that `spec` names, its subset taken, on the device."""
-        return _load(self, spec.name).subset(spec.train_images).to(torch.device(self.device))
+        return self.whole(spec.name).subset(spec.train_images).to(torch.device(self.device))
 
     def describe(self, name: str, train_images: int, held_out: int) -> DataSpec:
         """The spec of the data called `name` as it lies here, which has to have as many images."""
-        whole = _load(self, name)
+        whole = self.whole(name)
         if held_out:
             data.hold_out(whole.subset(train_images).train, held_out)
         return DataSpec(name, _digest(self, name), train_images, held_out)
 
     def counts(self, spec: DataSpec) -> tuple[int, int]:
         """How many classes the data has and how many test images."""
-        whole = _load(self, spec.name)
+        whole = self.whole(spec.name)
         return len(whole.classes), len(whole.test.labels)
 
     def weights(self, spec: Network, checkpoint: str) -> str:
@@ -70,7 +74,7 @@ def _load(place: Workspace, name: str) -> data.Dataset:
 
 @lru_cache(maxsize=8)  # it reads every pixel
 def _digest(place: Workspace, name: str) -> str:
-    return _load(place, name).digest()
+    return place.whole(name).digest()
 
 
 def provenance(workspace: Workspace) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def git(*arguments: str) -> str:
 
 def fresh_network(model: str, data_spec: DataSpec, workspace: Workspace, outputs: int = 0) -> nn.Module:
     """An untrained `model` for this data, drawn from torch's global generator; `outputs` logits, or one per class."""
-    dataset = _load(workspace, data_spec.name)
+    dataset = workspace.whole(data_spec.name)
     net = build(model, classes=outputs or len(dataset.classes), channels=dataset.channels)
     return net.to(workspace.device).to(memory_format=torch.channels_last)
 

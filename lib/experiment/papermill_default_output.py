@@ -13,6 +13,7 @@ there: papermill's own way is to ask the kernel, which does not answer while a c
 
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -33,8 +34,9 @@ def __getattr__(name: str) -> Any:
     class Engine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, *arguments: Any, **given: Any) -> Any:
-            over_ipc = Config(KernelManager={"transport": "ipc"})
-            return super().execute_managed_notebook(*arguments, **given, config=over_ipc)
+            with tempfile.TemporaryDirectory() as own:  # which nobody else can open; in one folder two kernels meet
+                over_ipc = Config(KernelManager={"transport": "ipc", "ip": f"{own}/kernel"})
+                return super().execute_managed_notebook(*arguments, **given, config=over_ipc)
 
     return Engine
 

@@ -24,6 +24,7 @@ from lib.models import architecture
 from lib.train import Schedule
 
 PARAMS = ROOT / "params"
+EXECUTORS = "local", "ray"  # in processes of this machine, or on a Ray cluster
 PAPER_RADIUS_255 = 8.0  # the radius that papers' lengths are given at
 
 
@@ -41,6 +42,10 @@ class Parameters:
     download: bool = False
     device: str = "auto"
     workers: int = 0
+    executor: str = "local"
+    address: str = "auto"  # of a Ray cluster, where that is the executor; and what a run takes of it
+    cpus_per_run: float = 1.0
+    gpus_per_run: float = 0.0
     outputs: str = "outputs"
     protocol: str = ""  # whose attacks the networks are measured under as well
     settings: dict[str, Any] = field(default_factory=dict)
@@ -52,8 +57,11 @@ class Parameters:
             "seeds is empty; give at least one, such as [0]": not seeds,
             f"seeds must be 0 or more, got {seeds}": min(seeds, default=0) < 0,
             f"workers must be 0 or more, got {workers}": workers < 0,
+            f"cpus_per_run must be above 0, got {self.cpus_per_run}": self.cpus_per_run <= 0,
+            f"gpus_per_run must lie in [0, 1], got {self.gpus_per_run}": not 0 <= self.gpus_per_run <= 1,
         }
         refuse("parameters", problems)
+        choose("executor", self.executor, dict.fromkeys(EXECUTORS))
         if self.protocol:
             choose("protocol", self.protocol, PROTOCOLS)
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from lib.evaluate import Accuracy, Finding
 from lib.experiment import cost, runs
+from lib.experiment.cluster import Cluster, run_on_cluster
 from lib.experiment.jobs import Check, Job, run_jobs
 from lib.experiment.progress import clock
 from lib.experiment.spec import RunSpec
@@ -29,6 +30,8 @@ class Plan:
     @property
     def workers(self) -> int:
         """How many runs are made at once: the parameter, else one per core on a CPU and one on an accelerator."""
+        if self.table.parameters.executor == "ray":
+            return 1  # how many the cluster makes at once shows when it is there
         own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.table.parameters.workers or (own if self.table.workspace.device == "cpu" else 1)
 
@@ -55,6 +58,8 @@ class Plan:
         counts = {"will run": networks, "will have their sanity checked": len(self.todo) - networks}
         text += "; " + ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        if self.table.parameters.executor == "ray":
+            workers = f"1 worker, shared by the Ray cluster at {self.table.parameters.address}"
         text += f", about {clock(self.seconds)} on this machine with {workers}"
         if rate := self.table.scale.sustained_tflops:
             hours = self.frame["GPU-hours"].sum()
@@ -117,8 +122,12 @@ def make(planned: Plan) -> None:
     """Make everything the plan names, in its order where nothing has to wait for another."""
     table = planned.table
     if planned.todo:
-        seconds = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
-        run_jobs(seconds, table.workspace, planned.workers)
+        seconds, chosen = dict(zip(planned.todo, planned.frame["seconds"], strict=True)), table.parameters
+        if chosen.executor == "ray":
+            where = Cluster(chosen.address, chosen.cpus_per_run, chosen.gpus_per_run)
+            run_on_cluster(seconds, table.workspace, where)
+        else:
+            run_jobs(seconds, table.workspace, planned.workers)
     for digest in dict.fromkeys(job.run for job in planned.jobs):
         table.workspace.store.tidy(digest)
 

@@ -9,8 +9,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,23 @@ class Store:
                 print(f"run {digest} is being made by another process; waiting for it", flush=True)
                 return lock.acquire()
 
+    def claim_now(self, *names: str) -> ExitStack | None:
+        """All of these claims, or None where another process has one of them."""
+        with disk_errors(self.claims), ExitStack() as stack:
+            try:
+                for name in names:
+                    stack.enter_context(FileLock(self.claims / f"{name}.lock").acquire(blocking=False))
+            except Timeout:
+                return None
+            return stack.pop_all()
+
     def tidy(self, digest: str) -> None:
         """Remove what a killed process left beside the finished run `digest`, unless another process is at it."""
-        with disk_errors(self.outputs), suppress(Timeout), ExitStack() as stack:
-            others = {file.stem for file in self.claims.glob(f"{digest}-*.lock")}  # of its evaluations and checks
-            for name in sorted({digest, f"{digest}-rows", *others}):
-                stack.enter_context(FileLock(self.claims / f"{name}.lock").acquire(blocking=False))
+        others = {file.stem for file in self.claims.glob(f"{digest}-*.lock")}  # of its evaluations and checks
+        held = self.claim_now(*sorted({digest, f"{digest}-rows", *others}))
+        if held is None:
+            return
+        with disk_errors(self.outputs), held:
             for folder in (*self.runs.glob(f".{digest}-*"), *self.partial.glob(f"{digest}-*-attack")):
                 shutil.rmtree(folder, ignore_errors=True)
             beside = (*self.partial.glob(f".{digest}.*"), *(self.evaluations / digest).glob(".*"))
@@ -110,6 +121,15 @@ class Store:
             manifest = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
             os.rename(folder, self.folder(digest))
+
+    def publish(self, digest: str, contents: Mapping[str, bytes]) -> None:
+        """Publish a run from its files' contents, its manifest among them; UserError where they are not those."""
+        found = {name: sha256(content).hexdigest() for name, content in contents.items() if name != MANIFEST}
+        if found != json.loads(contents.get(MANIFEST, b"null")):
+            raise UserError(f"the run {digest} changed on its way here")
+        with self.publishing(digest) as folder:
+            for name in found:
+                (folder / name).write_bytes(contents[name])
 
     def checkpoint(self, digest: str) -> Path:
         """Where the run's epoch checkpoint is, if it was begun and can go on."""
@@ -175,11 +195,9 @@ class Store:
                 if any(files.get(name) != self.published(digest).get(name) for name in weights):
                     raise UserError(f"the run in {place} has other weights than the one here, which stays")
                 return False
-            with self.publishing(digest) as folder:
-                for name, sha in files.items():
-                    shutil.copyfile(place / name, folder / name)
-                    if file_digest(folder / name) != sha:
-                        raise UserError(f"{place / name} changed while it was copied")
+            with disk_errors(place):
+                contents = {name: (place / name).read_bytes() for name in (*files, MANIFEST)}
+            self.publish(digest, contents)
         self.tidy(digest)
         return True
 

@@ -1,0 +1,282 @@
+"""A Ray cluster of two machines on this one: what is made on it, and what is left when a part of it goes."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from raylets import Cluster, kill, until
+from small import parameters
+
+from lib import ROOT
+from lib.errors import UserError
+from lib.experiment import open_table, plan, run
+from lib.experiment.cluster import Visit, code_digest, files_of, given_weights, receive, work
+from lib.experiment.planning import jobs_of
+from lib.experiment.spec import RunSpec
+from lib.experiment.store import MANIFEST, Store
+
+LONG = {"train_images": 300, "schedules": {"default": {"epochs": 40, "batch_size": 16}}, "sanity_images": 0}
+DRIVE = """
+import json, sys
+from lib.experiment import open_table, plan, run
+from lib.experiment.parameters import Parameters
+if __name__ == "__main__":
+    run(plan(open_table("table4_dgad", Parameters(**json.loads(sys.argv[1])))))
+"""
+
+
+def weights(outputs):
+    """The digests of every run's weights."""
+    manifests = {file.parent.name: json.loads(file.read_text()) for file in outputs.glob(f"runs/*/{MANIFEST}")}
+    return {
+        (run, name): sha for run, each in manifests.items() for name, sha in each.items() if name.endswith("tensors")
+    }
+
+
+def flags(outputs):
+    """Every image's flag under every attack."""
+    rows = {file: json.loads(file.read_text())["rows"] for file in outputs.glob("evaluations/*/*.json")}
+    return {(f.parent.name, f.name, i): row.get("flags") for f, each in rows.items() for i, row in enumerate(each)}
+
+
+def resumed(outputs):
+    return sorted(
+        file.parent.name for file in outputs.glob("runs/*/provenance.json") if json.loads(file.read_text())["resumed"]
+    )
+
+
+# without Ray: what a machine of the cluster does
+
+
+@pytest.fixture
+def visit(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
+    (tmp_path / "machine").mkdir()
+    table = open_table("table4_dgad", parameters(tmp_path / "outputs", rows=["PGD-AT"]))
+    job = next(job for job in jobs_of(table) if job.label.startswith("PGD-AT"))
+    own = table.workspace
+    place = Visit(Path("visit"), Path(), device="cpu", execution=own.execution)
+    return job, own, (job, place, code_digest(), 0.01, {name: own.whole(name) for name in job.data_names})
+
+
+def test_a_job_done_elsewhere_comes_back_with_the_weights_and_flags_that_it_has_here(visit, tmp_path):
+    job, own, call = visit
+    here = open_table("table4_dgad", parameters(tmp_path / "inline", rows=["PGD-AT"])).workspace
+    job.do(here)
+    said = []
+    for _, text, files in work(*call):
+        receive(own.store, files)
+        said.append(text)
+    assert said[-1].startswith("PGD-AT, ResNet18: Clean ")
+    assert weights(own.outputs) == weights(here.outputs) != {}
+    assert flags(own.outputs) == flags(here.outputs) != {}
+    assert [*(tmp_path / "machine").glob("visit*")] == []
+
+
+def test_what_a_lost_job_had_sent_is_gone_on_from_and_leads_to_the_same_weights(visit, tmp_path):
+    job, own, call = visit
+    for share, _, files in (stream := work(*call)):
+        receive(own.store, files)
+        if share >= 0.5:
+            break
+    stream.close()
+    assert own.store.checkpoint(job.run).exists()
+    assert not own.store.has(job.run)
+    for _, _, files in work(*call, files_of(own.store, job.run)):
+        receive(own.store, files)
+    job.do(here := open_table("table4_dgad", parameters(tmp_path / "inline", rows=["PGD-AT"])).workspace)
+    assert resumed(own.outputs) == [job.run]
+    assert weights(own.outputs) == weights(here.outputs)
+
+
+def test_a_machine_with_another_lib_does_nothing(visit):
+    job, place, _, *rest = visit[2]
+    with pytest.raises(UserError, match="another lib than the notebook's machine"):
+        next(work(job, place, "another", *rest))
+
+
+def test_a_run_that_changed_on_its_way_is_refused_and_leaves_nothing(visit, tmp_path):
+    job, own, call = visit
+    files = {name: content for *_, each in work(*call) for name, content in each.items()}
+    name = f"runs/{job.run}/best.safetensors"
+    with pytest.raises(UserError, match=f"the run {job.run} changed on its way here"):
+        receive(own.store, files | {name: files[name][:-1] + b"x"})
+    assert [*own.store.runs.iterdir()] == []
+
+
+def test_weights_that_were_given_travel_with_the_job(visit, tmp_path):
+    job, own, call = visit
+    job.do(own)
+    file = own.store.folder(job.run) / "best.safetensors"
+    given = parameters(tmp_path / "given", rows=["PGD-AT"], teacher_files={"PGD-AT": str(file)})
+    table = open_table("table4_dgad", given)
+    (cell,) = table.cells
+    assert not isinstance(cell.network, RunSpec)
+    *_, (_, _, files) = work(cell, *call[1:], given_weights(cell, table.workspace))
+    receive(table.workspace.store, files)
+    assert [row.k for row in cell.measure(table.workspace)] == [row.k for row in job.measure(own)]
+
+
+def test_a_claim_that_another_has_is_given_up_whole(tmp_path):
+    one, other = Store(tmp_path).prepared(), Store(tmp_path)
+    with one.claim("b"):
+        assert other.claim_now("a", "b") is None
+        with other.claim_now("a"):
+            assert one.claim_now("a") is None
+    with other.claim_now("a", "b"):
+        pass
+
+
+def test_without_a_cluster_a_sentence_names_its_address(tmp_path):
+    pytest.importorskip("ray")
+    table = open_table("table4_dgad", parameters(tmp_path, executor="ray", address="127.0.0.1:9"))
+    with pytest.raises(UserError, match="there is no Ray cluster at 127.0.0.1:9"):
+        run(plan(table))
+
+
+# with Ray, on two machines
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("inline")
+    run(plan(open_table("table4_dgad", parameters(outputs, settings=LONG))))
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    pytest.importorskip("ray")
+    made = Cluster()
+    try:
+        made.start_head()
+        made.add("second")
+        yield made
+    finally:
+        made.stop()
+
+
+def drive(cluster, outputs, **more):
+    """The process of a notebook that makes two rows on the cluster."""
+    given = vars(parameters(outputs, settings=LONG, executor="ray", address=cluster.address, **more))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVE, json.dumps(given)], env=cluster.environment, cwd=ROOT, **pipes
+    )
+
+
+def trainings(outputs):
+    """The digests of the runs that were handed out to be trained from their first epoch on."""
+    return re.findall(r"\((\w+)\), to be trained, is handed out", (outputs / "cluster.log").read_text())
+
+
+def begun(outputs):
+    """Whether a checkpoint has come from a machine."""
+    return lambda: any(outputs.glob("partial/*.pt"))
+
+
+def ends_as_inline(driver, outputs, inline):
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    assert len(said.splitlines()) <= 10, said
+    assert weights(outputs) == weights(inline) != {}
+    assert flags(outputs) == flags(inline) != {}
+
+
+@pytest.mark.slow
+def test_two_notebooks_at_once_train_nothing_twice(cluster, tmp_path):
+    small = parameters(tmp_path, executor="ray", address=cluster.address)
+    given = {name: value for name, value in vars(small).items() if name not in ("rows", "students", "teachers")}
+    (tmp_path / "given.yaml").write_text(json.dumps(given))
+    notebooks = {
+        "table4_dgad": ["-y", "{rows: [PGD-AT, DGAD], students: [ResNet18], teachers: [WideResNet-34-10]}"],
+        "table7_dgad": ["-y", "{rows: []}"],
+    }
+    papermill = Path(sys.executable).with_name("papermill")
+    command = [papermill, "--engine", "dynamic_at", "--no-progress-bar", "-f", tmp_path / "given.yaml"]
+    running = [
+        subprocess.Popen(
+            [*command, *more, f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb"],
+            env=cluster.environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name, more in notebooks.items()
+    ]
+    for process in running:
+        said, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, said
+        assert "Traceback" not in said, said
+        assert "SIGTERM" not in said, said
+    assert sorted(trainings(tmp_path)) == sorted(file.parent.name for file in tmp_path.glob(f"runs/*/{MANIFEST}"))
+    assert resumed(tmp_path) == []
+    assert {file.name for file in (tmp_path / "tables").glob("*.csv")} >= {f"{name}.csv" for name in notebooks}
+    assert [*(tmp_path / "partial").iterdir()] == []
+
+
+@pytest.mark.slow
+def test_a_run_that_no_machine_has_room_for_is_refused_and_does_not_wait(cluster, tmp_path):
+    driver = drive(cluster, tmp_path, gpus_per_run=1.0)
+    said, _ = driver.communicate(timeout=120)
+    assert "UserError: no machine at" in said
+    assert "change gpus_per_run" in said
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced_and_goes_on_from_its_checkpoint(cluster, inline, tmp_path):
+    driver = drive(cluster, tmp_path)
+    until(begun(tmp_path), 120)
+    kill(*cluster.workers())
+    ends_as_inline(driver, tmp_path, inline)
+    assert resumed(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_is_done_without(cluster, inline, tmp_path):
+    driver = drive(cluster, tmp_path)
+    until(begun(tmp_path), 120)
+    until(lambda: cluster.workers("second"), 120)
+    cluster.kill("second")
+    try:
+        ends_as_inline(driver, tmp_path, inline)
+    finally:
+        cluster.add("second")
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_and_started_again_ends_as_if_it_had_not_been(cluster, inline, tmp_path):
+    driver = drive(cluster, tmp_path)
+    until(begun(tmp_path), 120)
+    driver.kill()
+    driver.communicate()
+    until(lambda: not cluster.workers(), 120)
+    ends_as_inline(drive(cluster, tmp_path), tmp_path, inline)
+    assert resumed(tmp_path)
+
+
+@pytest.mark.slow
+def test_when_the_head_is_lost_a_sentence_says_so_and_another_cluster_goes_on(inline, tmp_path):
+    pytest.importorskip("ray")
+    first = Cluster()
+    try:
+        first.start_head()
+        driver = drive(first, tmp_path)
+        until(begun(tmp_path), 120)
+        first.kill()
+        said, _ = driver.communicate(timeout=200)
+        assert driver.returncode == 1
+        assert "UserError: the connection to the Ray cluster was lost; what was finished is kept" in said
+    finally:
+        first.stop()
+    second = Cluster()
+    try:
+        second.start_head()
+        ends_as_inline(drive(second, tmp_path), tmp_path, inline)
+        assert resumed(tmp_path)
+    finally:
+        second.stop()
