@@ -15,6 +15,12 @@ from lib.report.differences import marks
 COLUMNS = ("Clean", "FGSM", "PGD", "CW2", "AA")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(monkeypatch):
+    """What is said of measured numbers does not depend on the evidence that is kept at present."""
+    monkeypatch.setattr("lib.experiment.kept.SCALES", ())
+
+
 @pytest.fixture
 def table(tmp_path) -> Table:
     return open_table("table4_dgad", parameters(tmp_path))
@@ -98,7 +104,7 @@ def test_where_more_than_half_of_a_column_would_be_marked_nothing_is_and_the_tab
     assert marks(block[:1], "measured").tolist() == [""]  # one row is no comparison
     table = open_table("table4_dgad", parameters(tmp_path, rows=["PGD-AT", "TRADES"]))
     alike = compare(table, [result("PGD-AT", 18), result("TRADES", 17)])
-    assert alike.verdict == "This scale cannot tell the rows apart: no measured number is marked."
+    assert alike.verdict == "This scale cannot tell the best from most rows: no measured number is marked."
     assert alike.to_html().count(alike.verdict) == 1
     assert "<b>90.0" not in alike.to_html()
     apart = compare(table, [result("PGD-AT", 18), result("TRADES", 9)])
@@ -107,7 +113,7 @@ def test_where_more_than_half_of_a_column_would_be_marked_nothing_is_and_the_tab
     mixed = list(result("TRADES", 9).accuracies)
     mixed[0] = replace(mixed[0], k=17, flags=right(17))
     some = compare(table, [result("PGD-AT", 18), replace(result("TRADES", 9), accuracies=tuple(mixed))])
-    assert some.verdict == "This scale cannot tell the rows apart in Clean: nothing is marked there."
+    assert some.verdict == "This scale cannot tell the best from most rows in Clean: nothing is marked there."
 
 
 def test_the_worst_case_counts_an_image_as_right_that_is_right_under_every_attack_of_the_papers(table, tmp_path):

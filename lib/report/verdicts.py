@@ -43,9 +43,9 @@ def verdict(lead: Paired | None) -> str:
 
 
 def in_words(results: Sequence[Result], one: str, other: str, columns: Iterable[str]) -> str:
-    """Whether a row's lead over another holds, column by column, and in points with 1.96 standard errors."""
+    """Whether a row's lead over another holds, column by column, with the lead in points and the paired test's p."""
     leads = {column: difference(results, one, other, column) for column in columns}
-    points = {column: f" ({lead.difference:+.1f} ± {1.96 * lead.error:.1f})" for column, lead in leads.items() if lead}
+    points = {column: f" ({lead.difference:+.1f}, p = {lead.p:.1g})" for column, lead in leads.items() if lead}
     words = [f"{column}: {verdict(lead)}{points.get(column, '')}" for column, lead in leads.items()]
     return "; ".join(words) if points else "not run"
 
