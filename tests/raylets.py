@@ -4,6 +4,7 @@ As root on Linux every further machine is in a network namespace of its own, so 
 """
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -35,8 +36,9 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "RAY_worker_niceness": "0",  # Ray has 15, beside which whatever else goes on here takes all
         }
+        self.network = f"10.{random.randrange(64, 256)}.{random.randrange(256)}"  # other clusters have others
         self.namespaces = self._connect()
-        self.host = "10.213.77.1" if self.namespaces else "127.0.0.1"
+        self.host = f"{self.network}.1" if self.namespaces else "127.0.0.1"
         with socket.socket() as free:
             free.bind((self.host, 0))
             self.port = free.getsockname()[1]
@@ -49,7 +51,7 @@ class Cluster:
 
     def add(self, machine):
         inside = ["ip", "netns", "exec", self.name] if self.namespaces else []
-        address = "10.213.77.2" if self.namespaces else "127.0.0.1"
+        address = f"{self.network}.2" if self.namespaces else "127.0.0.1"
         self._start(machine, inside, ["--address", self.address, "--node-ip-address", address])
 
     def _start(self, machine, inside, options):
@@ -94,9 +96,9 @@ class Cluster:
         commands = [
             f"ip netns add {self.name}",
             f"ip link add {self._link} type veth peer name inside netns {self.name}",
-            f"ip address add 10.213.77.1/24 dev {self._link}",
+            f"ip address add {self.network}.1/24 dev {self._link}",
             f"ip link set {self._link} up",
-            f"ip netns exec {self.name} ip address add 10.213.77.2/24 dev inside",
+            f"ip netns exec {self.name} ip address add {self.network}.2/24 dev inside",
             f"ip netns exec {self.name} ip link set inside up",
             f"ip netns exec {self.name} ip link set lo up",
         ]

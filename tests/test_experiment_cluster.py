@@ -1,6 +1,7 @@
 """A Ray cluster of two machines on this one: what is made on it, and what is left when a part of it goes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from raylets import Cluster, kill, until
-from small import parameters
+from small import SETTINGS, parameters
 
 from lib import ROOT
 from lib.errors import UserError
@@ -280,3 +281,33 @@ def test_when_the_head_is_lost_a_sentence_says_so_and_another_cluster_goes_on(in
         assert resumed(tmp_path)
     finally:
         second.stop()
+
+
+@pytest.mark.slow
+def test_the_slurm_script_starts_ray_on_every_machine_makes_a_table_and_stops_it(tmp_path):
+    pytest.importorskip("ray")
+    allocation, stubs = Cluster(), tmp_path / "stubs"
+    stubs.mkdir()
+    apart = "unshare --pid --fork --mount-proc" if allocation.namespaces else ""  # symmetric-run looks for another Ray
+    second = f'MACHINE={allocation.name}-second {apart} ip netns exec {allocation.name} "$@" &' if apart else ""
+    does = {"scontrol": f"echo {allocation.host}", "srun": f'{second}\n{apart} "$@"\ncode=$?\nwait\nexit $code'}
+    for name, script in does.items():
+        (stubs / name).write_text(f"#!/bin/bash\n{script}\n")
+        (stubs / name).chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "all", "RAY_PORT": str(allocation.port)}
+    slurm |= {"SLURM_NNODES": "2" if allocation.namespaces else "1", "GPUS_PER_RUN": "0"}
+    path = f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = allocation.environment | slurm | {"PATH": path, "MACHINE": f"{allocation.name}-first"}
+    settings = {name: value for name, value in SETTINGS.items() if name != "title"}
+    given = ["--outputs", tmp_path / "outputs", "--settings", json.dumps(settings)]
+    command = ["bash", ROOT / "params" / "slurm" / "cluster.sbatch", *given, "table3_dgad"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not allocation.processes()
+    finally:
+        allocation.stop()
+    log = (tmp_path / "outputs" / "cluster.log").read_text()
+    assert (
+        len(set(re.findall(r"\((\w+)\), to be trained, is handed out", log))) == len(weights(tmp_path / "outputs")) / 2
+    )
