@@ -62,7 +62,7 @@ site: report
 	@echo "outputs/site/index.html"
 
 # every notebook but those that time the machine or want a model of yours; what is in the run store is not trained again
-TIMED := benchmark_evaluation benchmark_speed speedrun_robust evaluate_your_model
+TIMED := benchmark_cluster benchmark_evaluation benchmark_speed speedrun_robust evaluate_your_model
 executed: $(filter-out $(TIMED),$(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb)))
 
 report: $(READY)

@@ -1,4 +1,6 @@
-"""The speed notebook and the speed run at their smallest: their tables, and what they refuse."""
+"""The speed notebook, the cluster's and the speed run at their smallest: their tables, and what they refuse."""
+
+import re
 
 import pandas as pd
 import pytest
@@ -21,8 +23,9 @@ TINY = {
 }
 
 
-def test_the_speed_notebook_has_at_most_ten_code_cells():
-    assert len(code_cells(ROOT / "notebooks" / "benchmark_speed.ipynb")) <= 10
+@pytest.mark.parametrize("name", ["benchmark_speed", "benchmark_cluster"])
+def test_a_benchmark_notebook_has_at_most_ten_code_cells(name):
+    assert len(code_cells(ROOT / "notebooks" / f"{name}.ipynb")) <= 10
 
 
 def test_the_speed_notebook_runs_and_leaves_its_tables_and_its_figure(tmp_path):
@@ -36,6 +39,34 @@ def test_the_speed_notebook_runs_and_leaves_its_tables_and_its_figure(tmp_path):
     assert (steps[["lowest", "times as fast", "highest", "seconds"]] > 0).all(axis=None)
     assert set(curves.form) == {"torchattacks", "ours"}
     assert set(curves.axis) == {"batch", "side"}
+
+
+def test_the_cluster_notebook_trains_nothing_and_leaves_a_line_per_cluster_and_order_and_its_figures(tmp_path):
+    given = {"scale": "quick", "tables": ["table4_dgad", "table1_las_at"], "settings": SETTINGS}
+    copy = execute("benchmark_cluster", tmp_path, **given, gpus=[1, 3], drawn=2, random_orders=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"tables", "figures"}
+    compared = pd.read_csv(tmp_path / "tables" / "benchmark_cluster.csv")
+    orders = {"longest chain first": 1, "the plan's own": 1, "shortest first": 1, "random": 2}
+    assert compared.groupby(["order", "GPUs"]).size().to_dict() == {(o, n): orders[o] for o in orders for n in (1, 3)}
+    assert compared["times the bound"].between(1 - 1e-9, 2).all()
+    assert compared.loc[compared["GPUs"] == 1, "utilisation"].tolist() == pytest.approx([1.0] * 5)
+    for name in ("benchmark_cluster", "benchmark_cluster_jobs"):
+        assert (tmp_path / "figures" / f"{name}.pdf").stat().st_size
+    printed = "".join(out.get("text", "") for cell in copy.cells for out in cell.get("outputs", []))
+    assert "2 of them teachers" in printed
+    assert re.search(r"From \d+ GPUs on the longest chain decides", printed)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"scale": "papr"}, "unknown scale 'papr'; choose one of: paper"),
+        ({"gpus": [0]}, "gpus is one number or more"),
+        ({"tables": ["table9_dgad"]}, "unknown table 'table9_dgad'"),
+    ],
+)
+def test_what_the_cluster_notebook_cannot_simulate_is_refused_in_one_sentence(tmp_path, given, text):
+    assert text in refusal("benchmark_cluster", tmp_path, **given)
 
 
 def test_the_speed_run_trains_each_seed_and_sets_time_and_accuracy_beside_the_goal(tmp_path):

@@ -702,3 +702,22 @@ def test_a_class_without_images_is_refused(archive, part, leave):
 def test_an_unknown_data_set_is_refused_with_the_valid_ones(tmp_path):
     with pytest.raises(UserError, match=r"'mnist'.*digits, digits_b, .*cifar10, cifar100, tiny_imagenet, folder"):
         load("mnist", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "shape", "classes"),
+    [
+        ("cifar10", 50_000, (3, 32, 32), 10),
+        ("cifar100", 50_000, (3, 32, 32), 100),
+        ("tiny_imagenet", 100_000, (3, 64, 64), 200),
+    ],
+)
+def test_a_blank_set_has_its_originals_sizes_and_classes_and_takes_the_memory_of_one_image(
+    tmp_path, name, train, shape, classes
+):
+    blank = load(f"{name}_blank", data_dir=tmp_path)
+    assert (blank.train.images.shape, blank.test.images.shape) == ((train, *shape), (10_000, *shape))
+    assert len(blank.classes) == len(blank.train.labels.unique()) == len(blank.test.labels.unique()) == classes
+    assert blank.train.images.untyped_storage().nbytes() == blank.train.images[0].numel()
+    assert not blank.train.images[:3].any()
+    assert blank.name == f"{name}_blank"

@@ -1,9 +1,12 @@
 """What a training is expected to cost, counted in operations, which do not depend on the machine."""
 
 import pytest
+import torch
+from small import SETTINGS
 
 from lib.experiment import cost
 from lib.experiment.parameters import Parameters
+from lib.experiment.planning import plan
 from lib.experiment.table import open_table
 
 
@@ -37,3 +40,49 @@ def test_a_strategy_network_that_learns_in_every_step_costs_more(flops):
     each, seldom = (flops("table1_las_at", f"k={k}") / flops("table1_las_at", "PGD-AT") for k in (1, 60))
     assert each > 2
     assert 0.8 < seldom < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("table4_dgad", ["PGD-AT", "ARD", "DGAD"]),
+        ("table2_las_at", ["LAS-TRADES", "LAS-AWP"]),
+        ("table7_las_at", ["FAT", "CAT", "DART (code)"]),
+        ("table1_dynat", ["DYNAT", "DYNAT-Inner-AWP (alpha=1)"]),
+        ("table1_d2r", ["D2R-CAG", "RAT (TRADES)"]),
+    ],
+)
+def test_on_paper_the_same_operations_are_counted_and_no_second_passes(tmp_path, name, rows):
+    settings = SETTINGS | {"sustained_tflops": 1e-6}
+    table = open_table(name, Parameters(outputs=str(tmp_path), device="cpu", rows=rows, settings=settings))
+    with cost.OnPaper():
+        on_paper = plan(table).frame
+    counted = plan(table).frame  # what was kept on paper is not taken for timed
+    assert on_paper["GPU-hours"].tolist() == counted["GPU-hours"].tolist()
+    assert (on_paper["GPU-hours"] > 0).all()
+    assert (on_paper["seconds"] == 0).all()
+    assert (counted["seconds"] > 0).all()
+
+
+def test_a_convolution_on_paper_has_the_shapes_and_gradients_of_one_that_is_computed():
+    for settings in ({"stride": 2, "padding": 1}, {"dilation": 2}, {"groups": 2, "bias": False}):
+        net, x = torch.nn.Conv2d(4, 6, 3, **settings), torch.rand(2, 4, 9, 7, requires_grad=True)
+        with cost.OnPaper():
+            out = net(x)
+            gradients = torch.autograd.grad(out.sum(), [x, *net.parameters()])
+        assert out.shape == net(x).shape
+        assert not out.any()
+        assert [g.shape for g in gradients] == [x.shape, *(p.shape for p in net.parameters())]
+    assert net(x).any()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet"])
+def test_a_paper_plan_is_counted_without_its_data(tmp_path, name):
+    settings = {"datasets": {"CIFAR10": f"{name}_blank"}, "models": {"ResNet18": "ResNet8-w8"}}
+    given = {"rows": ["PGD-AT"], "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
+    given |= {"outputs": str(tmp_path / "outputs"), "data_dir": str(tmp_path / "none"), "device": "cpu"}
+    settings["models"]["WideResNet-34-10"] = "WideResNet-10-1"
+    table = open_table("table4_dgad", Parameters(scale="paper", settings=settings, **given))
+    with cost.OnPaper():
+        assert plan(table).frame["GPU-hours"].sum() > 0
+    assert not list(tmp_path.rglob("*.npz"))

@@ -34,6 +34,7 @@ OF_PAPERS = [path for path in NOTEBOOKS if TABLES.get(path.stem, {}).get("item")
 IMPORT = re.compile(r"(?:from|import) .*", re.MULTILINE)
 DECLARED = {  # notebooks that are not about a table
     "benchmark_speed": benchmark.SpeedParameters,
+    "benchmark_cluster": benchmark.ClusterParameters,
     "speedrun_robust": partial(Parameters, seeds=[0, 1, 2]),
     "evaluate_your_model": Classifier,
     "add_your_method": partial(SimpleNamespace, outputs="outputs"),

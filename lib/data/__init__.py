@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from lib.data.core import Dataset, Split, crop_and_flip, hold_out, to_float
-from lib.data.sources import cifar, digits, folder
+from lib.data.sources import BLANK, blank, cifar, digits, folder
 from lib.data.tiny_imagenet import tiny_imagenet
 from lib.errors import choose
 
@@ -18,7 +18,8 @@ def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path |
 
     digits, digits_b and digits_five are embedded; cifar10 and cifar100 lie in torchvision's layout, tiny_imagenet in
     its archive's, and a folder has train/ and test/; cifar10_jpeg is such a folder, cifar10, of the data set's public
-    JPEG copy. `download` fetches CIFAR; `cache_dir` keeps decoded images.
+    JPEG copy. cifar10_blank, cifar100_blank and tiny_imagenet_blank are as large as theirs, and all black. `download`
+    fetches CIFAR; `cache_dir` keeps decoded images.
     """
     loaders: dict[str, Callable[[], Dataset]] = {
         "digits": partial(digits, "digits"),
@@ -29,5 +30,6 @@ def load(name: str, *, data_dir: Path, download: bool = False, cache_dir: Path |
         "tiny_imagenet": partial(tiny_imagenet, data_dir, cache_dir),
         "folder": partial(folder, f"folder {data_dir.name}", data_dir, cache_dir),
         "cifar10_jpeg": partial(folder, TITLES["cifar10_jpeg"], data_dir / "cifar10", cache_dir),
+        **{f"{name}_blank": partial(blank, name) for name in BLANK},
     }
     return choose("data set", name, loaders)()

@@ -45,6 +45,18 @@ def digits(name: str, *, classes: int = 10, test: int = 500, draw: int = 0) -> D
     return Dataset(name, train_split, test_split, tuple("0123456789"[:classes]), padding=0, flip=False)
 
 
+BLANK = {"cifar10": (10, 50_000, 32), "cifar100": (100, 50_000, 32), "tiny_imagenet": (200, 100_000, 64)}
+"""Classes, training images and side of data sets that a plan can count without having them; each has 10,000 to test."""
+
+
+def blank(name: str) -> Dataset:
+    """As many images as `name` has, of its shape and all one black image: a plan is counted on it without the data."""
+    classes, train, side = BLANK[name]
+    black = torch.zeros((1, 3, side, side), dtype=torch.uint8)
+    splits = [Split(black.expand(n, -1, -1, -1), torch.arange(n) % classes) for n in (train, 10_000)]
+    return Dataset(f"{name}_blank", splits[0], splits[1], tuple(map(str, range(classes))), padding=4, flip=True)
+
+
 def cifar(classes: int, data_dir: Path, download: bool) -> Dataset:
     """CIFAR-10 or, with its fine labels, CIFAR-100, as torchvision lays it out in `data_dir`; it only fetches them.
 
