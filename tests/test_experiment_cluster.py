@@ -1,10 +1,12 @@
 """A Ray cluster of two machines on this one: what is made on it, and what is left when a part of it goes."""
 
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from small import SETTINGS, parameters
 from lib import ROOT
 from lib.errors import UserError
 from lib.experiment import open_table, plan, run
-from lib.experiment.cluster import Visit, code_digest, files_of, given_weights, receive, work
+from lib.experiment.cluster import Visit, _messages, code_digest, files_of, given_weights, receive, work
 from lib.experiment.planning import jobs_of
 from lib.experiment.spec import RunSpec
 from lib.experiment.store import MANIFEST, Store
@@ -119,6 +121,22 @@ def test_weights_that_were_given_travel_with_the_job(visit, tmp_path):
     *_, (_, _, files) = work(cell, *call[1:], given_weights(cell, table.workspace))
     receive(table.workspace.store, files)
     assert [row.k for row in cell.measure(table.workspace)] == [row.k for row in job.measure(own)]
+
+
+def test_a_runs_best_and_last_weights_are_two_jobs_and_both_are_waited_for(visit):
+    best, other = visit[0], replace(visit[0], checkpoint="last")
+    here, there = multiprocessing.Pipe(duplex=False)
+    for message in ((other, 0.5, ""), (best, 1.0, "best is done"), (other, 1.0, "last is done")):
+        there.send(message)
+    there.close()
+    assert [text for *_, text in _messages(here, {best: 1.0, other: 1.0})] == ["", "best is done", "last is done"]
+
+
+def test_a_driver_that_dies_before_all_is_done_is_a_sentence(visit):
+    here, there = multiprocessing.Pipe(duplex=False)
+    there.close()
+    with pytest.raises(UserError, match="the connection to the Ray cluster was lost; what was finished is kept"):
+        next(_messages(here, {visit[0]: 1.0}))
 
 
 def test_a_claim_that_another_has_is_given_up_whole(tmp_path):

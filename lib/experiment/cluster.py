@@ -84,7 +84,7 @@ def run_on_cluster(seconds: Mapping[Job, float], workspace: Workspace, cluster: 
 
 def _messages(here: Connection, jobs: Mapping[Job, float]) -> Iterator[tuple[Job, float, str]]:
     """What the driver sends until every job is done: a job, its share done, and its result in a line, or ""."""
-    waited_for = {job.digest: job for job in jobs}
+    waited_for = {*jobs}
     while waited_for:
         try:
             message = here.recv()
@@ -94,8 +94,9 @@ def _messages(here: Connection, jobs: Mapping[Job, float]) -> Iterator[tuple[Job
             ) from None
         if isinstance(message, Exception):
             raise message
-        digest, share, text = message
-        yield waited_for.pop(digest) if text else waited_for[digest], share, text
+        job, _, text = message
+        waited_for -= {job} if text else set()
+        yield message
 
 
 def _drive(there: Connection, jobs: list[Job], workspace: Workspace, cluster: Cluster) -> None:
@@ -132,7 +133,7 @@ class Driver:
 
         self.ray, self.there, self.workspace, self.waiting = ray, there, workspace, jobs
         self.running: dict[Any, tuple[Job, ExitStack]] = {}
-        self.losses, self.handed = Counter[str](), dict[object, Any]()
+        self.losses, self.handed = Counter[Job](), dict[object, Any]()
         self.task: Any = ray.remote(work).options(
             num_cpus=cluster.cpus_per_run, num_gpus=cluster.gpus_per_run, max_retries=0, scheduling_strategy="SPREAD"
         )
@@ -155,18 +156,18 @@ class Driver:
         try:
             share, text, files = self.ray.get(next(stream))
             receive(self.workspace.store, files)
-            self.losses[job.digest] = 0
+            self.losses[job] = 0
             if text:
                 del self.running[stream]
                 held.close()
-            self.there.send((job.digest, share, text))
+            self.there.send((job, share, text))
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, UserError) else error from None
         except self.ray.exceptions.RayError as error:
             del self.running[stream]
             held.close()
-            self.losses[job.digest] += 1
-            if self.losses[job.digest] == LOSSES:
+            self.losses[job] += 1
+            if self.losses[job] == LOSSES:
                 why = str(error).split(". ")[0][:200]
                 raise UserError(f"{job.label} lost its worker {LOSSES} times without getting further: {why}") from None
             self.waiting.insert(0, job)
@@ -181,7 +182,7 @@ class Driver:
             self.waiting.remove(job)
             if job.state(self.workspace) == "complete":  # another process made it
                 held.close()
-                self.there.send((job.digest, 1.0, job.do(self.workspace)))
+                self.there.send((job, 1.0, job.do(self.workspace)))
                 continue
             self.running[self.hand_out(job)] = job, held
 
