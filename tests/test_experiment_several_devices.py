@@ -1,4 +1,8 @@
-"""torchrun with two processes on this machine's CPU, beside one process and beside a rank that dies."""
+"""torchrun with two processes on this machine's CPU, beside one process and beside a rank that dies.
+
+The runs compared in fp32 are of attacks on a cross-entropy or on the teacher. KL(S(x) || S(x')) has next to no gradient
+where its attack starts, so rounding decides signs; tests/test_train_devices.py compares those methods in float64.
+"""
 
 import json
 import subprocess
@@ -16,7 +20,7 @@ from lib.experiment.parameters import load_scale
 from lib.files import file_digest
 from lib.train.devices import Parallel
 
-TOLERANCE = 1e-5  # of a weight, in fp32; the largest difference seen is 6e-7
+TOLERANCE = 1e-5  # of a weight, in fp32, after six steps; the largest difference seen is 7e-7
 SYNCHRONISED = SETTINGS | {"batch_norm": "synchronised"}
 PER_DEVICE = SETTINGS | {"batch_norm": "per_device", "devices": 2}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -53,9 +57,9 @@ def facts(folder):
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory):
-    """LAS-AT's, DYNAT's and DGAD's runs, the last with its teacher, by two processes."""
+    """LAS-AT and searches beside it, DGAD in three forms and its teacher, by two processes."""
     outputs = tmp_path_factory.mktemp("two")
-    made = call(outputs, SYNCHRONISED, *TORCHRUN, *MAKE, "fig3_las_at", "fig3_dynat", "table3_dgad")
+    made = call(outputs, SYNCHRONISED, *TORCHRUN, *MAKE, "fig3_las_at", "table3_dgad")
     assert made.returncode == 0, made.stdout + made.stderr
     assert made.stdout.count("Plan.") == 1
     return outputs
@@ -63,11 +67,11 @@ def by_two(tmp_path_factory):
 
 @pytest.mark.slow
 def test_runs_by_torchrun_end_in_the_weights_that_one_process_ends_in(by_two, tmp_path):
-    made = call(tmp_path, SYNCHRONISED, *MAKE, "--workers", "1", "fig3_las_at", "fig3_dynat", "table3_dgad")
+    made = call(tmp_path, SYNCHRONISED, *MAKE, "--workers", "1", "fig3_las_at", "table3_dgad")
     assert made.returncode == 0, made.stderr
     ones, twos = runs(tmp_path), runs(by_two)
     assert list(ones) == list(twos)
-    assert len(ones) == 10
+    assert len(ones) == 8
     for digest, one in ones.items():
         assert (facts(one)["devices"], facts(twos[digest])["devices"]) == (1, 2)
         for name in {file.name for file in one.glob("*.safetensors")} - {"best.safetensors"}:
