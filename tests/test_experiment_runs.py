@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,7 +136,7 @@ def test_a_plan_takes_the_seconds_that_runs_of_the_kind_logged_and_probes_for_ot
     monkeypatch.setattr(experiment.cost, "training", lambda *_: pytest.fail("probed"))
     table = small(finished.workspace.outputs, seeds=[1])
     assert {"PGD-AT, ResNet18"} <= {job.label for job in plan(table).todo}
-    logs, kind = cost.logged(table.workspace), lambda spec: cost.kind(asdict(spec))
+    logs, kind = cost.logged(table.workspace), lambda spec: cost.kind(spec.plain())
     for cell in table.cells:
         twice = replace(cell.network, schedule=replace(cell.network.schedule, epochs=4))
         assert kind(twice) == kind(cell.network) in logs

@@ -7,6 +7,7 @@ from lib.experiment.spec import DataSpec, GivenWeights, RunSpec
 from lib.methods import Piecewise
 from lib.methods.strategy import StrategySpec
 from lib.train import Schedule
+from lib.train.devices import Parallel
 from lib.train.weights import AWP
 
 SPEC = RunSpec(
@@ -43,11 +44,18 @@ CHANGES = {
     "awp": AWP(0.005),
     "average": 0.99,
     "recipe": 99,
+    "parallel": Parallel("synchronised"),
 }
 
 
 def test_the_digest_of_a_spec_is_the_same_everywhere():
     assert SPEC.digest == replace(SPEC).digest == "e90c3614a2da"
+    assert replace(SPEC, teacher=replace(SPEC, teacher=None)).digest == "43d06745c3cb"
+
+
+def test_the_number_of_devices_changes_a_digest_where_each_has_its_own_batch_statistics():
+    two, three = (replace(SPEC, parallel=Parallel("per_device", count)) for count in (2, 3))
+    assert len({SPEC.digest, replace(SPEC, parallel=Parallel("synchronised")).digest, two.digest, three.digest}) == 4
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(RunSpec)])

@@ -68,6 +68,10 @@ class Engine:
             self._viewed.append(net)
         return in_precision(view, "fp32" if self.precision == "fp32" else "bf16")
 
+    def training_view(self, net: Net) -> Net:
+        """`net` as its training forwards it."""
+        return in_precision(net, self.precision)
+
     def attack(
         self,
         attack: partial[Tensor],

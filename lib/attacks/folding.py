@@ -96,10 +96,10 @@ class Folded:
 
 
 class _Tracer(fx.Tracer):
-    """Convolutions of our own stay whole, as torch's do."""
+    """Convolutions and batch-norms of our own stay whole, as torch's do."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _made_of(net: nn.Module) -> list[object]:

@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -24,6 +24,7 @@ from lib.experiment.networks import Workspace, fresh_network, provenance
 from lib.experiment.runs import start
 from lib.experiment.spec import DataSpec, GivenWeights, RunSpec
 from lib.losses import cross_entropy
+from lib.train import devices
 from lib.train.meter import timed
 
 QUICK = 0.2  # seconds; work on two images that takes longer is not repeated on a whole batch
@@ -74,7 +75,7 @@ def of(job: Job, workspace: Workspace, logs: Mapping[str, float], flops: bool) -
         return measuring
     teacher = job.network.teacher and GivenWeights(job.network.teacher.model, "")
     spec = replace(job.network, seed=0, weights=(), teacher=teacher)
-    epoch = None if spec.max_steps else logs.get(kind(asdict(spec)))
+    epoch = None if spec.max_steps else logs.get(kind(spec.plain()))
     if epoch is None:
         return measuring + training(spec, workspace)
     return measuring + _cost(epoch * spec.schedule.epochs, training(spec, workspace)["flops"] if flops else 0.0)
@@ -102,7 +103,7 @@ def training(spec: RunSpec, workspace: Workspace) -> Cost:
         options = tuple((dict(strategy.options) | {"steps": (float(steps),)}).items())
         strategy = replace(strategy, options=options) if strategy.options else None
     longer = replace(schedule, epochs=schedule.epochs + 10)  # the scheduler counts the steps made here
-    changed = replace(spec, schedule=longer, strategy=strategy, attack_steps=steps)
+    changed = replace(spec, schedule=longer, strategy=strategy, attack_steps=steps, parallel=None)
     begun = start(changed, workspace, fresh_teacher=True)
     if begun.method.criterion in STOPPING:
         begun.method = replace(begun.method, criterion=None)
@@ -111,7 +112,8 @@ def training(spec: RunSpec, workspace: Workspace) -> Cost:
     scored = AttackSpec("PGD-10", "pgd", steps=10, images=spec.data.held_out or spec.selection_images)
     columns = (scored, replace(scored, steps=20), *[replace(scored, attack="clean")] * 4) if begun.follow else (scored,)
     scoring = evaluation(spec.model, spec.data, workspace, columns) * math.ceil(made * schedule.epochs / whole)
-    return _per_image(begun.train_step, begun.data, schedule.batch_size) * schedule.batch_size * made + scoring
+    size = -(-schedule.batch_size // devices.size())  # the part that one device has
+    return _per_image(begun.train_step, begun.data, size) * schedule.batch_size * made + scoring
 
 
 def logged(workspace: Workspace) -> dict[str, float]:

@@ -15,9 +15,11 @@ from lib.experiment.networks import fresh_network
 from lib.experiment.parameters import PARAMS, Loader, Parameters
 from lib.experiment.planning import Plan, jobs_of, make, plan
 from lib.experiment.progress import clock
+from lib.experiment.several_devices import assist, join
 from lib.experiment.spec import DataSpec, RunSpec
 from lib.experiment.table import Table, open_table
 from lib.experiment.table_file import read_table
+from lib.train.devices import announce
 
 
 def longest_first(planned: Plan) -> Plan:
@@ -77,13 +79,16 @@ def main() -> None:
     try:
         every = sorted(path.stem for path in (PARAMS / "tables").glob("*.yaml"))
         names = names or [name for name in every if read_table(name).item]
-        given["settings"] = yaml.load(given["settings"], Loader)
+        given = join(given | {"settings": yaml.load(given["settings"], Loader)})
         check_type(given["settings"], dict[str, Any], "settings")
         tables = [open_table(name, Parameters(**given)) for name in names]
+        if assist(tables):  # it is one of several processes, and not the one that does the rest
+            return
         planned = longest_first(plan(*tables))
         show(planned, tables)
         if not only_show:
             make(planned)
+        announce()
     except (UserError, yaml.YAMLError) as error:
         parser.exit(1, f"{error}\n")
 

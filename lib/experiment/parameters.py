@@ -22,6 +22,7 @@ from lib.methods import METHODS
 from lib.methods.strategy import UNITS
 from lib.models import architecture
 from lib.train import Schedule
+from lib.train.devices import Parallel
 
 PARAMS = ROOT / "params"
 EXECUTORS = "local", "ray"  # in processes of this machine, or on a Ray cluster
@@ -87,6 +88,8 @@ class Scale:
     max_steps: int = 0  # stop every training after so many optimisation steps; 0: never
     sustained_tflops: float = 0.0
     execution: str = "fast"
+    batch_norm: str = ""  # whose batch statistics, where a run is trained on several devices
+    devices: int = 0  # how many, where each has its own
 
     def __post_init__(self) -> None:
         counts = ("attack_steps", "train_images", "test_images", "held_out", "max_steps", "sanity_images")
@@ -102,6 +105,13 @@ class Scale:
             choose(name, getattr(self, name), dict.fromkeys(known))
         for name in self.models.values():
             architecture(name)
+        _ = self.parallel
+
+    @property
+    def parallel(self) -> Parallel | None:
+        """How its runs are trained on several devices; None: on one."""
+        refuse("settings", {"devices goes with batch_norm: per_device": self.devices and not self.batch_norm})
+        return Parallel(self.batch_norm, self.devices) if self.batch_norm else None
 
     def from_paper(self, length_255: float) -> float:
         """A length in [0, 1] from one in 1/255 at the papers' radius of 8/255, in proportion to this scale's radius."""

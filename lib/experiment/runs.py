@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from lib.files import disk_errors
 from lib.methods import strategies
 from lib.models.checkpoints import as_safetensors
 from lib.models.modes import mode
-from lib.train import Training, TrainingExtras, build_training
+from lib.train import Training, TrainingExtras, build_training, devices
 
 CLEAN = AttackSpec("Clean", "clean")
 FOLLOWED = 1000  # images that an epoch's PGD-20 is measured on, at most
@@ -31,10 +31,10 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
     with store.claim(spec.digest):
         if store.has(spec.digest):
             return
-        training, resumed, begun = start(spec, workspace), store.load_checkpoint(spec.digest), time.monotonic()
+        devices.announce(spec.digest)
+        (training, resumed), begun = begin(spec, workspace), time.monotonic()
         here, begun_on = _machine(workspace), None
         if resumed is not None:
-            training.load_state_dict(resumed["training"])
             begun -= resumed["seconds"]
             begun_on = resumed.get("made_on", here)
             if begun_on != here:
@@ -42,6 +42,7 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
                 print(f"{text}: its weights are not those of one machine, bit for bit", flush=True)
 
         def after_epoch(training: Training) -> None:
+            devices.weights_agree(training.kept)
             state = {
                 "training": training.state_dict(),
                 "seconds": time.monotonic() - begun,
@@ -58,9 +59,18 @@ def make(spec: RunSpec, workspace: Workspace, notify: Callable[[float], None] = 
             store.checkpoint(spec.digest).unlink(missing_ok=True)
 
 
+def begin(spec: RunSpec, workspace: Workspace) -> tuple[Training, dict[str, Any] | None]:
+    """The training of `spec` where its last epoch checkpoint left it, and that checkpoint; at its start without one."""
+    training, resumed = start(spec, workspace), workspace.store.load_checkpoint(spec.digest)
+    if resumed is not None:
+        training.load_state_dict(resumed["training"])
+    return training, resumed
+
+
 def _machine(workspace: Workspace) -> str:
     facts = provenance(workspace)
-    return f"{facts['device']}, {facts['processor']}, torch {facts['packages']['torch']}"
+    count = f"{devices.size()} x " if devices.size() > 1 else ""
+    return f"{count}{facts['device']}, {facts['processor']}, torch {facts['packages']['torch']}"
 
 
 def start(spec: RunSpec, workspace: Workspace, fresh_teacher: bool = False) -> Training:
@@ -87,15 +97,16 @@ def start(spec: RunSpec, workspace: Workspace, fresh_teacher: bool = False) -> T
         data=train,
         schedule=spec.schedule,
         extras=extras,
-        score=lambda net: accuracy(net.eval(), selection, judge).percent,
+        score=lambda net: devices.from_first(lambda: accuracy(net.eval(), selection, judge).percent),
         weights=dict(spec.weights),
         padding=dataset.padding,
         flip=dataset.flip,
         seed=spec.seed,
         precision=spec.precision,
         max_steps=spec.max_steps,
-        follow=followed if method.trains_guide or method.guided else None,
+        follow=followed if (method.trains_guide or method.guided) and devices.rank() == 0 else None,
         execution=workspace.execution,
+        parallel=spec.parallel,
     )
 
 
@@ -132,6 +143,7 @@ def follow(training: Training, selection: data.Split, column: AttackSpec) -> dic
 
 def _publish(spec: RunSpec, training: Training, workspace: Workspace, facts: dict[str, Any]) -> None:
     facts = provenance(workspace) | facts | {"execution": training.engine.describe(), "steps": training.step}
+    facts |= {"devices": devices.size()} if spec.parallel else {}
     facts |= {f"best_{key}": training.best[key] for key in ("epoch", "score")}
     facts["method_code"] = method_of(spec.method).code
     history = [row | cost for row, cost in zip(training.history, training.costs, strict=True)]
@@ -140,7 +152,7 @@ def _publish(spec: RunSpec, training: Training, workspace: Workspace, facts: dic
         for name, net in (("last", training.kept), ("guide", training.guide)):
             if net is not None:
                 (folder / f"{name}.safetensors").write_bytes(as_safetensors(net.state_dict()))
-        for name, value in (("spec", asdict(spec)), ("history", history), ("provenance", facts)):
+        for name, value in (("spec", spec.plain()), ("history", history), ("provenance", facts)):
             (folder / f"{name}.json").write_text(json.dumps(value, indent=1))
 
 

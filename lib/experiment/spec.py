@@ -10,6 +10,7 @@ from lib.errors import choose
 from lib.methods import METHODS, Method, Weight
 from lib.methods.strategy import StrategySpec
 from lib.train import Schedule
+from lib.train.devices import Parallel
 from lib.train.weights import AWP
 
 RECIPE = 7  # raised when the training code changes what an equal spec computes; 7: CAT, GAIRAT as their code
@@ -39,6 +40,7 @@ class RunSpec:
 
     `selection` is the split that PGD-10 picks the epoch on, `selection_images` how many of it (0: all). `guide` is the
     model of a second network that is trained beside it, `average` the decay of an average of the weights (0: none).
+    `parallel` is whose batch statistics it has on several devices; their number is in it where it changes a result.
     """
 
     data: DataSpec
@@ -60,11 +62,16 @@ class RunSpec:
     awp: AWP | None = None
     average: float = 0.0
     recipe: int = RECIPE
+    parallel: Parallel | None = None
 
     @cached_property
     def digest(self) -> str:
         """What the run is known by, in the store and as a teacher."""
-        return digest_of(asdict(self))
+        return digest_of(self.plain())
+
+    def plain(self) -> dict[str, Any]:
+        """The run as plain values; without `parallel`, its own or a teacher's, where that is None, as before it was."""
+        return asdict(self, dict_factory=lambda pairs: {k: v for k, v in pairs if (k, v) != ("parallel", None)})
 
 
 def method_of(name: str) -> Method:

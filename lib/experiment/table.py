@@ -153,6 +153,7 @@ class Table:
             strategy=row.strategy_at(scale),
             awp=row.perturbation(),
             average=row.average,
+            parallel=scale.parallel,
         )
 
     def _cells(self, rows: tuple[Row, ...], columns: tuple[AttackSpec, ...]) -> Iterator[Cell]:

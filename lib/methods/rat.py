@@ -42,6 +42,8 @@ def with_features(net: Net, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = net(x)
     if not fed:
         raise UserError("RAT's labels come from a network's last linear layer, and this network has none")
+    if len(fed[-1]) != len(logits):
+        raise UserError("RAT's labels need every image's features, and each of several devices has only its own part's")
     return logits, fed[-1].to(logits.dtype)
 
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from lib.errors import UserError
 from lib.methods import Method, Net, Nets, weight_at
+from lib.methods.core import Recorder
 from lib.methods.strategy import ATTACK_SETTINGS, Settings, Strategy
 from lib.models.modes import mode
+from lib.train.devices import mean, on_gradients
 from lib.train.loop import Training
 from lib.train.weights import AWP, EMA, Loss, as_if_forwarded, freeze_bn, jittered, perturbed
 
@@ -58,6 +60,8 @@ class ExtendedTraining(Training):
         super().__post_init__()
         if self.extras.strategy is not None:
             self.parts["strategy"] = self.extras.strategy
+            if self.parallel is not None and self.extras.strategy.net is not None:
+                on_gradients(self.extras.strategy.net, mean)  # every rank has that of the whole batch
         self.average = EMA(self.student, self.extras.average) if self.extras.average else None
         if self.average is not None:
             self.parts["average"], self.kept = self.average, self.average.net
@@ -114,14 +118,13 @@ class ExtendedTraining(Training):
     def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: Settings) -> dict[str, Tensor]:
         """One step of the optimiser on the perturbed weights; the average takes in what comes of it."""
         with self._perturbed(self.student, x, x_adv, y, observed), ExitStack() as during:
+            heard = Recorder(self.nets.guide)
             if self.guide is not None:  # its one forward counts as many as the recipe has, and its hits are noted
-
-                def note(guide: nn.Module, images: Any, logits: Tensor) -> None:
-                    self.labels_right.append((logits.argmax(1) == y).float().mean())
-
                 during.enter_context(as_if_forwarded(self.guide, self.method.guide_forwards))
-                during.enter_context(self.guide.register_forward_hook(note))
+                during.callback(setattr, self, "nets", self.nets)
+                self.nets = replace(self.nets, guide=heard)
             terms = super().update(x, x_adv, y, _for_loss(observed))
+        self.labels_right += [(logits.argmax(1) == y).float().mean() for _, logits in heard.outputs]
         if self.average is not None:
             self.average.update(self.student)
         return terms
@@ -138,7 +141,7 @@ class ExtendedTraining(Training):
         self, x: Tensor, x_adv: Tensor, y: Tensor, settings: Settings, weight_decay: bool, loss: Loss | None = None
     ) -> nn.Module:
         """w - lr (grad + wd w) as a copy, lr as it is now, grad that of the mean of `loss` or of the method's own."""
-        copy = deepcopy(self.student).train()
+        copy = self.engine.lay_out(deepcopy(self.student)).train()
         parameters, group = list(copy.parameters()), self.optimizer.param_groups[0]
         decay = group["weight_decay"] if weight_decay else 0.0
         with self._perturbed(copy, x, x_adv, y, settings), torch.enable_grad():

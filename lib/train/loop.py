@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from lib.attacks.fast import Engine, in_precision
 from lib.attacks.pgd import Objective, Start
 from lib.data import Split, crop_and_flip, to_float
 from lib.errors import UserError
 from lib.methods import Method, Net, Nets, Weight, weight_at
+from lib.train.devices import Parallel, engine
 from lib.train.meter import Meter
 from lib.train.schedule import Schedule
 
@@ -49,6 +49,7 @@ class Training:
     precision: str = "fp32"
     execution: str = "fast"
     max_steps: int = 0
+    parallel: Parallel | None = None  # see lib/train/devices.py
     follow: Callable[["Training"], dict[str, Any]] | None = None  # further numbers of an epoch, for the history only
     guide: nn.Module | None = field(default=None, init=False)  # see lib/train/extended.py
 
@@ -57,7 +58,7 @@ class Training:
             raise UserError(f"{self.method.title} needs a teacher")
         if self.method.extended and type(self) is Training:
             raise UserError(f"{self.method.title} is more than an attack and a loss: start it with build_training")
-        self.engine = Engine(self.execution, self.precision)
+        self.engine = engine(self.parallel, self.execution, self.precision)
         nets = {"student": self.student, "teacher": self.teacher, "guide": self.guide}
         self.networks = {name: self.engine.lay_out(net) for name, net in nets.items() if net is not None}
         if self.teacher is not None:
@@ -164,7 +165,7 @@ class Training:
 
     def at_precision(self, net: Net) -> Net:
         """`net` in the training's precision."""
-        return in_precision(net, self.precision)
+        return self.engine.training_view(net)
 
     def current_weights(self, names: Iterable[str]) -> dict[str, float]:
         """The run's weights of these names as they are at this step."""
