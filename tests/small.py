@@ -31,4 +31,5 @@ def parameters(outputs: object, **changes: Any) -> Parameters:
     """Two rows, one student, one teacher, two epochs of sixty digits."""
     settings = SETTINGS | changes.pop("settings", {})
     given = {"rows": ["PGD-AT", "DGAD"], "students": ["ResNet18"], "teachers": ["WideResNet-34-10"], "device": "cpu"}
-    return Parameters(**{**given, "outputs": str(outputs), "workers": 1, "settings": settings, **changes})
+    workers = 0 if changes.get("executor") == "ray" else 1
+    return Parameters(**{**given, "outputs": str(outputs), "workers": workers, "settings": settings, **changes})

@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from raylets import Cluster, kill, until
@@ -16,8 +18,10 @@ from small import SETTINGS, parameters
 from lib import ROOT
 from lib.errors import UserError
 from lib.experiment import open_table, plan, run
-from lib.experiment.cluster import Visit, _messages, code_digest, files_of, given_weights, receive, work
+from lib.experiment.cluster import Cluster as Machines
+from lib.experiment.cluster import Driver, _ended, _messages
 from lib.experiment.planning import jobs_of
+from lib.experiment.remote import Visit, code_digest, files_of, given_weights, receive, work
 from lib.experiment.spec import RunSpec
 from lib.experiment.store import MANIFEST, Store
 
@@ -76,7 +80,7 @@ def test_a_job_done_elsewhere_comes_back_with_the_weights_and_flags_that_it_has_
     assert said[-1].startswith("PGD-AT, ResNet18: Clean ")
     assert weights(own.outputs) == weights(here.outputs) != {}
     assert flags(own.outputs) == flags(here.outputs) != {}
-    assert [*(tmp_path / "machine").glob("visit*")] == []
+    assert [*(tmp_path / "machine").glob("dynamic-at-*")] == []
 
 
 def test_what_a_lost_job_had_sent_is_gone_on_from_and_leads_to_the_same_weights(visit, tmp_path):
@@ -97,7 +101,7 @@ def test_what_a_lost_job_had_sent_is_gone_on_from_and_leads_to_the_same_weights(
 
 def test_a_machine_with_another_lib_does_nothing(visit):
     job, place, _, *rest = visit[2]
-    with pytest.raises(UserError, match="another lib than the notebook's machine"):
+    with pytest.raises(UserError, match="on .*: lib or torch are others than at the notebook"):
         next(work(job, place, "another", *rest))
 
 
@@ -135,8 +139,75 @@ def test_a_runs_best_and_last_weights_are_two_jobs_and_both_are_waited_for(visit
 def test_a_driver_that_dies_before_all_is_done_is_a_sentence(visit):
     here, there = multiprocessing.Pipe(duplex=False)
     there.close()
-    with pytest.raises(UserError, match="the connection to the Ray cluster was lost; what was finished is kept"):
+    with pytest.raises(EOFError):
         next(_messages(here, {visit[0]: 1.0}))
+    assert "where memory is short" in _ended(-9)
+    assert "the connection to the Ray cluster was lost" in _ended(-6)
+    assert "__main__" in _ended(1)
+
+
+@pytest.mark.parametrize("name", ["partial/../../x", "/tmp/x/y", "claims/a/b", "runs/../x", "runs/a/../../b", "x"])
+def test_a_file_whose_name_leads_out_of_the_store_is_refused(name, tmp_path):
+    with pytest.raises((UserError, ValueError)):
+        receive(Store(tmp_path / "outputs").prepared(), {name: b"x"})
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_a_machine_has_room_for_what_its_cpus_and_its_gpus_both_allow():
+    machines = [
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    rooms = {share: Machines("auto", 1.0, share).room(machines) for share in (0.0, 0.1, 0.25, 0.3, 1.0)}
+    assert rooms == {0.0: 10, 0.1: 8, 0.25: 4, 0.3: 3, 1.0: 1}
+    assert Machines("auto", 4.0, 0.0).room(machines) == 2
+
+
+@pytest.fixture
+def driver(visit):
+    """A driver of two jobs on a cluster with room for one, whose streams are handed in."""
+    exceptions = pytest.importorskip("ray").exceptions
+    job, own, _ = visit
+    machine = {"Alive": True, "Resources": {"CPU": 1.0}}
+    ray = SimpleNamespace(
+        exceptions=exceptions,
+        get=lambda given: given(),
+        put=lambda value: value,
+        nodes=lambda: [machine],
+        remote=lambda function: SimpleNamespace(options=lambda **chosen: SimpleNamespace(remote=lambda *all: iter(()))),
+    )
+    here, there = multiprocessing.Pipe(duplex=False)
+    made = Driver(ray, there, [job, replace(job, checkpoint="last")], own, Machines())
+    yield made
+    here.close()
+
+
+def test_jobs_are_handed_out_in_their_order_and_no_more_than_there_is_room_for(driver):
+    first, second = driver.waiting
+    driver.submit()
+    assert [job for job, _ in driver.running.values()] == [first]
+    assert driver.waiting == [second]
+    driver.submit()
+    assert driver.waiting == [second]
+
+
+def test_a_worker_that_is_lost_three_times_without_a_file_between_is_given_up(driver):
+    def lost():
+        raise driver.ray.exceptions.WorkerCrashedError
+
+    def some_files():
+        return 0.1, "", {"partial/abc.pt": b"x"}
+
+    job = driver.waiting.pop(0)
+    for sends in ([some_files, lost], [lost], [some_files, lost], [lost]):
+        driver.running = {(stream := iter(sends)): (job, ExitStack())}
+        for _ in sends:
+            driver.take(stream)
+        assert driver.waiting.pop(0) == job
+    driver.running = {(stream := iter([lost])): (job, ExitStack())}
+    with pytest.raises(UserError, match="PGD-AT, ResNet18 lost its worker 3 times without getting further"):
+        driver.take(stream)
 
 
 def test_a_claim_that_another_has_is_given_up_whole(tmp_path):
@@ -149,10 +220,12 @@ def test_a_claim_that_another_has_is_given_up_whole(tmp_path):
         pass
 
 
-def test_without_a_cluster_a_sentence_names_its_address(tmp_path):
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "auto", "nonsense"])
+def test_without_a_cluster_a_sentence_names_its_address(address, tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    table = open_table("table4_dgad", parameters(tmp_path, executor="ray", address="127.0.0.1:9"))
-    with pytest.raises(UserError, match="there is no Ray cluster at 127.0.0.1:9"):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster of another's
+    table = open_table("table4_dgad", parameters(tmp_path, executor="ray", address=address))
+    with pytest.raises(UserError, match=f"the Ray cluster at {address} cannot be reached"):
         run(plan(table))
 
 
@@ -180,7 +253,7 @@ def cluster():
 
 def drive(cluster, outputs, **more):
     """The process of a notebook that makes two rows on the cluster."""
-    given = vars(parameters(outputs, settings=LONG, executor="ray", address=cluster.address, **more))
+    given = vars(parameters(outputs, executor="ray", address=cluster.address, **{"settings": LONG, **more}))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(
         [sys.executable, "-c", DRIVE, json.dumps(given)], env=cluster.environment, cwd=ROOT, **pipes
@@ -247,6 +320,13 @@ def test_a_run_that_no_machine_has_room_for_is_refused_and_does_not_wait(cluster
 
 
 @pytest.mark.slow
+def test_an_error_of_a_job_reaches_the_notebook_with_its_sentence_and_the_machines_name(cluster, tmp_path):
+    schedules = {"default": {"epochs": 2, "batch_size": 16, "lr": 1e30}}
+    said, _ = drive(cluster, tmp_path, settings=LONG | {"schedules": schedules}).communicate(timeout=200)
+    assert re.search(r"UserError: on .*: training diverged in epoch 1", said), said
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_goes_on_from_its_checkpoint(cluster, inline, tmp_path):
     driver = drive(cluster, tmp_path)
     until(begun(tmp_path), 120)
@@ -273,7 +353,6 @@ def test_a_driver_that_is_killed_and_started_again_ends_as_if_it_had_not_been(cl
     until(begun(tmp_path), 120)
     driver.kill()
     driver.communicate()
-    until(lambda: not cluster.workers(), 120)
     ends_as_inline(drive(cluster, tmp_path), tmp_path, inline)
     assert resumed(tmp_path)
 
@@ -313,7 +392,7 @@ def test_the_slurm_script_starts_ray_on_every_machine_makes_a_table_and_stops_it
         (stubs / name).write_text(f"#!/bin/bash\n{script}\n")
         (stubs / name).chmod(0o755)
     slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "all", "RAY_PORT": str(allocation.port)}
-    slurm |= {"SLURM_NNODES": "2" if allocation.namespaces else "1", "GPUS_PER_RUN": "0"}
+    slurm |= {"SLURM_NNODES": "2" if allocation.namespaces else "1", "GPUS_PER_RUN": "0", "SLURM_CPUS_PER_TASK": "1"}
     path = f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = allocation.environment | slurm | {"PATH": path, "MACHINE": f"{allocation.name}-first"}
     settings = {name: value for name, value in SETTINGS.items() if name != "title"}
@@ -325,7 +404,5 @@ def test_the_slurm_script_starts_ray_on_every_machine_makes_a_table_and_stops_it
         assert not allocation.processes()
     finally:
         allocation.stop()
-    log = (tmp_path / "outputs" / "cluster.log").read_text()
-    assert (
-        len(set(re.findall(r"\((\w+)\), to be trained, is handed out", log))) == len(weights(tmp_path / "outputs")) / 2
-    )
+    outputs = tmp_path / "outputs"
+    assert sorted(trainings(outputs)) == sorted({run for run, _ in weights(outputs)})

@@ -39,7 +39,7 @@ def test_names_that_the_user_made_himself_are_no_parameters():
         ("workers", True, "workers wants int"),
         ("workers", -1, "workers must be 0 or more"),
         ("executor", "slurm", "unknown executor .slurm.; choose one of: local, ray"),
-        ("cpus_per_run", 0, "cpus_per_run must be above 0"),
+        ("cpus_per_run", 0, "cpus_per_run must be 0.01 or more"),
         ("gpus_per_run", 2, r"gpus_per_run must lie in \[0, 1\], got 2"),
         ("rows", "DGAD", "rows wants list"),
         ("seeds", ["0"], "seeds wants int"),

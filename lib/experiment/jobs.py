@@ -91,7 +91,7 @@ class Job:
     def measure(self, place: Workspace) -> list[Accuracy]:
         """The accuracies under its columns, each computed once and kept."""
         if None in self.stored(place):
-            with place.store.claim(self.claims[1]):
+            with place.store.claim(f"{self.run}-rows"):
                 net, test = network(self.network, self.data, place, self.checkpoint), place.dataset(self.data).test
                 rows = zip(self.columns, self.stored(place), strict=True)
                 missing = {column.what: column for column, row in rows if row is None}.values()  # two names, one attack
@@ -171,6 +171,11 @@ class Check(Job):
     def _key(self) -> str:
         unrelated = self.surrogates[0].digest if self.surrogates else None
         return digest_of(["sanity", self.images, self.epsilon, self.checkpoint, unrelated, VERSION])
+
+    @property
+    def needs(self) -> tuple[Network, ...]:
+        """The surrogate; no teacher, as nothing is trained."""
+        return self.surrogates
 
     @property
     def waits_for(self) -> set[str]:

@@ -58,8 +58,10 @@ class Parameters:
             "seeds is empty; give at least one, such as [0]": not seeds,
             f"seeds must be 0 or more, got {seeds}": min(seeds, default=0) < 0,
             f"workers must be 0 or more, got {workers}": workers < 0,
-            f"cpus_per_run must be above 0, got {self.cpus_per_run}": self.cpus_per_run <= 0,
+            f"cpus_per_run must be 0.01 or more, got {self.cpus_per_run}": self.cpus_per_run < 0.01,
             f"gpus_per_run must lie in [0, 1], got {self.gpus_per_run}": not 0 <= self.gpus_per_run <= 1,
+            "executor ray takes gpus_per_run in place of device and workers": self.executor == "ray"
+            and (self.device not in ("auto", "cpu") or workers > 0),
         }
         refuse("parameters", problems)
         choose("executor", self.executor, dict.fromkeys(EXECUTORS))

@@ -58,9 +58,9 @@ class Plan:
         counts = {"will run": networks, "will have their sanity checked": len(self.todo) - networks}
         text += "; " + ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        if self.table.parameters.executor == "ray":
-            workers = f"1 worker, shared by the Ray cluster at {self.table.parameters.address}"
         text += f", about {clock(self.seconds)} on this machine with {workers}"
+        if self.table.parameters.executor == "ray":
+            text += f" (the Ray cluster at {self.table.parameters.address} divides it among its machines)"
         if rate := self.table.scale.sustained_tflops:
             hours = self.frame["GPU-hours"].sum()
             text += f", or {hours:,.1f} GPU-hours where {rate:g} TFLOP/s are sustained"

@@ -125,7 +125,11 @@ class Store:
     def publish(self, digest: str, contents: Mapping[str, bytes]) -> None:
         """Publish a run from its files' contents, its manifest among them; UserError where they are not those."""
         found = {name: sha256(content).hexdigest() for name, content in contents.items() if name != MANIFEST}
-        if found != json.loads(contents.get(MANIFEST, b"null")):
+        try:
+            wanted = json.loads(contents[MANIFEST])
+        except (KeyError, ValueError):
+            wanted = None
+        if found != wanted:
             raise UserError(f"the run {digest} changed on its way here")
         with self.publishing(digest) as folder:
             for name in found:
@@ -195,9 +199,11 @@ class Store:
                 if any(files.get(name) != self.published(digest).get(name) for name in weights):
                     raise UserError(f"the run in {place} has other weights than the one here, which stays")
                 return False
-            with disk_errors(place):
-                contents = {name: (place / name).read_bytes() for name in (*files, MANIFEST)}
-            self.publish(digest, contents)
+            with self.publishing(digest) as folder:
+                for name, sha in files.items():
+                    shutil.copyfile(place / name, folder / name)
+                    if file_digest(folder / name) != sha:
+                        raise UserError(f"{place / name} changed while it was copied")
         self.tidy(digest)
         return True
 

@@ -34,7 +34,7 @@ def overview(parameters: Parameters) -> pd.DataFrame:
     for name, cost in read_yaml(PARAMS / "costs.yaml").items():
         record = {"paper item": cost["item"], "claim": claim_of(name), "command": f"make {name}"}
         pair, results = items.get(name), results_of(name, parameters) if name in items else ([], [])
-        record["stood for by"] = f"{pair['better']} over {pair['than']}" if pair else ""
+        record["judged by"] = f"{pair['better']} over {pair['than']}" if pair else ""
         record |= {scale: clock(cost[scale]) if scale in cost else "" for scale in ("quick", "again")}
         record |= {f"{scale}, GPU-hours": f"{cost[scale]:g}" if scale in cost else "" for scale in ("gpu", "paper")}
         status = [in_words(each, pair["better"], pair["than"], pair["columns"]) if pair else "" for each in results]
