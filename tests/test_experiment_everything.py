@@ -79,7 +79,7 @@ def test_a_student_whose_teacher_is_done_is_made_before_the_shorter_jobs_behind_
         time.sleep(0.2 if job.digest == "long" else 0.05)
         return ""
 
-    monkeypatch.setattr(jobs, "_do", do)
+    monkeypatch.setattr(jobs, "do", do)
     monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
     jobs.run_jobs(each, SimpleNamespace(), workers=2)
     assert begun == ["teacher", "long", "student", "short", "shortest"]

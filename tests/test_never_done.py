@@ -55,13 +55,19 @@ def test_yaml_makes_plain_values_only(tmp_path):
     assert not [tag for tag in Loader.yaml_constructors if tag and "python" in tag]
 
 
-def test_nothing_but_the_download_that_was_asked_for_reaches_the_network():
+def test_only_a_download_and_a_cluster_that_were_asked_for_reach_the_network():
     imported = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                imported |= {getattr(node, "module", None) or "", *(alias.name for alias in node.names)}
-    assert not {name for name in imported if name in NETWORK or name.split(".")[0] in NETWORK}
+                names = {getattr(node, "module", None) or "", *(alias.name for alias in node.names)}
+                imported |= {(path.name, name) for name in names}
+    network = NETWORK | {"ray"}
+    found = {(file, name) for file, name in imported if name in network or name.split(".")[0] in network}
+    assert found == {("cluster.py", "socket"), ("cluster.py", "ray")}
+    planning = (ROOT / "lib" / "experiment" / "planning.py").read_text()
+    assert planning.count("run_on_cluster(") == 1
+    assert 'if chosen.executor == "ray":' in planning
     assert [file for file, _, call in calls() if given(call, "download") == "True"] == ["sources.py"]
 
 
