@@ -19,9 +19,9 @@ from lib import ROOT
 from lib.errors import UserError
 from lib.experiment import open_table, plan, run
 from lib.experiment.cluster import Cluster as Machines
-from lib.experiment.cluster import Driver, _ended, _messages
+from lib.experiment.cluster import Driver, _messages
 from lib.experiment.planning import jobs_of
-from lib.experiment.remote import Visit, code_digest, files_of, given_weights, receive, work
+from lib.experiment.remote import Visit, code_digest, files_of, given_weights, receive, scratch, work
 from lib.experiment.spec import RunSpec
 from lib.experiment.store import MANIFEST, Store
 
@@ -136,14 +136,24 @@ def test_a_runs_best_and_last_weights_are_two_jobs_and_both_are_waited_for(visit
     assert [text for *_, text in _messages(here, {best: 1.0, other: 1.0})] == ["", "best is done", "last is done"]
 
 
-def test_a_driver_that_dies_before_all_is_done_is_a_sentence(visit):
-    here, there = multiprocessing.Pipe(duplex=False)
-    there.close()
-    with pytest.raises(EOFError):
-        next(_messages(here, {visit[0]: 1.0}))
-    assert "where memory is short" in _ended(-9)
-    assert "the connection to the Ray cluster was lost" in _ended(-6)
-    assert "__main__" in _ended(1)
+def test_a_script_without_a_guard_is_a_sentence_and_starts_nothing_twice(tmp_path):
+    given = vars(parameters(tmp_path, executor="ray"))
+    (tmp_path / "script.py").write_text(DRIVE.replace('if __name__ == "__main__":', "if True:"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "script.py", json.dumps(given)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "the process that speaks with Ray did not start; a script is run in it" in done.stderr
+
+
+def test_a_folder_of_a_killed_job_goes_and_that_of_one_at_work_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch() as own:
+        (tmp_path / "dynamic-at-killed").mkdir()
+        (tmp_path / "dynamic-at-killed.lock").touch()
+        with scratch() as other:
+            assert {*tmp_path.iterdir()} == {each for one in (own, other) for each in (one, one.with_suffix(".lock"))}
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["partial/../../x", "/tmp/x/y", "claims/a/b", "runs/../x", "runs/a/../../b", "x"])

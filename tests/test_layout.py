@@ -69,7 +69,7 @@ def test_a_file_has_at_most_300_lines_and_a_function_45(path):
 
 
 def test_lib_is_thin():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 10_990
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 11_000
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) in TORCH_ONLY], ids=lambda path: path.stem)

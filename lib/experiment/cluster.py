@@ -56,6 +56,10 @@ def run_on_cluster(seconds: Mapping[Job, float], workspace: Workspace, cluster: 
     driver = spawn.Process(target=_drive, args=(there, list(seconds), workspace, cluster))
     driver.start()
     there.close()
+    try:
+        here.recv()
+    except EOFError:
+        raise UserError(f"the process that speaks with Ray did not start; a script is run in it, {UNGUARDED}") from None
     shares = dict.fromkeys(seconds, 0.0)
     try:
         with progress.bar:
@@ -68,7 +72,10 @@ def run_on_cluster(seconds: Mapping[Job, float], workspace: Workspace, cluster: 
                     progress.show(sum(seconds[other] * part for other, part in shares.items()), trained=1.0)
     except EOFError:
         driver.join()
-        raise UserError(f"{_ended(driver.exitcode)}; what was finished is kept: call again") from None
+        memory = driver.exitcode == -signal.SIGKILL
+        why = "the process that speaks with Ray was killed, as the system does where memory is short"
+        why = why if memory else "the connection to the Ray cluster was lost"
+        raise UserError(f"{why}; what was finished is kept: call again") from None
     finally:
         driver.kill()  # what came so far is kept: files are written whole
         driver.join()
@@ -89,17 +96,10 @@ def _messages(here: Connection, jobs: Mapping[Job, float]) -> Iterator[tuple[Job
         yield message
 
 
-def _ended(code: int | None) -> str:
-    if code == -signal.SIGKILL:
-        return "the process that speaks with Ray was killed, as the system does where memory is short"
-    if code == 1:
-        return f"the process that speaks with Ray ended as it started; a script is run in it, {UNGUARDED}"
-    return "the connection to the Ray cluster was lost"
-
-
 def _drive(there: Connection, jobs: list[Job], workspace: Workspace, cluster: Cluster) -> None:
     """The driver's process: an error of a job, or of the connection, is its last message."""
     begin_worker()
+    there.send("begun")
     try:
         with (workspace.outputs / LOG).open("ab") as log:
             os.dup2(log.fileno(), 1)

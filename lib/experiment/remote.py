@@ -1,19 +1,20 @@
 """A job on another machine: what it needs comes as files, and what it makes goes back as files."""
 
-import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 import torch
+from filelock import FileLock, Timeout
 
 from lib import ROOT, data
 from lib.errors import UserError
@@ -25,7 +26,7 @@ from lib.files import disk_errors, file_digest, write_atomically
 
 Files = dict[str, bytes]  # contents by path below an outputs folder
 KINDS = ("runs", "evaluations", "partial", "weights")  # its folders that travel
-SCRATCH = "dynamic-at-"  # begins the name of a job's folder in the machine's temporary one, before the process's id
+SCRATCH = "dynamic-at-"  # begins the name of a job's folder in the machine's temporary one
 
 
 @dataclass(frozen=True)
@@ -46,40 +47,51 @@ def work(
 
     Raises UserError where the code or the packages are others than `code` says, and with the machine's name.
     """
-    _tidy_scratch()
-    folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
-    try:
-        if code != code_digest():
-            raise UserError("lib or torch are others than at the notebook: bring both to one commit and environment")
-        given = {name.removeprefix("weights/"): folder / name for part in parts for name in part if "weights/" in name}
-        place = replace(visit, outputs=folder, weights_files=given, data_sets=data_sets)
-        for part in parts:
-            receive(place.store, part)
-        files_of(place.store, job.run, sent := dict[str, int]())
-        shares = [0.0]
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            result = pool.submit(do, job, place, shares.append)
-            while wait([result], timeout=interval).not_done:
-                share, files = shares[-1], files_of(place.store, job.run, sent)
-                if files:
-                    yield share, "", files
-        yield shares[-1], "", files_of(place.store, job.run, sent)
-        yield 1.0, result.result(), {}
-    except UserError as error:
-        raise UserError(f"on {platform.node()}: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _tidy_scratch() -> None:
-    """Remove the folders of jobs whose process was killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+    with scratch() as folder:
         try:
-            os.kill(int(folder.name.split("-")[2]), 0)
-        except ProcessLookupError:
+            if code != code_digest():
+                raise UserError(
+                    "lib or torch are others than at the notebook: bring both to one commit and environment"
+                )
+            given = {
+                name.removeprefix("weights/"): folder / name for part in parts for name in part if "weights/" in name
+            }
+            place = replace(visit, outputs=folder, weights_files=given, data_sets=data_sets)
+            for part in parts:
+                receive(place.store, part)
+            files_of(place.store, job.run, sent := dict[str, int]())
+            shares = [0.0]
+            with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                result = pool.submit(do, job, place, shares.append)
+                while wait([result], timeout=interval).not_done:
+                    share, files = shares[-1], files_of(place.store, job.run, sent)
+                    if files:
+                        yield share, "", files
+            yield shares[-1], "", files_of(place.store, job.run, sent)
+            yield 1.0, result.result(), {}
+        except UserError as error:
+            raise UserError(f"on {platform.node()}: {error}") from error
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for a job, locked until it goes; those of jobs that were killed, whose locks are free, go first."""
+    parent = Path(tempfile.gettempdir())
+    for lock in parent.glob(f"{SCRATCH}*.lock"):
+        with suppress(Timeout, OSError), FileLock(lock).acquire(blocking=False):  # OSError: another user's
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+    folder = parent / f"{SCRATCH}{uuid4().hex}"
+    lock = folder.with_suffix(".lock")
+    with disk_errors(parent):
+        held = FileLock(lock).acquire()
+        folder.mkdir(mode=0o700)
+    with held:
+        try:
+            yield folder
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-        except (PermissionError, ValueError, IndexError):  # another user's, or nothing of ours
-            continue
+            lock.unlink(missing_ok=True)
 
 
 def files_of(store: Store, digest: str, sent: dict[str, int] | None = None) -> Files:

@@ -30,7 +30,7 @@ from lib.train.meter import KEYS
 
 
 def robust_against_clean(table: Table, comparison: Comparison, results: list[Result], robust: str) -> Figure:
-    """Accuracy under `robust` against clean accuracy: a point per row with its intervals, teachers as faint stars.
+    """Accuracy under `robust` against clean accuracy: a point per row with its intervals, teachers as hollow stars.
 
     One panel per student and teacher. The reported points are drawn faint in the lower panels, on their own axes:
     they are another data set's wherever the scale is reduced.
@@ -47,7 +47,7 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
                 lower.plot(*pd.Series([x.reported, y.reported], dtype=float), alpha=0.4, **look)
         for own in (one for one in results if one.role == "teacher" and one.student == teacher):
             percent = {a.column.name: a.percent for a in own.accuracies}
-            star = {"ms": 10, "color": "grey", "alpha": 0.5, "label": "the teacher"}
+            star = {"ms": 10, "mfc": "none", "mec": "black", "label": "the teacher"}
             upper.plot(percent["Clean"], percent[robust], "*", **star)
         upper.set_title(f"{student}\n← {teacher}" if teacher else student, fontsize=8)
         upper.set_ylabel(f"measured {robust}, %")
