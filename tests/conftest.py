@@ -29,6 +29,12 @@ def _seed() -> None:
 
 
 @pytest.fixture
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of measured numbers does not depend on the evidence that is kept at present."""
+    monkeypatch.setattr("lib.experiment.kept.SCALES", ())
+
+
+@pytest.fixture
 def make_net() -> Callable[[], nn.Module]:
     """Convolution, batch-norm, relu, linear for 3x4x4 images and ten classes; every call draws other weights."""
 

@@ -15,10 +15,7 @@ from lib.report.differences import marks
 COLUMNS = ("Clean", "FGSM", "PGD", "CW2", "AA")
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_kept(monkeypatch):
-    """What is said of measured numbers does not depend on the evidence that is kept at present."""
-    monkeypatch.setattr("lib.experiment.kept.SCALES", ())
+pytestmark = pytest.mark.usefixtures("nothing_kept")
 
 
 @pytest.fixture

@@ -19,12 +19,11 @@ PAGE = "<!doctype html><meta name=viewport content='width=device-width'><body st
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["table4_dgad", "table2_las_at", "table1_dynat"])
 def test_every_column_is_seen_without_scrolling_at_1000_pixels_and_on_a_phone_turned_sideways(
-    name, tmp_path, monkeypatch
+    name, tmp_path, nothing_kept
 ):
     sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
     if BROWSER is None:
         pytest.skip("no Chromium here")
-    monkeypatch.setattr("lib.experiment.kept.SCALES", ())  # with what is kept the table is the second one below
     table = open_table(name, parameters(tmp_path, rows=[], students=[], teachers=[], settings={}))
     draw, results = random.Random(0), []
     for cell in table.cells:

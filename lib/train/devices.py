@@ -2,7 +2,8 @@
 
 Every rank has the whole batch and draws for all of it. A network is forwarded on the rank's own part and its logits are
 gathered, so attack, loss, criterion and strategy are on every rank what they are in one process: a mean is the whole
-batch's, and all ranks go on alike. Backwards, gradients of images are gathered and gradients of weights are summed.
+batch's, and all ranks go on alike. Backwards, gradients of images are gathered and gradients of weights are summed, by
+hooks: torch's DistributedDataParallel does not support autograd.grad, which AWP and LAS-AT's copy take gradients with.
 """
 
 from collections.abc import Callable
