@@ -18,8 +18,8 @@ from small import SETTINGS, parameters
 from lib import ROOT
 from lib.errors import UserError
 from lib.experiment import open_table, plan, run
-from lib.experiment.cluster import Cluster as Machines
-from lib.experiment.cluster import Driver, _messages
+from lib.experiment.cluster import Driver, _messages, room
+from lib.experiment.parameters import Parameters
 from lib.experiment.planning import jobs_of
 from lib.experiment.remote import Visit, code_digest, files_of, given_weights, receive, scratch, work
 from lib.experiment.spec import RunSpec
@@ -169,9 +169,9 @@ def test_a_machine_has_room_for_what_its_cpus_and_its_gpus_both_allow():
         {"Alive": True, "Resources": {"CPU": 2.0}},
         {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
     ]
-    rooms = {share: Machines("auto", 1.0, share).room(machines) for share in (0.0, 0.1, 0.25, 0.3, 1.0)}
+    rooms = {share: room(machines, Parameters(gpus_per_run=share)) for share in (0.0, 0.1, 0.25, 0.3, 1.0)}
     assert rooms == {0.0: 10, 0.1: 8, 0.25: 4, 0.3: 3, 1.0: 1}
-    assert Machines("auto", 4.0, 0.0).room(machines) == 2
+    assert room(machines, Parameters(cpus_per_run=4.0)) == 2
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def driver(visit):
         remote=lambda function: SimpleNamespace(options=lambda **chosen: SimpleNamespace(remote=lambda *all: iter(()))),
     )
     here, there = multiprocessing.Pipe(duplex=False)
-    made = Driver(ray, there, [job, replace(job, checkpoint="last")], own, Machines())
+    made = Driver(ray, there, [job, replace(job, checkpoint="last")], own, Parameters())
     yield made
     here.close()
 

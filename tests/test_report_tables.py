@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -161,23 +162,45 @@ def test_reported_and_kept_numbers_are_folded_and_every_reported_one_is_there(tm
     assert comparison.caption.endswith("Nothing is measured here yet.")
 
 
+def on_fewer_images(table: Table, *names: str) -> list[Result]:
+    """Rows whose columns are on 3, 10 and 20 images."""
+    flags, results = {"PGD-AT": "1" * 5 + "0" * 15, "DGAD": "10110" + "1" * 12 + "000"}, []
+    for name in names:
+        columns = [(replace(column, images=0), flags[name][: column.images or 20]) for column in table.columns]
+        accuracies = tuple(Accuracy(c, f.count("1"), len(f), f) for c, f in columns)
+        results.append(replace(result(name, 1), accuracies=accuracies))
+    return results
+
+
 def test_beside_a_column_on_fewer_images_stands_the_strongest_attack_on_the_same_ones(tmp_path):
     table = open_table("table4_dgad", parameters(tmp_path))
-    flags = {"PGD-AT": "1" * 5 + "0" * 15, "DGAD": "10110" + "1" * 12 + "000"}
-
-    def row(name: str) -> Result:
-        columns = [(replace(column, images=0), flags[name][: column.images or 20]) for column in table.columns]
-        return replace(result(name, 1), accuracies=tuple(Accuracy(c, f.count("1"), len(f), f) for c, f in columns))
-
-    comparison = compare(table, [row("PGD-AT"), row("DGAD")])
+    comparison = compare(table, on_fewer_images(table, "PGD-AT", "DGAD"))
     found = comparison.beside.set_index(["row", "column"])["measured"]
     assert found["PGD-AT", "PGD, first 3"] == 100.0
     assert found["DGAD", "PGD, first 3"] == pytest.approx(200 / 3)
     assert (found["PGD-AT", "PGD, first 10"], found["DGAD", "PGD, first 10"]) == (50.0, 80.0)
     assert "PGD, first 3" in comparison._repr_html_()
-    same = [replace(a, n=20, flags=flags["DGAD"]) for a in row("DGAD").accuracies]
-    alone = compare(table, [replace(row("DGAD"), accuracies=tuple(same))])
+    (row,) = on_fewer_images(table, "DGAD")
+    same = [replace(a, n=20, flags="10110" + "1" * 12 + "000") for a in row.accuracies]
+    alone = compare(table, [replace(row, accuracies=tuple(same))])
     assert [*alone.beside["column"]] == ["Worst case"]
+
+
+def test_so_it_does_beside_kept_accuracies_whose_images_need_not_be_the_measured_ones(tmp_path, monkeypatch):
+    table = open_table("table4_dgad", parameters(tmp_path))
+    monkeypatch.setattr("lib.experiment.kept.results", lambda table: on_fewer_images(table, "PGD-AT"))
+    monkeypatch.setattr(sys.modules["lib.report.compare"], "_behind_kept", lambda results: "Kept: here.")
+    alone = report.reported_and_kept(table)
+    kept = alone.beside.set_index(["row", "column"])["kept"]
+    assert (kept["PGD-AT", "PGD, first 3"], kept["PGD-AT", "PGD, first 10"]) == (100.0, 50.0)
+    head, body = alone.to_html().split("</thead>", 1)
+    assert head.endswith("PGD, first 10</div><span class=kept>kept</span></th></tr>")
+    assert "<td><span class=kept>50.0<small>[23.7,<br>76.3]</small></span></td></tr>" in body
+    both = compare(table, on_fewer_images(table, "PGD-AT", "DGAD")).beside.set_index(["row", "column"])
+    assert both.loc[("PGD-AT", "PGD, first 3"), ["kept", "measured"]].tolist() == [100.0, 100.0]
+    assert pd.isna(both.loc[("DGAD", "PGD, first 3"), "kept"])
+    save(alone, tmp_path)
+    assert "50.0 <small>[23.7, 76.3]" in (tmp_path / "tables" / "table4_dgad.md").read_text()
 
 
 def test_a_table_speaks_of_reported_numbers_only_where_there_are_some(tmp_path):

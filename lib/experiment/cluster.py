@@ -14,7 +14,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 from lib.errors import UserError
 from lib.experiment.jobs import UNGUARDED, Job, refuse_in_worker
 from lib.experiment.networks import Workspace
+from lib.experiment.parameters import Parameters
 from lib.experiment.progress import Progress
 from lib.experiment.remote import Visit, code_digest, files_of, given_weights, receive, work
 from lib.files import begin_worker
@@ -32,28 +32,20 @@ LOG = "cluster.log"  # in the outputs folder: what Ray says, and what was handed
 LOSSES = 3  # times that a job's worker may be lost without having got further
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Where a Ray cluster is, and what every run takes of it; with a share of a GPU, runs are made on GPUs."""
-
-    address: str = "auto"
-    cpus_per_run: float = 1.0
-    gpus_per_run: float = 0.0
-
-    def room(self, machines: list[dict[str, Any]]) -> int:
-        """How many runs the machines that are there can make at once."""
-        taken = {"CPU": self.cpus_per_run, "GPU": self.gpus_per_run}
-        alive = [machine["Resources"] for machine in machines if machine["Alive"]]
-        each = [min(own.get(name, 0) / share for name, share in taken.items() if share) for own in alive]
-        return sum(int(runs + 1e-9) for runs in each)
+def room(machines: list[dict[str, Any]], given: Parameters) -> int:
+    """How many runs the machines that are there can make at once; with a share of a GPU, runs are made on GPUs."""
+    taken = {"CPU": given.cpus_per_run, "GPU": given.gpus_per_run}
+    alive = [machine["Resources"] for machine in machines if machine["Alive"]]
+    each = [min(own.get(name, 0) / share for name, share in taken.items() if share) for own in alive]
+    return sum(int(runs + 1e-9) for runs in each)
 
 
-def run_on_cluster(seconds: Mapping[Job, float], workspace: Workspace, cluster: Cluster) -> None:
+def run_on_cluster(seconds: Mapping[Job, float], workspace: Workspace, given: Parameters) -> None:
     """Do every job on the cluster, each after those that it waits for; `seconds` weighs them in the progress."""
     refuse_in_worker()
     spawn, progress = multiprocessing.get_context("spawn"), Progress([*seconds.values()])
     here, there = spawn.Pipe(duplex=False)
-    driver = spawn.Process(target=_drive, args=(there, list(seconds), workspace, cluster))
+    driver = spawn.Process(target=_drive, args=(there, list(seconds), workspace, given))
     driver.start()
     there.close()
     try:
@@ -96,7 +88,7 @@ def _messages(here: Connection, jobs: Mapping[Job, float]) -> Iterator[tuple[Job
         yield message
 
 
-def _drive(there: Connection, jobs: list[Job], workspace: Workspace, cluster: Cluster) -> None:
+def _drive(there: Connection, jobs: list[Job], workspace: Workspace, given: Parameters) -> None:
     """The driver's process: an error of a job, or of the connection, is its last message."""
     begin_worker()
     there.send("begun")
@@ -104,7 +96,7 @@ def _drive(there: Connection, jobs: list[Job], workspace: Workspace, cluster: Cl
         with (workspace.outputs / LOG).open("ab") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        Driver(_connected(cluster), there, jobs, workspace, cluster).run()
+        Driver(_connected(given), there, jobs, workspace, given).run()
     except UserError as error:
         there.send(error)
     except Exception as error:
@@ -112,7 +104,7 @@ def _drive(there: Connection, jobs: list[Job], workspace: Workspace, cluster: Cl
         there.send(RuntimeError(f"{type(error).__name__}: {error}"))  # with the other machine's traceback
 
 
-def _connected(cluster: Cluster) -> Any:
+def _connected(given: Parameters) -> Any:
     """Ray, as part of the cluster; UserError where that cannot be."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # as on every machine of the cluster
     try:
@@ -120,35 +112,35 @@ def _connected(cluster: Cluster) -> Any:
     except ImportError as error:
         raise UserError("executor ray wants Ray: pip install -e '.[cluster]'") from error
     try:
-        host, _, port = cluster.address.rpartition(":")
+        host, _, port = given.address.rpartition(":")
         if host:
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
-        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(given.address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, ray.exceptions.RayError) as error:
         why = "no cluster, another token in ~/.ray/auth_token, or this machine is no part of it (ray start --address)"
         said = " ".join(str(error).split())[:150]
-        raise UserError(f"the Ray cluster at {cluster.address} cannot be reached: {why}. Ray says: {said}") from error
-    if not cluster.room(ray.nodes()):
-        taken = f"{cluster.cpus_per_run:g} CPUs and {cluster.gpus_per_run:g} GPUs"
-        raise UserError(f"no machine at {cluster.address} has the {taken} that a run takes: change gpus_per_run")
+        raise UserError(f"the Ray cluster at {given.address} cannot be reached: {why}. Ray says: {said}") from error
+    if not room(ray.nodes(), given):
+        taken = f"{given.cpus_per_run:g} CPUs and {given.gpus_per_run:g} GPUs"
+        raise UserError(f"no machine at {given.address} has the {taken} that a run takes: change gpus_per_run")
     return ray
 
 
 class Driver:
     """Hands jobs to Ray in their order, as they get free and machines have room, and takes in what they send."""
 
-    def __init__(self, ray: Any, there: Connection, jobs: list[Job], workspace: Workspace, cluster: Cluster) -> None:
-        self.ray, self.there, self.cluster, self.workspace, self.waiting = ray, there, cluster, workspace, jobs
+    def __init__(self, ray: Any, there: Connection, jobs: list[Job], workspace: Workspace, given: Parameters) -> None:
+        self.ray, self.there, self.given, self.workspace, self.waiting = ray, there, given, workspace, jobs
         self.running: dict[Any, tuple[Job, ExitStack]] = {}
         self.losses, self.handed, self.said = Counter[Job](), dict[object, Any](), ""
         self.task: Any = ray.remote(work).options(
-            num_cpus=cluster.cpus_per_run,
-            num_gpus=cluster.gpus_per_run,
+            num_cpus=given.cpus_per_run,
+            num_gpus=given.gpus_per_run,
             max_retries=0,
             scheduling_strategy="SPREAD",
             _generator_backpressure_num_objects=2,
         )
-        device = "cuda" if cluster.gpus_per_run else "cpu"
+        device = "cuda" if given.gpus_per_run else "cpu"
         self.visit = Visit(Path(), Path(), device=device, execution=workspace.execution)
 
     def run(self) -> None:
@@ -159,8 +151,8 @@ class Driver:
                 for stream in self.ray.wait([*self.running], timeout=1.0)[0]:
                     self.take(stream)
             elif self.waiting:
-                room = self.cluster.room(self.ray.nodes())
-                self.say("waiting for runs that another process makes" if room else "no machine has room any more")
+                fits = room(self.ray.nodes(), self.given)
+                self.say("waiting for runs that another process makes" if fits else "no machine has room any more")
                 time.sleep(1.0)
 
     def say(self, text: str) -> None:
@@ -196,9 +188,9 @@ class Driver:
         """Hand out the first jobs that wait for none, and that no other process is at, as many as there is room for."""
         unfinished = {job.digest for job in (*self.waiting, *(job for job, _ in self.running.values()))}
         free = [job for job in self.waiting if not job.waits_for & unfinished]
-        room = self.cluster.room(self.ray.nodes()) if free else 0
+        most = room(self.ray.nodes(), self.given) if free else 0
         for job in free:
-            if len(self.running) >= room:
+            if len(self.running) >= most:
                 return
             held = self.workspace.store.claim_now(*job.claims)
             if held is None:

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from lib.errors import UserError, check_type
-from lib.experiment.cluster import Cluster
 from lib.experiment.jobs import Check, Job
 from lib.experiment.networks import fresh_network
 from lib.experiment.parameters import PARAMS, Loader, Parameters
@@ -72,7 +71,8 @@ def main() -> None:
     parser.add_argument("-n", dest="only_show", action="store_true", help="only print the plan")
     parser.add_argument("--settings", default="{}", help="any setting of params/<scale>.yaml, to replace it, as YAML")
     defaults = vars(Parameters())
-    for name in ("scale", "data_dir", "outputs", "device", "workers", "executor", *vars(Cluster())):
+    plain = ("scale", "data_dir", "outputs", "device", "workers", "executor", "address", "cpus_per_run", "gpus_per_run")
+    for name in plain:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(defaults[name]), default=defaults[name])
     given = vars(parser.parse_args())
     names, only_show = given.pop("names"), given.pop("only_show")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lib.evaluate import Accuracy, Finding
 from lib.experiment import cost, runs
-from lib.experiment.cluster import Cluster, run_on_cluster
+from lib.experiment.cluster import run_on_cluster
 from lib.experiment.jobs import Check, Job, run_jobs
 from lib.experiment.progress import clock
 from lib.experiment.spec import RunSpec
@@ -124,8 +124,7 @@ def make(planned: Plan) -> None:
     if planned.todo:
         seconds, chosen = dict(zip(planned.todo, planned.frame["seconds"], strict=True)), table.parameters
         if chosen.executor == "ray":
-            where = Cluster(chosen.address, chosen.cpus_per_run, chosen.gpus_per_run)
-            run_on_cluster(seconds, table.workspace, where)
+            run_on_cluster(seconds, table.workspace, chosen)
         else:
             run_jobs(seconds, table.workspace, planned.workers)
     for digest in dict.fromkeys(job.run for job in planned.jobs):

@@ -1,6 +1,6 @@
 """Reported beside measured: the comparison, differences and controls, histories, and what they were made with."""
 
-from lib.report.compare import compare, reported_and_kept
+from lib.report.compare import compare, kept_results, reported_and_kept
 from lib.report.differences import (
     gains,
     measurements,
@@ -10,7 +10,7 @@ from lib.report.differences import (
     under_both,
     versus,
 )
-from lib.report.guides import command, computed, errata, guessed, kept_results, linked, measured, overview, steps
+from lib.report.guides import command, computed, errata, guessed, linked, measured, overview, steps
 from lib.report.histories import THIS_LIBRARY, followed, histories, las_at_passes, picks_summary, strategy_steps, times
 from lib.report.render import finish, provenance_table, save, save_own, source
 from lib.report.reported import choices, paper, printed, reported_table, row_key

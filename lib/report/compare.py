@@ -1,7 +1,7 @@
 """Reported beside measured, cell by cell, and the notes that say where the numbers come from."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -30,7 +30,6 @@ MARKS_EXPLAINED = (
     "image (McNemar's at 5 %; with several seeds one that counts their spread) cannot tell from it, and among reported "
     "numbers all that two independent sets of images may differ by. Where these are more than half, none is bold"
 )
-Place = tuple[str, str, str, str]  # student, teacher, row, column
 COMPARABLE = ("gpu", "paper")  # the scales whose data are the paper's: elsewhere a difference is of other conditions
 MADE_WITH = ("commit", "uncommitted_changes", "python", "packages", "device", "threads", "tf32", "execution")
 
@@ -41,15 +40,17 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     From scale gpu on the difference as well, where reported and measured are of one data set.
     """
     records, beside = [], []
-    known, behind_kept = kept_cells(table)
+    there, behind_kept = _kept_of(table)
     for student, teacher, row in lines(table):
-        own = [r for r in results if (r.student, r.row) == (student, row.row)]
-        mine = [r for r in own if r.teacher in ("", teacher)]  # a network without one stands under every teacher
+        mine, known = (_of_line(each, student, teacher, row) for each in (results, there))
         line = {"student": student, "teacher": teacher, "row": row.row}
         for column in table.file.columns:
             cell = _cell(table, mine, student, teacher, row, column)
-            records.append(line | cell | _kept(known, (student, teacher, row.row, column)))
-        beside += [line | case for case in (*_same_images(table, mine, results), *_worst_case(table, mine))]
+            records.append(line | cell | _as_kept(mean_of([a for a in _accuracies(known) if a.column.name == column])))
+        cases = {name: _as_kept(numbers) for name, numbers in _same_images(table, known, there).items()}
+        for name, numbers in (_same_images(table, mine, results) | _worst_case(table, mine)).items():
+            cases[name] = cases.get(name, {}) | numbers
+        beside += [line | {"column": name} | numbers for name, numbers in cases.items()]
     frame = pd.DataFrame(records).astype({"reported": float})
     source_marks = dict(zip(sorted({*frame["quoted"]} - {""}), "†‡§¶", strict=False))
     frame["source_mark"] = frame["quoted"].map({"": ""} | source_marks)
@@ -57,7 +58,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     for kind in ("reported", "measured"):
         frame[f"{kind}_mark"] = pd.concat([marks(block, kind) for block in blocks])
     cells, measured = [r for r in results if r.role == "cell"], measurements(table, results)
-    worst, behind = next((case for case in beside if case["column"] == WORST), {}), behind_kept if known else ""
+    worst, behind = next((case for case in beside if case["column"] == WORST), {}), behind_kept if there else ""
     return Comparison(
         table.name,
         frame if table.scale_name in COMPARABLE else frame.drop(columns="difference"),
@@ -73,19 +74,18 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     )
 
 
-def kept_cells(table: Table) -> tuple[dict[Place, dict[str, Any]], str]:
-    """What is kept for every place of the table, its seeds' mean and interval; and what it is, or why there is none."""
+def kept_results(table: Table) -> list[Result]:
+    """The kept accuracies of the table's rows; none where there is no evidence that can be shown."""
+    return _kept_of(table)[0]
+
+
+def _kept_of(table: Table) -> tuple[list[Result], str]:
+    """What is kept of the table, and in words what it is, or why there is none."""
     try:
-        results, why = kept.results(table), "No evidence is kept for these rows yet (make evidence)."
+        results = kept.results(table)
     except UserError as error:
-        results, why = [], f"{error}."
-    if not results:
-        return {}, why
-    seeds: dict[Place, list[Accuracy]] = {}
-    for result in results:
-        for one in result.accuracies:
-            seeds.setdefault((result.student, result.teacher, result.row, one.column.name), []).append(one)
-    return {place: mean_of(each) for place, each in seeds.items()}, _behind_kept(results)
+        return [], f"{error}."
+    return results, _behind_kept(results) if results else "No evidence is kept for these rows yet (make evidence)."
 
 
 def _behind_kept(results: list[Result]) -> str:
@@ -93,7 +93,7 @@ def _behind_kept(results: list[Result]) -> str:
     made = [facts for result in results for facts in result.made]
     data = sorted({name for scale in scales for name in index(REFERENCE / scale)["data"]})
     days = sorted({facts["date"][:10] for facts in made})
-    counts = {one.column.name: one.n for result in results for one in result.accuracies}
+    counts = {one.column.name: one.n for one in _accuracies(results)}
     most = max(counts.values())
     fewer = [f"{name}: {n:,}" for name, n in counts.items() if n < most]
     parts = [
@@ -116,12 +116,22 @@ def _label(result: Result) -> str:
     return f"{result.row}, {result.student}{taught}" + (f", seed {result.seed}" if result.seed else "")
 
 
+def _accuracies(results: Iterable[Result]) -> list[Accuracy]:
+    return [one for result in results for one in result.accuracies]
+
+
+def _of_line(results: list[Result], student: str, teacher: str, row: Row) -> list[Result]:
+    """The results of one line, a seed each; a network without a teacher stands under every one."""
+    own = [result for result in results if (result.student, result.row) == (student, row.row)]
+    return [result for result in own if result.teacher in ("", teacher)]
+
+
 def _cell(table: Table, results: list[Result], student: str, teacher: str, row: Row, column: str) -> dict[str, Any]:
     """What a line has in one column: the paper's number and the seeds' mean, with what is behind them."""
     printed = reported(table.file, student, teacher, row, column)
     source = row.quoted.get(student, "")
     images = (table.file.quoted_images.get(source, {}) if source else table.file.own_images).get(column, TEST_IMAGES)
-    accuracies = [a for result in results for a in result.accuracies if a.column.name == column]
+    accuracies = [a for a in _accuracies(results) if a.column.name == column]
     measured = mean_of(accuracies)
     value = measured["measured"]
     return {
@@ -135,28 +145,27 @@ def _cell(table: Table, results: list[Result], student: str, teacher: str, row: 
     }
 
 
-def _worst_case(table: Table, results: list[Result]) -> list[dict[str, Any]]:
-    """The seeds' worst case over the paper's columns, as a cell; none where there are fewer than two attacks."""
+def _worst_case(table: Table, results: list[Result]) -> dict[str, dict[str, Any]]:
+    """The seeds' worst case over the paper's columns; none where there are fewer than two attacks."""
     attacks = {column.name: column.attack for column in table.columns}
     cases = [worst_case([a for a in result.accuracies if a.column.name in attacks]) for result in results]
     known = [one for one in cases if one is not None and sum(attacks[name] != "clean" for name in one.of) > 1]
-    return [{"column": WORST, "attack": f"all of {', '.join(one.of)}"} | mean_of(known) for one in known[:1]]
+    return {WORST: {"attack": f"all of {', '.join(known[0].of)}"} | mean_of(known)} if known else {}
 
 
-def _same_images(table: Table, own: list[Result], results: list[Result]) -> list[dict[str, Any]]:
+def _same_images(table: Table, own: list[Result], results: list[Result]) -> dict[str, dict[str, Any]]:
     """What the strongest attack on all images leaves of those that columns on fewer take, which may be easier ones."""
     bounded = {column.name for column in table.columns if ATTACKS[column.attack].bounded}
-    made = [a for result in results for a in result.accuracies if a.column.name in table.file.columns]
+    made = [a for a in _accuracies(results) if a.column.name in table.file.columns]
     most = max((a.n for a in made), default=0)
     strong = [a for a in made if a.column.name in bounded and a.n == most]
     if not strong:
-        return []
+        return {}
     name = min(reversed(strong), key=lambda one: one.percent).column.name
-    whole = [a for result in own for a in result.accuracies if a.column.name == name]
-    cells = []
+    whole, cells = [a for a in _accuracies(own) if a.column.name == name], {}
     for n in sorted({a.n for a in made} - {most}):
         parts = [WorstCase(a.flags[:n].count("1"), n, (name,), a.flags[:n]) for a in whole]
-        cells.append({"column": f"{name}, first {n}", "attack": name} | mean_of(parts))
+        cells[f"{name}, first {n}"] = {"attack": name} | mean_of(parts)
     return cells
 
 
@@ -172,11 +181,9 @@ def _provenance(table: Table, results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _kept(known: dict[Place, dict[str, Any]], place: Place) -> dict[str, Any]:
-    """What is kept for a cell; a network without a teacher stands under every one."""
-    student, _, row, column = place
-    own = known.get(place) or known.get((student, "", row, column)) or mean_of([])
-    return {"kept": own["measured"], **{f"kept_{key}": own.get(key) for key in ("low", "high", "sd", "n", "seeds")}}
+def _as_kept(numbers: dict[str, Any]) -> dict[str, Any]:
+    behind = {f"kept_{key}": numbers.get(key) for key in ("low", "high", "sd", "n", "seeds")}
+    return {"kept": numbers["measured"]} | behind
 
 
 def _caption(table: Table, frame: pd.DataFrame, kept: str) -> str:

@@ -16,9 +16,10 @@ from lib.experiment import kept
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
 from lib.experiment.planning import Result
 from lib.experiment.progress import clock
-from lib.experiment.table import Table, open_table
+from lib.experiment.table import open_table
 from lib.experiment.table_file import read_table
 from lib.methods import METHODS, Nets, NominalBatch, Piecewise
+from lib.report.compare import kept_results
 from lib.report.verdicts import in_words, printed_lead
 
 Entry = Mapping[str, Any]
@@ -52,14 +53,6 @@ def claim_of(name: str) -> str:
     """What a notebook's first cell gives as the paper's claim; "" where it states none."""
     first = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"][0]
     return "".join(first["source"]).partition("**The claim.** ")[2].partition("\n")[0].partition(" Here ")[0]
-
-
-def kept_results(table: Table) -> list[Result]:
-    """The kept accuracies of the table's rows; none where there is no evidence that can be shown."""
-    try:
-        return kept.results(table)
-    except UserError:
-        return []
 
 
 def results_of(name: str, parameters: Parameters, **only: Any) -> tuple[list[Result], list[Result]]:

@@ -137,17 +137,20 @@ def _body(comparison: Comparison) -> str:
 
 
 def _columns(comparison: Comparison) -> dict[str, list[str]]:
-    """Heading -> the kinds of its numbers; what stands beside the table's own columns is measured alone."""
+    """Heading -> the kinds of its numbers; what stands beside the table's own columns has its own."""
     own = {comparison.headings[name]: comparison.kinds for name in comparison.frame["column"].unique()}
-    return own | {name: ["measured"] for name in comparison.beside.get("column", pd.Series()).unique()}
+    if comparison.beside.empty:
+        return own
+    beside = comparison.beside.groupby("column", sort=False)
+    return own | {name: [k for k in comparison.kinds if k in each and each[k].notna().any()] for name, each in beside}
 
 
 def _lines(comparison: Comparison, format: str) -> dict[tuple[str, ...], dict[str, str]]:
     """(student, teacher, row) -> heading -> its numbers, written for html, md or tex."""
-    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    lines, kinds = dict[tuple[str, ...], dict[str, str]](), _columns(comparison)
     for record in comparison.frame.to_dict("records") + comparison.beside.to_dict("records"):
         heading = comparison.headings.get(record["column"], record["column"])  # what stands beside them has none
-        numbers = {kind: _number(record, kind, format) for kind in comparison.kinds if kind in record}
+        numbers = {kind: _number(record, kind, format) for kind in kinds[heading]}
         spans = " ".join(f"<span class={kind}>{text}</span>" for kind, text in numbers.items())
         cell = spans if format == "html" else " / ".join(numbers.values())
         lines.setdefault(tuple(record[key] for key in LINE), {})[heading] = cell
