@@ -1,6 +1,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -423,3 +424,16 @@ def test_where_nothing_was_measured_the_figures_draw_what_was_reported(tmp_path)
         assert points == [(printed[teacher, row, "Clean"], printed[teacher, row, "PGD"]) for row in ("PGD-AT", "DGAD")]
     assert not any(bar.get_height() for axis in figures.bars(comparison).axes for bar in axis.patches)
     assert figures.ranked(comparison, "PGD").axes
+
+
+def test_a_log_has_what_was_written_where_a_page_has_html(table, results):
+    comparison = compare(table, results)
+    shown = report.finish(table, comparison, a_figure=figures.bars(comparison))
+    assert repr(shown).startswith("Written: ")
+    written = repr(shown).removeprefix("Written: ").removesuffix(".").split(", ")
+    assert [Path(name).name for name in written[-2:]] == ["a_figure.png", "a_figure.pdf"]
+    assert all(Path(name).is_file() for name in written)
+    assert written[0] in shown.data
+    source = report.source(report.finish)
+    assert repr(source) == "The source of lib.report.render.finish."
+    assert "save_figure" in source.data

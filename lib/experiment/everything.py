@@ -70,10 +70,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="TABLE", help="which of params/tables; none: all of the papers'")
     parser.add_argument("-n", dest="only_show", action="store_true", help="only print the plan")
     parser.add_argument("--settings", default="{}", help="any setting of params/<scale>.yaml, to replace it, as YAML")
-    defaults = vars(Parameters())
-    plain = ("scale", "data_dir", "outputs", "device", "workers", "executor", "address", "cpus_per_run", "gpus_per_run")
-    for name in plain:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(defaults[name]), default=defaults[name])
+    for name, default in vars(Parameters()).items():
+        if type(default) in (str, int, float):
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     given = vars(parser.parse_args())
     names, only_show = given.pop("names"), given.pop("only_show")
     try:

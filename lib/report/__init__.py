@@ -12,6 +12,6 @@ from lib.report.differences import (
 )
 from lib.report.guides import command, computed, errata, guessed, linked, measured, overview, steps
 from lib.report.histories import THIS_LIBRARY, followed, histories, las_at_passes, picks_summary, strategy_steps, times
-from lib.report.render import finish, provenance_table, save, save_own, source
+from lib.report.render import finish, save, save_own, source
 from lib.report.reported import choices, paper, printed, reported_table, row_key
 from lib.report.verdicts import paired_heatmap, paired_matrix, verdicts

@@ -230,7 +230,7 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
 
 
 def finish(table: Table, comparison: Comparison, **figures: Figure) -> HTML:
-    """The end of a notebook: save the table, and each figure under its name, below `outputs`; return the provenance.
+    """The end of a notebook: save the table, and each figure by its name, below `outputs`; where, and the provenance.
 
     finish(table, comparison, fig5_dynat=figure) writes figures/fig5_dynat.png and .pdf.
     """
@@ -238,7 +238,8 @@ def finish(table: Table, comparison: Comparison, **figures: Figure) -> HTML:
     saved = save(comparison, outputs)
     for name, figure in figures.items():
         saved += save_figure(figure, name, outputs)
-    return provenance_table(comparison, saved)
+    written = f"Written: {', '.join(map(show_path, saved))}."
+    return Logged(f"<p>{escape(written)}</p>" + fold("Made with", _facts(made_with(comparison))), written)
 
 
 def save_own(results: Report, outputs: Path, name: str, weights: str) -> list[Path]:
@@ -264,11 +265,23 @@ def _write(texts: Mapping[str, str], outputs: Path, name: str) -> list[Path]:
     return [folder / f"{name}.{suffix}" for suffix in texts]
 
 
+class Logged(HTML):
+    """HTML, of which a log has a text alone."""
+
+    def __init__(self, html: str, text: str) -> None:
+        super().__init__(html)
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 def source(*functions: Any) -> HTML:
     """The source of some functions of the library, so that what is read is what runs."""
     code = "\n\n".join(dedent(inspect.getsource(function)).strip() for function in functions)
     look = HtmlFormatter(noclasses=True, nobackground=True, prestyles="font-family: monospace; overflow-x: auto")
-    return HTML(highlight(code, PythonLexer(), look))
+    names = ", ".join(f"{function.__module__}.{function.__qualname__}" for function in functions)
+    return Logged(highlight(code, PythonLexer(), look), f"The source of {names}.")
 
 
 def made_with(comparison: Comparison) -> dict[str, str]:
@@ -278,12 +291,6 @@ def made_with(comparison: Comparison) -> dict[str, str]:
     return {key: text for key, text in texts.items() if text not in ("None", "")} | {
         "runs": ", ".join(comparison.provenance["runs"])
     }
-
-
-def provenance_table(comparison: Comparison, saved: list[Path]) -> HTML:
-    """What a result was made with, folded, and where it was written, for the end of a notebook."""
-    made, written = made_with(comparison), ", ".join(map(show_path, saved))
-    return HTML(f"<p>Written: {escape(written)}.</p>" + fold("Made with", _facts(made)))
 
 
 def _facts(facts: Mapping[str, str]) -> str:
