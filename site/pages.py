@@ -80,7 +80,7 @@ def result(name: str, title: str, facts: dict[str, Any], card: dict[str, Any]) -
     text = html.read_text() if html.exists() else report.reported_and_kept(table).to_html()
     shown = [f'```{{raw}} html\n<div class="result">\n{text}\n</div>\n```']
     verdicts = VERDICTS if name == "compare_papers" else VERDICTS[VERDICTS["table"] == name]
-    verdicts = verdicts.drop(columns=["paper", "table"]).dropna(axis=1, how="all").astype(object).fillna("–")
+    verdicts = verdicts.drop(columns=["paper", "table"]).dropna(axis=1, how="all").round(2).astype(object).fillna("–")
     said = ["## Claims, and the verdict of the kept evidence", verdicts.to_markdown(index=False)]
     return (picture + shown if name.startswith("fig") else shown + picture) + said * bool(len(verdicts))
 

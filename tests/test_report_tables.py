@@ -426,6 +426,13 @@ def test_where_nothing_was_measured_the_figures_draw_what_was_reported(tmp_path)
     assert figures.ranked(comparison, "PGD").axes
 
 
+def test_where_nothing_is_reported_a_figure_has_no_panel_for_it(tmp_path):
+    table = whole("compare_papers", tmp_path, rows=["PGD-AT", "TRADES"])
+    comparison = compare(table, [attacked(table, "PGD-AT", 12), attacked(table, "TRADES", 15)])
+    (axis,) = figures.robust_against_clean(table, comparison, [], "AA").axes
+    assert axis.get_ylabel().startswith("measured AA")
+
+
 def test_a_log_has_what_was_written_where_a_page_has_html(table, results):
     comparison = compare(table, results)
     shown = report.finish(table, comparison, a_figure=figures.bars(comparison))

@@ -46,6 +46,9 @@ def test_the_index_says_not_run_where_nothing_was_measured_and_links_every_noteb
     shown = displayed(execute("index", tmp_path))
     assert "not run" in shown
     assert all(f'href="{name}.ipynb"' in shown for name in NOTEBOOKS - GUIDES)
+    assert all(f"<code>make {name}</code>" in shown for name in NOTEBOOKS - GUIDES)
+    assert "<b>DGAD over AdaAD</b>\\nkept: " in shown
+    assert "for k=40 of the target" in shown  # a claim's formulas read as they are
 
 
 @pytest.mark.parametrize("entry", ERRATA, ids=lambda entry: f"{entry['paper']}, {entry['where']}")

@@ -36,22 +36,24 @@ def robust_against_clean(table: Table, comparison: Comparison, results: list[Res
     they are another data set's wherever the scale is reduced.
     """
     blocks = [(student, teacher) for student in table.students for teacher in table.teacher_names]
-    figure, axes = panels(2, len(blocks), 1.25, 4.6)
-    for (student, teacher), (upper, lower) in zip(blocks, axes.T, strict=True):
+    printed = bool(comparison.frame["reported"].notna().any())
+    figure, axes = panels(1 + printed, len(blocks), 1.25, 3.2 + 1.4 * printed)
+    for (student, teacher), (upper, *lower) in zip(blocks, axes.T, strict=True):
         block = comparison.frame.query("student == @student and teacher == @teacher").set_index(["row", "column"])
         block = block[["measured", "low", "high", "reported"]].astype(float)
         for i, row in enumerate(row.row for row in table.rows):
             if (row, robust) in block.index:
                 x, y = block.loc[(row, "Clean")], block.loc[(row, robust)]
                 look = _point(upper, x, y, row, i)
-                lower.plot(*pd.Series([x.reported, y.reported], dtype=float), alpha=0.4, **look)
+                for axis in lower:
+                    axis.plot(*pd.Series([x.reported, y.reported], dtype=float), alpha=0.4, **look)
         for own in (one for one in results if one.role == "teacher" and one.student == teacher):
             percent = {a.column.name: a.percent for a in own.accuracies}
             star = {"ms": 10, "mfc": "none", "mec": "black", "label": "the teacher"}
             upper.plot(percent["Clean"], percent[robust], "*", **star)
         upper.set_title(f"{student}\n← {teacher}" if teacher else student, fontsize=8)
-        upper.set_ylabel(f"measured {robust}, %")
-        lower.set_ylabel(f"reported {robust}, %")
+        for kind, axis in zip(("measured", "reported"), (upper, *lower), strict=False):
+            axis.set_ylabel(f"{kind} {robust}, %")
     axes[0, 0].set_ylabel(f"measured {comparison.headings[robust]}, %")
     figure.supxlabel("clean accuracy, %", fontsize=9)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), **BESIDE | {"fontsize": None})

@@ -26,27 +26,32 @@ Entry = Mapping[str, Any]
 
 
 def overview(parameters: Parameters) -> pd.DataFrame:
-    """A line per notebook of params/costs.yaml: the claim in its words, costs, and its status, kept and here.
+    """A line per notebook of params/costs.yaml: the claim in its words, its cost, and whether it holds, kept and here.
 
     Nothing is trained. `kept` is of the kept evidence, the other status of the run store below `outputs` at the scale.
     """
-    items, here = read_yaml(PARAMS / "claims.yaml")["items"], f"here, scale {parameters.scale}"
-    records = {}
+    items, records = read_yaml(PARAMS / "claims.yaml")["items"], {}
     for name, cost in read_yaml(PARAMS / "costs.yaml").items():
-        record = {"paper item": cost["item"], "claim": claim_of(name), "command": f"make {name}"}
+        costs = [f"{scale}: {clock(cost[scale])}" for scale in ("quick", "again") if scale in cost]
+        costs += [f"{scale}: {cost[scale]:g} GPU-h" for scale in ("gpu", "paper") if scale in cost]
+        record = {"item": cost["item"], "claim": claim_of(name).replace("$", ""), "cost": "\n".join(costs)}
         pair, results = items.get(name), results_of(name, parameters) if name in items else ([], [])
         record["judged by"] = f"{pair['better']} over {pair['than']}" if pair else ""
-        record |= {scale: clock(cost[scale]) if scale in cost else "" for scale in ("quick", "again")}
-        record |= {f"{scale}, GPU-hours": f"{cost[scale]:g}" if scale in cost else "" for scale in ("gpu", "paper")}
         status = [in_words(each, pair["better"], pair["than"], pair["columns"]) if pair else "" for each in results]
-        records[name] = record | dict(zip(("kept", here), status, strict=True))
+        records[name] = record | dict(zip(("kept", f"here, scale {parameters.scale}"), status, strict=True))
     return pd.DataFrame(records).T.rename_axis("notebook")
 
 
 def linked(frame: pd.DataFrame) -> str:
-    """The same as HTML: a notebook's name opens it."""
-    shown = frame.map(escape).set_axis([f'<a href="{name}.ipynb">{name}</a>' for name in frame.index])
-    return str(shown.rename_axis("notebook").to_html(escape=False))
+    """The same as HTML in four columns; an item opens its notebook."""
+    here, lines = frame.columns[-1], []
+    for name, line in frame.map(escape).iterrows():
+        item = f'<a href="{name}.ipynb">{line["item"]}</a>\n<code>make {name}</code>'
+        status = f"<b>{line['judged by']}</b>\nkept: {line['kept']}\n{here}: {line[here]}"
+        lines.append([item, line["claim"], line["cost"], status if line["judged by"] else ""])
+    shown = pd.DataFrame(lines, columns=["item", "claim", "cost", "does it hold?"]).style.hide(axis="index")
+    look = [("text-align", "left"), ("vertical-align", "top"), ("min-width", "9em"), ("white-space", "pre-line")]
+    return str(shown.set_uuid("items").set_table_styles([{"selector": "th, td", "props": look}]).to_html())
 
 
 def claim_of(name: str) -> str:
@@ -127,16 +132,13 @@ def _losses(entry: Entry) -> list[tuple[str, dict[str, Any]]]:
     """The two forms' methods and weights, where only the loss differs."""
     if "rows" not in entry:
         return []
-    file = read_table(entry["rows"]["table"])
+    file, given = read_table(entry["rows"]["table"]), []
     known = {row["row"]: row for row in file.rows + file.more_rows}
     rows = [known[entry["rows"][side]] for side in ("ours", "other")]
-    given = []
     for row in rows:
         own = row.get("weights", {})
-        first = next(iter(own.values()), 0)
-        given.append(
-            (row["method"], dict(METHODS[row["method"]].weights) | (first if isinstance(first, dict) else own))
-        )
+        own = next((each for each in own.values() if isinstance(each, dict)), own)  # the first student's
+        given.append((row["method"], dict(METHODS[row["method"]].weights) | own))
     plain = not any({"strategy", "awp"} & row.keys() for row in rows)
     numbers = not any(isinstance(weight, Piecewise) for _, weights in given for weight in weights.values())
     same = METHODS[given[0][0]].loss == METHODS[given[1][0]].loss and given[0][1] == given[1][1]

@@ -24,12 +24,10 @@ def verdicts(results: Sequence[Result]) -> pd.DataFrame:
     for claim in read_yaml(PARAMS / "claims.yaml")["claims"]:
         for column in claim["columns"]:
             lead = difference(results, claim["better"], claim["than"], column)
-            record = {"paper": claim["paper"], "claim": claim["claim"], "column": column}
             printed = printed_lead(claim["table"], claim["printed"], column) if "printed" in claim else None
-            record |= {"printed lead": printed, "lead": None, "±": None, "n": None, "p": None}
-            if lead is not None:
-                record |= {"lead": lead.difference, "±": 1.96 * lead.error, "n": lead.n, "p": lead.p}
-            records.append(record | {"verdict": verdict(lead)})
+            record = {key: claim[key] for key in ("paper", "claim")} | {"column": column, "printed lead": printed}
+            found = (lead.difference, 1.96 * lead.error, lead.n, lead.p) if lead else (None,) * 4
+            records.append(record | dict(zip(("lead", "±", "n", "p"), found, strict=True)) | {"verdict": verdict(lead)})
     return pd.DataFrame(records)
 
 
