@@ -28,7 +28,7 @@ def verdicts(results: Sequence[Result]) -> pd.DataFrame:
             record = {key: claim[key] for key in ("paper", "claim")} | {"column": column, "printed lead": printed}
             found = (lead.difference, 1.96 * lead.error, lead.n, lead.p) if lead else (None,) * 4
             records.append(record | dict(zip(("lead", "±", "n", "p"), found, strict=True)) | {"verdict": verdict(lead)})
-    return pd.DataFrame(records)
+    return pd.DataFrame(records).astype({"n": "Int64"})
 
 
 def verdict(lead: Paired | None) -> str:
