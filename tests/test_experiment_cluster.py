@@ -136,6 +136,7 @@ def test_a_runs_best_and_last_weights_are_two_jobs_and_both_are_waited_for(visit
     assert [text for *_, text in _messages(here, {best: 1.0, other: 1.0})] == ["", "best is done", "last is done"]
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_a_sentence_and_starts_nothing_twice(tmp_path):
     given = vars(parameters(tmp_path, executor="ray"))
     (tmp_path / "script.py").write_text(DRIVE.replace('if __name__ == "__main__":', "if True:"))
@@ -230,6 +231,7 @@ def test_a_claim_that_another_has_is_given_up_whole(tmp_path):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "auto", "nonsense"])
 def test_without_a_cluster_a_sentence_names_its_address(address, tmp_path, monkeypatch):
     pytest.importorskip("ray")
