@@ -127,7 +127,8 @@ def test_nesterovs_momentum_looks_ahead_and_is_off_by_default():
         ({"lr": 0.0}, "a positive lr"),
         ({"momentum": 1.0}, "a momentum in"),
         ({"weight_decay": -1.0}, "a weight_decay >= 0"),
-        ({"milestones": (-1,)}, "milestones >= 0"),
+        ({"milestones": (-1,)}, "milestones from 0 to its epochs"),
+        ({"milestones": (1, 2)}, "milestones from 0 to its epochs"),  # the rate would never fall
         ({"first_lr": 0.01}, "milestones where there is a first_lr"),
         ({"decay": 1e-4}, "milestones where there is a first_lr or a decay"),
         ({"rise": 0.0}, r"a rise in \(0, 1\)"),
@@ -221,7 +222,7 @@ def test_a_step_is_sgd_on_the_mean_over_images_of_the_summed_terms():
 def test_a_second_step_carries_momentum_and_no_old_gradient():
     student = nn.Linear(1, 1, bias=False)
     method = Method("constant slope", None, lambda nets, x, x_adv, y: {"a": student.weight.sum().expand(len(x))})
-    training = make_training(student, method, lr=0.1, milestones=(9,))
+    training = make_training(student, method, lr=0.1, milestones=(2,))
     nn.init.zeros_(student.weight)
     for _ in range(2):
         training.train_step(DATA.images[:4] / 255, DATA.labels[:4])
