@@ -14,7 +14,7 @@ from lib.errors import UserError
 class Schedule:
     """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0.
 
-    Milestones count epochs from 0, as the first with the lower rate; the number of epochs alone keeps the rate as it is.
+    Milestones count epochs from 0, as the first with the lower rate; the number of epochs alone keeps the rate.
     """
 
     epochs: int
