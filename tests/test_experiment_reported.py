@@ -154,7 +154,7 @@ def test_autoattack_is_measured_as_its_authors_did_and_under_the_common_protocol
     scale, table = load_scale(given), yaml.safe_load((PARAMS / "tables" / f"{name}.yaml").read_text())
     own = scale.column((PROTOCOLS[table["paper"]] | table.get("same_as", {}))[column])
     assert (255 * own.epsilon, own.images) == (pytest.approx(7.905), images)
-    common = [scale.column(preset) for preset in PROTOCOLS[table["also"]].values() if preset != "Clean"]
+    common = [scale.column(preset) for preset in PROTOCOLS[table["other_protocol"]].values() if preset != "Clean"]
     assert {(c.epsilon, c.images) for c in common} == {(8 / 255, 0)}
     assert not any("frozen" in c.attack for c in common)
 

@@ -58,14 +58,16 @@ def test_an_erratum_names_both_sides_what_is_done_and_rows_that_are_there(entry)
         rows = entry["rows"]
         assert {rows["ours"], rows["other"]} <= names(read_table(rows["table"]))
         assert rows["other"] in command(entry)
-    if "said" in entry.get("lead", {}):
-        assert any(f"{float(said):.2f})" not in part for part, said in told(entry)), "the text is right: no erratum"
+    if "stated" in entry.get("lead", {}):
+        assert any(f"{float(number):.2f})" not in part for part, number in told(entry)), "the text is right: no erratum"
 
 
 def told(entry):
     """The computed words of each column, with what the text says there."""
-    said = entry["lead"]["said"]
-    return zip(re.findall(r"[+-]\d+\.\d\d", computed(entry)), said if isinstance(said, list) else [said], strict=True)
+    stated = entry["lead"]["stated"]
+    return zip(
+        re.findall(r"[+-]\d+\.\d\d", computed(entry)), stated if isinstance(stated, list) else [stated], strict=True
+    )
 
 
 def test_what_is_computed_of_printed_numbers_is_the_tables_difference():

@@ -75,8 +75,8 @@ class Report:
         return lines or [f"Protocol {self.protocol}; no attack with a radius."]
 
     def _checks(self) -> tuple[dict[str, tuple[Finding, ...]], dict[str, list[str]]]:
-        said = [sentence for sentence in contradictions(self.accuracies) if f"{sentence}." not in self.warnings]
-        return {"this network": self.findings}, {"this network": said}
+        more = [sentence for sentence in contradictions(self.accuracies) if f"{sentence}." not in self.warnings]
+        return {"this network": self.findings}, {"this network": more}
 
 
 def report(

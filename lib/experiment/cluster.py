@@ -118,8 +118,8 @@ def _connected(given: Parameters) -> Any:
         ray.init(given.address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, ray.exceptions.RayError) as error:
         why = "no cluster, another token in ~/.ray/auth_token, or this machine is no part of it (ray start --address)"
-        said = " ".join(str(error).split())[:150]
-        raise UserError(f"the Ray cluster at {given.address} cannot be reached: {why}. Ray says: {said}") from error
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"the Ray cluster at {given.address} cannot be reached: {why}. Ray says: {reason}") from error
     if not room(ray.nodes(), given):
         taken = f"{given.cpus_per_run:g} CPUs and {given.gpus_per_run:g} GPUs"
         raise UserError(f"no machine at {given.address} has the {taken} that a run takes: change gpus_per_run")
@@ -132,7 +132,7 @@ class Driver:
     def __init__(self, ray: Any, there: Connection, jobs: list[Job], workspace: Workspace, given: Parameters) -> None:
         self.ray, self.there, self.given, self.workspace, self.waiting = ray, there, given, workspace, jobs
         self.running: dict[Any, tuple[Job, ExitStack]] = {}
-        self.losses, self.handed, self.said = Counter[Job](), dict[object, Any](), ""
+        self.losses, self.handed, self.last = Counter[Job](), dict[object, Any](), ""
         self.task: Any = ray.remote(work).options(
             num_cpus=given.cpus_per_run,
             num_gpus=given.gpus_per_run,
@@ -152,14 +152,14 @@ class Driver:
                     self.take(stream)
             elif self.waiting:
                 fits = room(self.ray.nodes(), self.given)
-                self.say("waiting for runs that another process makes" if fits else "no machine has room any more")
+                self.notify("waiting for runs that another process makes" if fits else "no machine has room any more")
                 time.sleep(1.0)
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Send a sentence for the notebook, unless it was the last."""
-        if text != self.said:
+        if text != self.last:
             self.there.send(text)
-        self.said = text
+        self.last = text
 
     def take(self, stream: Any) -> None:
         """The next of what a job sends."""

@@ -61,7 +61,7 @@ class OnPaper(TorchDispatchMode):
         if func is ops.aten.convolution_backward.default:
             x, weight, wanted = args[1], args[2], args[-1]
             shapes = (x.shape, weight.shape, weight.shape[:1])
-            return tuple(x.new_zeros(shape) if asked else None for shape, asked in zip(shapes, wanted, strict=True))
+            return tuple(x.new_zeros(shape) if needed else None for shape, needed in zip(shapes, wanted, strict=True))
         if func in (ops.aten.normal_.default, ops.aten.uniform_.default):
             return args[0].zero_()
         return func(*args, **kwargs or {})

@@ -50,17 +50,17 @@ def storage(planned: Plan) -> int:
 
 def show(planned: Plan, tables: list[Table]) -> None:
     """Print what will run, in its order and with how many tables ask for it, and what all of it takes."""
-    place = planned.table.workspace
-    asked = Counter(run for table in tables for run in {job.run for job in jobs_of(table)})
-    lines = planned.frame.assign(tables=[asked[job.run] for job in planned.todo])
+    workspace = planned.table.workspace
+    uses = Counter(run for table in tables for run in {job.run for job in jobs_of(table)})
+    lines = planned.frame.assign(tables=[uses[job.run] for job in planned.todo])
     lines = lines.loc[[not isinstance(job, Check) for job in planned.todo]]
     if len(lines):
         lines = lines.assign(seconds=lines["seconds"].map(clock)).rename(columns={"seconds": "about"})
         print(lines.to_string(index=False, float_format="{:.2f}".format))
-    shared, size = sum(count > 1 for count in asked.values()), storage(planned) / 1e9
-    print(f"{len(tables)} tables and figures ask for {asked.total()} runs: {len(asked)}, of which {shared} are shared.")
-    print(f"Their weights take {size:,.2f} GB in {place.outputs}.")
-    hours, unit = planned.frame["seconds"].sum() / 3600, "core" if place.device == "cpu" else "GPU"
+    shared, size = sum(count > 1 for count in uses.values()), storage(planned) / 1e9
+    print(f"{len(tables)} tables and figures ask for {uses.total()} runs: {len(uses)}, of which {shared} are shared.")
+    print(f"Their weights take {size:,.2f} GB in {workspace.outputs}.")
+    hours, unit = planned.frame["seconds"].sum() / 3600, "core" if workspace.device == "cpu" else "GPU"
     print(f"{planned} Measured here, what is missing takes {hours:,.1f} {unit}-hours.", flush=True)
 
 

@@ -31,14 +31,14 @@ def show(given: argparse.Namespace) -> None:
     records, trained = [], set[str]()
     for planned in plans(given):
         expected = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
-        place, seeds = planned.table.workspace, planned.table.parameters.seeds
+        workspace, seeds = planned.table.workspace, planned.table.parameters.seeds
         for job in dict.fromkeys((*planned.jobs, *planned.todo)):
             seconds = expected.get(job, 0.0)
             if job in expected and job.digest in trained:  # another entry trains it; these columns are left
-                seconds = float(cost.evaluation(job.network.model, job.data, place, job.columns)["seconds"])
+                seconds = float(cost.evaluation(job.network.model, job.data, workspace, job.columns)["seconds"])
             trained.add(job.digest)
             label = job.label + (f", seed {seeds[0]}" if seeds != [0] else "")
-            record = {"network": label, "table": planned.table.name, "state": job.state(place)}
+            record = {"network": label, "table": planned.table.name, "state": job.state(workspace)}
             records.append(record | {"core-hours": seconds / 3600})
     frame = pd.DataFrame(records).drop_duplicates(["network", "table"])
     print(frame.to_string(index=False, float_format="{:.2f}".format))

@@ -72,52 +72,54 @@ class Job:
         """What nobody else may be at while it is done."""
         return self.run, f"{self.run}-rows"
 
-    def state(self, place: Workspace) -> str:
+    def state(self, workspace: Workspace) -> str:
         """How far it is; "complete" where nothing is left to do."""
-        made = not isinstance(self.network, RunSpec) or place.store.has(self.run)
-        if made and None not in self.stored(place):
+        made = not isinstance(self.network, RunSpec) or workspace.store.has(self.run)
+        if made and None not in self.stored(workspace):
             return "complete"
         if not isinstance(self.network, RunSpec):
             return "given, to be measured"
-        begun = place.store.checkpoint(self.run).exists()
+        begun = workspace.store.checkpoint(self.run).exists()
         return "trained, to be measured" if made else "begun, goes on" if begun else "to be trained"
 
-    def do(self, place: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
+    def do(self, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
         """Make what is not in the store; returns it in a line."""
         if isinstance(self.network, RunSpec):
-            runs.make(self.network, place, notify)
-        return f"{self.label}: " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in self.measure(place))
+            runs.make(self.network, workspace, notify)
+        return f"{self.label}: " + ", ".join(f"{row.column.name} {row.percent:.1f}" for row in self.measure(workspace))
 
-    def measure(self, place: Workspace) -> list[Accuracy]:
+    def measure(self, workspace: Workspace) -> list[Accuracy]:
         """The accuracies under its columns, each computed once and kept."""
-        if None in self.stored(place):
-            with place.store.claim(f"{self.run}-rows"):
-                net, test = network(self.network, self.data, place, self.checkpoint), place.dataset(self.data).test
-                rows = zip(self.columns, self.stored(place), strict=True)
+        if None in self.stored(workspace):
+            with workspace.store.claim(f"{self.run}-rows"):
+                net = network(self.network, self.data, workspace, self.checkpoint)
+                test = workspace.dataset(self.data).test
+                rows = zip(self.columns, self.stored(workspace), strict=True)
                 missing = {column.what: column for column, row in rows if row is None}.values()  # two names, one attack
-                weights = place.weights(self.network, self.checkpoint)[:12]
-                begun = place.store.partial / f"{self.run}-{self.checkpoint}-{weights}-attack"
+                weights = workspace.weights(self.network, self.checkpoint)[:12]
+                begun = workspace.store.partial / f"{self.run}-{self.checkpoint}-{weights}-attack"
 
                 def keep(row: Accuracy) -> None:
-                    self.write_rows(place, self.key(row.column), [{**row.to_json(), "provenance": provenance(place)}])
+                    made = row.to_json() | {"provenance": provenance(workspace)}
+                    self.write_rows(workspace, self.key(row.column), [made])
 
                 for made_on in dict.fromkeys(column.surrogate for column in missing):
                     run = choose("surrogate", made_on, {"": None, **{run.digest: run for run in self.surrogates}})
-                    source = None if run is None else network(run, self.data, place)
+                    source = None if run is None else network(run, self.data, workspace)
                     on_it = tuple(column for column in missing if column.surrogate == made_on)
                     evaluate(net, test, on_it, source, Resources(begun, found=keep))
                 shutil.rmtree(begun, ignore_errors=True)
-        found = [row for row in self.stored(place) if row is not None]
+        found = [row for row in self.stored(workspace) if row is not None]
         if len(found) < len(self.columns):
-            raise UserError(f"accuracies were deleted from {place.outputs} while they were made; call again")
+            raise UserError(f"accuracies were deleted from {workspace.outputs} while they were made; call again")
         return found
 
-    def stored(self, place: Workspace) -> list[Accuracy | None]:
+    def stored(self, workspace: Workspace) -> list[Accuracy | None]:
         """What `measure` returns, with None for a column that it would compute.
 
         Raises UserError for an accuracy that is another column's, or whose count is not the sum of its flags.
         """
-        kept = ((column, self.read_rows(place, self.key(column))) for column in self.columns)
+        kept = ((column, self.read_rows(workspace, self.key(column))) for column in self.columns)
         return [self._checked(rows[0], column) if rows else None for column, rows in kept]
 
     def _checked(self, row: dict[str, Any], column: AttackSpec) -> Accuracy:
@@ -134,24 +136,24 @@ class Job:
         """What the accuracy under a column is kept under."""
         return digest_of([asdict(column.what), self.checkpoint, VERSION])
 
-    def write_rows(self, place: Workspace, key: str, rows: Rows) -> None:
+    def write_rows(self, workspace: Workspace, key: str, rows: Rows) -> None:
         """Keep rows about the network under `key`, with the weights that they are of."""
-        of = {"checkpoint": self.checkpoint, "weights": place.weights(self.network, self.checkpoint)}
-        place.store.write_rows(self.run, key, rows, **of)
+        of = {"checkpoint": self.checkpoint, "weights": workspace.weights(self.network, self.checkpoint)}
+        workspace.store.write_rows(self.run, key, rows, **of)
 
-    def read_rows(self, place: Workspace, key: str) -> Rows | None:
+    def read_rows(self, workspace: Workspace, key: str) -> Rows | None:
         """What is kept under `key`; None where that is nothing, or is of other weights than the network has now."""
-        rows = place.store.read_rows(self.run, key)
+        rows = workspace.store.read_rows(self.run, key)
         made_of = [row["of"] for row in rows or () if "of" in row]
-        now = {of["checkpoint"]: place.weights(self.network, of["checkpoint"]) for of in made_of}
+        now = {of["checkpoint"]: workspace.weights(self.network, of["checkpoint"]) for of in made_of}
         return None if any(now[of["checkpoint"]] not in ("", of["weights"]) for of in made_of) else rows
 
-    def made_with(self, place: Workspace) -> list[dict[str, Any]]:
+    def made_with(self, workspace: Workspace) -> list[dict[str, Any]]:
         """The provenance of the network's training and of its accuracies, as stored when they were made."""
-        files = sorted((place.store.evaluations / self.run).glob("*.json"))
-        made = [row["provenance"] for file in files for row in self.read_rows(place, file.stem) or []]
-        if isinstance(self.network, RunSpec) and place.store.folder(self.run).exists():
-            made.append(json.loads((place.store.folder(self.run) / "provenance.json").read_text()))
+        files = sorted((workspace.store.evaluations / self.run).glob("*.json"))
+        made = [row["provenance"] for file in files for row in self.read_rows(workspace, file.stem) or []]
+        if isinstance(self.network, RunSpec) and workspace.store.folder(self.run).exists():
+            made.append(json.loads((workspace.store.folder(self.run) / "provenance.json").read_text()))
         return made
 
 
@@ -187,28 +189,28 @@ class Check(Job):
         """As a job's."""
         return (self.digest,)
 
-    def state(self, place: Workspace) -> str:
+    def state(self, workspace: Workspace) -> str:
         """As a job's."""
-        return "sanity to be checked" if self.findings(place) is None else "complete"
+        return "sanity to be checked" if self.findings(workspace) is None else "complete"
 
-    def findings(self, place: Workspace) -> tuple[Finding, ...] | None:
+    def findings(self, workspace: Workspace) -> tuple[Finding, ...] | None:
         """The findings as they are kept, or None."""
-        rows, names = self.read_rows(place, self._key), [f.name for f in fields(Finding)]
+        rows, names = self.read_rows(workspace, self._key), [f.name for f in fields(Finding)]
         return None if rows is None else tuple(Finding(*(row[name] for name in names)) for row in rows)
 
-    def do(self, place: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
+    def do(self, workspace: Workspace, notify: Callable[[float], None] = lambda share: None) -> str:
         """Compute and keep the findings unless they are there; returns those that fired in a line."""
-        with place.store.claim(self.digest):
-            findings = self.findings(place)
+        with workspace.store.claim(self.digest):
+            findings = self.findings(workspace)
             if findings is None:
-                net = network(self.network, self.data, place, self.checkpoint)
-                other = folded(network(self.surrogates[0], self.data, place)) if self.surrogates else None
-                part = place.dataset(self.data).test.take(slice(0, self.images))
+                net = network(self.network, self.data, workspace, self.checkpoint)
+                other = folded(network(self.surrogates[0], self.data, workspace)) if self.surrogates else None
+                part = workspace.dataset(self.data).test.take(slice(0, self.images))
                 x, y = to_float(part.images), part.labels
                 with frozen(net):
                     findings = tuple(sanity_checks(folded(net), x, y, epsilon=self.epsilon, unrelated=other))
-                made = provenance(place)
-                self.write_rows(place, self._key, [asdict(finding) | {"provenance": made} for finding in findings])
+                made = provenance(workspace)
+                self.write_rows(workspace, self._key, [asdict(finding) | {"provenance": made} for finding in findings])
         fired = ", ".join(finding.check for finding in findings if finding.fired)
         return f"{self.label}: {fired + ' fired' if fired else 'sound'}"
 

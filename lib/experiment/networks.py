@@ -68,13 +68,14 @@ class Workspace:
 
 
 @lru_cache(maxsize=2)
-def _load(place: Workspace, name: str) -> data.Dataset:
-    return data.load(name, data_dir=place.data_dir, download=place.download, cache_dir=place.outputs / "cache")
+def _load(workspace: Workspace, name: str) -> data.Dataset:
+    folders = {"data_dir": workspace.data_dir, "cache_dir": workspace.outputs / "cache"}
+    return data.load(name, download=workspace.download, **folders)
 
 
 @lru_cache(maxsize=8)  # it reads every pixel
-def _digest(place: Workspace, name: str) -> str:
-    return place.whole(name).digest()
+def _digest(workspace: Workspace, name: str) -> str:
+    return workspace.whole(name).digest()
 
 
 def provenance(workspace: Workspace) -> dict[str, Any]:

@@ -103,19 +103,19 @@ def plan(table: Table, *more: Table) -> Plan:
 
     Several tables, of equal parameters, are one plan: what two of them ask for is made once.
     """
-    place, rate, jobs = table.workspace, table.scale.sustained_tflops * 1e12, jobs_of(table, *more)
+    workspace, rate, jobs = table.workspace, table.scale.sustained_tflops * 1e12, jobs_of(table, *more)
     cells = [(cell, one) for one in (table, *more) if one.scale.sanity_images for cell in one.cells + one.controls]
     checks = [_check(cell, one) for cell, one in cells]
-    states = {job: job.state(place) for job in [*jobs, *{check.digest: check for check in checks}.values()]}
+    states = {job: job.state(workspace) for job in [*jobs, *{check.digest: check for check in checks}.values()]}
     todo = tuple(job for job, state in states.items() if state != "complete")
     frame = pd.DataFrame({"network": [job.label for job in todo], "state": [states[job] for job in todo]})
-    logs = cost.logged(place)
-    costs = pd.DataFrame([cost.of(job, place, logs, rate > 0) for job in todo], columns=["seconds", "flops"])
+    logs = cost.logged(workspace)
+    costs = pd.DataFrame([cost.of(job, workspace, logs, rate > 0) for job in todo], columns=["seconds", "flops"])
     frame["seconds"] = costs["seconds"]
     if rate:
         frame["GPU-hours"] = costs["flops"] / rate / 3600
     made = [(job.label, job.network) for job in jobs if isinstance(job.network, RunSpec)]
-    return Plan(table, jobs, todo, frame, tuple(label for label, spec in made if runs.edited(spec, place)))
+    return Plan(table, jobs, todo, frame, tuple(label for label, spec in made if runs.edited(spec, workspace)))
 
 
 def make(planned: Plan) -> None:
@@ -141,11 +141,11 @@ def run(planned: Plan) -> list[Result]:
 
 def result(role: str, job: Job, table: Table, accuracies: Iterable[Accuracy | None]) -> Result:
     """A job's result in its role; a check's findings beside it, where they were made."""
-    place, found = table.workspace, tuple(one for one in accuracies if one is not None)
-    made = tuple(job.made_with(place)) if found else ()
+    workspace, found = table.workspace, tuple(one for one in accuracies if one is not None)
+    made = tuple(job.made_with(workspace)) if found else ()
     if not isinstance(job, Cell):
         return Result(job.label, "", "", 0, job.digest, found, made, role=role)
-    findings = _check(job, table).findings(place) if table.scale.sanity_images else ()
+    findings = _check(job, table).findings(workspace) if table.scale.sanity_images else ()
     return Result(job.student, job.teacher, job.row.row, job.seed, job.digest, found, made, findings or (), role)
 
 

@@ -56,18 +56,18 @@ def work(
             given = {
                 name.removeprefix("weights/"): folder / name for part in parts for name in part if "weights/" in name
             }
-            place = replace(visit, outputs=folder, weights_files=given, data_sets=data_sets)
+            workspace = replace(visit, outputs=folder, weights_files=given, data_sets=data_sets)
             for part in parts:
-                receive(place.store, part)
-            files_of(place.store, job.run, sent := dict[str, int]())
+                receive(workspace.store, part)
+            files_of(workspace.store, job.run, sent := dict[str, int]())
             shares = [0.0]
             with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                result = pool.submit(do, job, place, shares.append)
+                result = pool.submit(do, job, workspace, shares.append)
                 while wait([result], timeout=interval).not_done:
-                    share, files = shares[-1], files_of(place.store, job.run, sent)
+                    share, files = shares[-1], files_of(workspace.store, job.run, sent)
                     if files:
                         yield share, "", files
-            yield shares[-1], "", files_of(place.store, job.run, sent)
+            yield shares[-1], "", files_of(workspace.store, job.run, sent)
             yield 1.0, result.result(), {}
         except UserError as error:
             raise UserError(f"on {platform.node()}: {error}") from error

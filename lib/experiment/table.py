@@ -108,7 +108,7 @@ class Table:
     @property
     def protocol(self) -> str:
         """Which protocol the cells are measured under as well, its columns' names followed by it in brackets; or ""."""
-        return self.parameters.protocol or self.file.also
+        return self.parameters.protocol or self.file.other_protocol
 
     @property
     def data(self) -> DataSpec:

@@ -154,14 +154,14 @@ def other_order(net: nn.Module, test: Split, classes: Sequence[str]) -> tuple[st
     The order under which most images are right is found on one half of them and tried on the other, so that a
     weak network's errors are not taken for one.
     """
-    said, y = _outputs(net, test).argmax(1).cpu(), test.labels.cpu()
+    answers, y = _outputs(net, test).argmax(1).cpu(), test.labels.cpu()
     halves = fixed_order(len(y)).tensor_split(2)
-    size = max(len(classes), int(said.max()) + 1)
-    tried = [_matching(said[one], y[one], size)[said[other]] == y[other] for one, other in (halves, halves[::-1])]
-    plain, best = (100 * float(right.float().mean()) for right in (said == y, torch.cat(tried)))
+    size = max(len(classes), int(answers.max()) + 1)
+    tried = [_matching(answers[one], y[one], size)[answers[other]] == y[other] for one, other in (halves, halves[::-1])]
+    plain, best = (100 * float(right.float().mean()) for right in (answers == y, torch.cat(tried)))
     if best < plain + max(TELLING, 150 * len(y) ** -0.5):
         return ()
-    order = _matching(said, y, size).tolist()
+    order = _matching(answers, y, size).tolist()
     moved = [f"{i} is {classes[k]}" for i, k in enumerate(order[: len(classes)]) if i != k < len(classes)]
     return (
         f"The network seems to have the classes in another order: {plain:.1f} % are right without an attack, and "
@@ -169,9 +169,9 @@ def other_order(net: nn.Module, test: Split, classes: Sequence[str]) -> tuple[st
     )
 
 
-def _matching(said: Tensor, y: Tensor, size: int) -> Tensor:
-    """The class of each output under which most of the answers `said` (N,) are right, each class once."""
-    counts = torch.bincount(said * size + y, minlength=size * size).view(size, size)
+def _matching(answers: Tensor, y: Tensor, size: int) -> Tensor:
+    """The class of each output under which most of the answers `answers` (N,) are right, each class once."""
+    counts = torch.bincount(answers * size + y, minlength=size * size).view(size, size)
     return torch.from_numpy(linear_sum_assignment(counts.numpy(), maximize=True)[1])
 
 

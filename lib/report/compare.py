@@ -122,8 +122,7 @@ def _accuracies(results: Iterable[Result]) -> list[Accuracy]:
 
 def _of_line(results: list[Result], student: str, teacher: str, row: Row) -> list[Result]:
     """The results of one line, a seed each; a network without a teacher stands under every one."""
-    own = [result for result in results if (result.student, result.row) == (student, row.row)]
-    return [result for result in own if result.teacher in ("", teacher)]
+    return [r for r in results if (r.student, r.row) == (student, row.row) and r.teacher in ("", teacher)]
 
 
 def _cell(table: Table, results: list[Result], student: str, teacher: str, row: Row, column: str) -> dict[str, Any]:

@@ -82,14 +82,13 @@ def computed(entry: Entry) -> str:
         return f"{one:g} and {other:g}{ratio}"
     if "lead" not in entry:
         return ""
-    lead = entry["lead"]
-    said = lead.get("said", [None])
-    words = []
+    lead, words = entry["lead"], []
+    stated = lead.get("stated", [None])
     for index, column in enumerate(lead["columns"]):
         at = {key: lead[key] for key in ("student", "teacher") if key in lead}
         text = f"{column} {printed_lead(lead['table'], lead['rows'], column, **at):+.2f}"
-        told = said[index] if isinstance(said, list) and index < len(said) else said
-        words.append(text + (f" (the text: {told:g})" if isinstance(told, float) else ""))
+        claim = stated[index] if isinstance(stated, list) and index < len(stated) else stated
+        words.append(text + (f" (the text: {claim:g})" if isinstance(claim, float) else ""))
     return f"{' less '.join(lead['rows'])}: {', '.join(words)}"
 
 
@@ -105,13 +104,12 @@ def measured(entry: Entry, parameters: Parameters) -> str:
     """What the other form measures more than ours, where both are kept or in the run store; nothing is trained."""
     if "rows" not in entry:
         return ""
-    rows = entry["rows"]
-    said = "not run"
+    rows, words = entry["rows"], "not run"
     for found in results_of(rows["table"], parameters, rows=[rows["ours"], rows["other"]]):
         columns = {one.column.name: "" for result in found for one in result.accuracies}
         shown = [name for name in columns if name in ("Clean", "AA")]
-        said = in_words(found, rows["other"], rows["ours"], shown) if said == "not run" else said
-    return said
+        words = in_words(found, rows["other"], rows["ours"], shown) if words == "not run" else words
+    return words
 
 
 def steps(entries: Sequence[Entry], nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> pd.DataFrame:

@@ -118,13 +118,13 @@ class ExtendedTraining(Training):
     def update(self, x: Tensor, x_adv: Tensor, y: Tensor, observed: Settings) -> dict[str, Tensor]:
         """One step of the optimiser on the perturbed weights; the average takes in what comes of it."""
         with self._perturbed(self.student, x, x_adv, y, observed), ExitStack() as during:
-            heard = Recorder(self.nets.guide)
+            recorder = Recorder(self.nets.guide)
             if self.guide is not None:  # its one forward counts as many as the recipe has, and its hits are noted
                 during.enter_context(as_if_forwarded(self.guide, self.method.guide_forwards))
                 during.callback(setattr, self, "nets", self.nets)
-                self.nets = replace(self.nets, guide=heard)
+                self.nets = replace(self.nets, guide=recorder)
             terms = super().update(x, x_adv, y, _for_loss(observed))
-        self.labels_right += [(logits.argmax(1) == y).float().mean() for _, logits in heard.outputs]
+        self.labels_right += [(logits.argmax(1) == y).float().mean() for _, logits in recorder.outputs]
         if self.average is not None:
             self.average.update(self.student)
         return terms
