@@ -54,8 +54,8 @@ def page(notebook: Path) -> dict[str, Any]:
         images = [out.data["image/png"] for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
         if images:
             before = [one.source for one in copy.cells[:number] if one.cell_type == "markdown"][-1]
-            said = re.sub(r"[#*`$\s]+", " ", re.split(r"(?<=[.:])\s", before.rpartition("\n\n")[2])[0])
-            cell.metadata["mystnb"] = {"image": {"alt": f"{title}. {said}"}}
+            sentence = re.sub(r"[#*`$\s]+", " ", re.split(r"(?<=[.:])\s", before.rpartition("\n\n")[2])[0])
+            cell.metadata["mystnb"] = {"image": {"alt": f"{title}. {sentence}"}}
             if not card["methods"]:
                 thumbnail(BytesIO(b64decode(images[0])), pd.DataFrame(), SOURCE / "thumbnails" / f"{name}.png")
     first += ["## The notebook" if card["methods"] else "", rest]
@@ -80,9 +80,15 @@ def result(name: str, title: str, facts: dict[str, Any], card: dict[str, Any]) -
     text = html.read_text() if html.exists() else report.reported_and_kept(table).to_html()
     shown = [f'```{{raw}} html\n<div class="result">\n{text}\n</div>\n```']
     verdicts = VERDICTS if name == "compare_papers" else VERDICTS[VERDICTS["table"] == name]
-    verdicts = verdicts.drop(columns=["paper", "table"]).dropna(axis=1, how="all").round(2).astype(object).fillna("–")
-    said = ["## Claims, and the verdict of the kept evidence", verdicts.to_markdown(index=False)]
-    return (picture + shown if name.startswith("fig") else shown + picture) + said * bool(len(verdicts))
+    verdicts = (
+        verdicts.drop(columns=["paper", "table"])
+        .dropna(axis=1, how="all")
+        .round({"lead": 2, "±": 2})
+        .astype(object)
+        .fillna("–")
+    )
+    claims = ["## Claims, and the verdict of the kept evidence", verdicts.to_markdown(index=False)]
+    return (picture + shown if name.startswith("fig") else shown + picture) + claims * bool(len(verdicts))
 
 
 def made_by(facts: dict[str, Any], copy: Any) -> str:

@@ -11,6 +11,7 @@ from lib import ROOT
 from lib.experiment.parameters import PARAMS
 
 AS_PRINTED = "as printed in the paper"
+PLAN = "plan = experiment.plan(table)\nplan"  # which times a step of every row
 
 
 def shown(name, line, outputs):
@@ -19,9 +20,9 @@ def shown(name, line, outputs):
     (last,) = [index for index, one in enumerate(cells) if one.source.startswith(line)]
     assert not any("experiment.run" in one.source for one in cells[:last])
     space = {}
+    assert sum(one.source.endswith(PLAN) for one in cells[:last]) == 1
     for one in cells[:last]:
-        source = one.source.removesuffix("plan = experiment.plan(table)\nplan")  # which times a step of every row
-        exec(source + f"\noutputs = {str(outputs)!r}", space)
+        exec(one.source.removesuffix(PLAN) + f"\noutputs = {str(outputs)!r}", space)
     *body, value = ast.parse(cells[last].source).body
     exec(compile(ast.Module(body, []), name, "exec"), space)
     return eval(compile(ast.Expression(value.value), name, "eval"), space)

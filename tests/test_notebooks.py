@@ -40,7 +40,7 @@ DECLARED = {  # notebooks that are not about a table
 }
 QUICKEST = {"max_steps": 1, "sanity_images": 0, "schedules": {"default": {"epochs": 1, "batch_size": 16}}}
 DGAD = {"settings": SETTINGS, "students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
-MAKING = ("workers", "executor", "address", "cpus_per_run", "gpus_per_run")  # for a notebook that makes runs
+OF_MAKING_RUNS = ("workers", "executor", "address", "cpus_per_run", "gpus_per_run")
 PAPERMILL = (sys.executable, "-m", "papermill", "--engine", "dynamic_at", "--no-progress-bar")  # as `make`
 
 
@@ -105,7 +105,7 @@ def useless(path):
         "teachers": not taught or len(table["teachers"]) < 2,
         "teacher_files": not taught and "teacher_files" not in text,
         "protocol": "report.under_both" not in text,
-        **dict.fromkeys(MAKING, "experiment.run(" not in text),
+        **dict.fromkeys(OF_MAKING_RUNS, "experiment.run(" not in text),
     }
     return {name for name, so in unheeded.items() if so}
 

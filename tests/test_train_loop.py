@@ -127,8 +127,9 @@ def test_nesterovs_momentum_looks_ahead_and_is_off_by_default():
         ({"lr": 0.0}, "a positive lr"),
         ({"momentum": 1.0}, "a momentum in"),
         ({"weight_decay": -1.0}, "a weight_decay >= 0"),
-        ({"milestones": (-1,)}, "milestones from 0 to its epochs"),
-        ({"milestones": (1, 2)}, "milestones from 0 to its epochs"),  # the rate would never fall
+        ({"milestones": (-1,)}, "milestones before its end"),
+        ({"milestones": (1, 1)}, "milestones before its end"),
+        ({"milestones": (2,)}, "milestones before its end"),  # of one epoch: the rate would never fall
         ({"first_lr": 0.01}, "milestones where there is a first_lr"),
         ({"decay": 1e-4}, "milestones where there is a first_lr or a decay"),
         ({"rise": 0.0}, r"a rise in \(0, 1\)"),

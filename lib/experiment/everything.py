@@ -15,7 +15,7 @@ from lib.experiment.parameters import PARAMS, Loader, Parameters
 from lib.experiment.planning import Plan, jobs_of, make, plan
 from lib.experiment.progress import clock
 from lib.experiment.several_devices import assist, join
-from lib.experiment.spec import DataSpec, RunSpec
+from lib.experiment.spec import RunSpec
 from lib.experiment.table import Table, open_table
 from lib.experiment.table_file import read_table
 from lib.train.devices import announce
@@ -38,14 +38,9 @@ def longest_first(planned: Plan) -> Plan:
 def storage(planned: Plan) -> int:
     """The bytes of the weights of all its runs: best, last and a guide's."""
     trained = {job.network for job in planned.jobs if isinstance(job.network, RunSpec)}
-    nets = [(name, run.data) for run in trained for name in (run.model, run.model, run.guide) if name]
-
-    @cache
-    def size(model: str, data: DataSpec) -> int:
-        net = fresh_network(model, data, planned.table.workspace)
-        return sum(weights.nbytes for weights in net.state_dict().values())
-
-    return sum(size(*net) for net in nets)
+    nets = Counter((name, run.data) for run in trained for name in (run.model, run.model, run.guide) if name)
+    made = ((fresh_network(*net, planned.table.workspace), count) for net, count in nets.items())
+    return sum(count * weights.nbytes for net, count in made for weights in net.state_dict().values())
 
 
 def show(planned: Plan, tables: list[Table]) -> None:
@@ -71,7 +66,7 @@ def main() -> None:
     parser.add_argument("-n", dest="only_show", action="store_true", help="only print the plan")
     parser.add_argument("--settings", default="{}", help="any setting of params/<scale>.yaml, to replace it, as YAML")
     for name, default in vars(Parameters()).items():
-        if type(default) in (str, int, float):
+        if type(default) in (str, int, float):  # lists, mappings and flags are no options
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     given = vars(parser.parse_args())
     names, only_show = given.pop("names"), given.pop("only_show")

@@ -69,8 +69,8 @@ class Workspace:
 
 @lru_cache(maxsize=2)
 def _load(workspace: Workspace, name: str) -> data.Dataset:
-    folders = {"data_dir": workspace.data_dir, "cache_dir": workspace.outputs / "cache"}
-    return data.load(name, download=workspace.download, **folders)
+    cache = workspace.outputs / "cache"
+    return data.load(name, data_dir=workspace.data_dir, download=workspace.download, cache_dir=cache)
 
 
 @lru_cache(maxsize=8)  # it reads every pixel

@@ -122,9 +122,9 @@ def make(planned: Plan) -> None:
     """Make everything the plan names, in its order where nothing has to wait for another."""
     table = planned.table
     if planned.todo:
-        seconds, chosen = dict(zip(planned.todo, planned.frame["seconds"], strict=True)), table.parameters
-        if chosen.executor == "ray":
-            run_on_cluster(seconds, table.workspace, chosen)
+        seconds, parameters = dict(zip(planned.todo, planned.frame["seconds"], strict=True)), table.parameters
+        if parameters.executor == "ray":
+            run_on_cluster(seconds, table.workspace, parameters)
         else:
             run_jobs(seconds, table.workspace, planned.workers)
     for digest in dict.fromkeys(job.run for job in planned.jobs):

@@ -53,9 +53,8 @@ def work(
                 raise UserError(
                     "lib or torch are others than at the notebook: bring both to one commit and environment"
                 )
-            given = {
-                name.removeprefix("weights/"): folder / name for part in parts for name in part if "weights/" in name
-            }
+            names = [name for part in parts for name in part if "weights/" in name]
+            given = {name.removeprefix("weights/"): folder / name for name in names}
             workspace = replace(visit, outputs=folder, weights_files=given, data_sets=data_sets)
             for part in parts:
                 receive(workspace.store, part)

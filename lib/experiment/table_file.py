@@ -130,7 +130,7 @@ class TableFile:
     student_model: str = ""
     dataset: str = "CIFAR10"
     protocol: str = ""  # whose names the columns have; empty: the paper's
-    other_protocol: str = ""  # whose attacks come on top, where the parameters name none
+    other_protocol: str = ""  # that the networks are measured under as well, where the parameters name none
     same_as: dict[str, str] = field(default_factory=dict)  # a column -> its preset, where not the protocol's
     more_rows: list[Any] = field(default_factory=list)
     controls: list[Any] = field(default_factory=list)

@@ -170,7 +170,7 @@ def other_order(net: nn.Module, test: Split, classes: Sequence[str]) -> tuple[st
 
 
 def _matching(answers: Tensor, y: Tensor, size: int) -> Tensor:
-    """The class of each output under which most of the answers `answers` (N,) are right, each class once."""
+    """The class of each output under which most of `answers` (N,) are right, each class once."""
     counts = torch.bincount(answers * size + y, minlength=size * size).view(size, size)
     return torch.from_numpy(linear_sum_assignment(counts.numpy(), maximize=True)[1])
 

@@ -40,15 +40,17 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     From scale gpu on the difference as well, where reported and measured are of one data set.
     """
     records, beside = [], []
-    there, behind_kept = _kept_of(table)
+    all_kept, why_none = _kept_of(table)
+    behind_kept = _behind_kept(all_kept) if all_kept else why_none
     for student, teacher, row in lines(table):
-        mine, known = (_of_line(each, student, teacher, row) for each in (results, there))
+        own, own_kept = (_of_line(each, student, teacher, row) for each in (results, all_kept))
         line = {"student": student, "teacher": teacher, "row": row.row}
         for column in table.file.columns:
-            cell = _cell(table, mine, student, teacher, row, column)
-            records.append(line | cell | _as_kept(mean_of([a for a in _accuracies(known) if a.column.name == column])))
-        cases = {name: _as_kept(numbers) for name, numbers in _same_images(table, known, there).items()}
-        for name, numbers in (_same_images(table, mine, results) | _worst_case(table, mine)).items():
+            cell = _cell(table, own, student, teacher, row, column)
+            theirs = [a for a in _accuracies(own_kept) if a.column.name == column]
+            records.append(line | cell | _as_kept(mean_of(theirs)))
+        cases = {name: _as_kept(numbers) for name, numbers in _same_images(table, own_kept, all_kept).items()}
+        for name, numbers in (_same_images(table, own, results) | _worst_case(table, own)).items():
             cases[name] = cases.get(name, {}) | numbers
         beside += [line | {"column": name} | numbers for name, numbers in cases.items()]
     frame = pd.DataFrame(records).astype({"reported": float})
@@ -58,7 +60,7 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     for kind in ("reported", "measured"):
         frame[f"{kind}_mark"] = pd.concat([marks(block, kind) for block in blocks])
     cells, measured = [r for r in results if r.role == "cell"], measurements(table, results)
-    worst, behind = next((case for case in beside if case["column"] == WORST), {}), behind_kept if there else ""
+    worst, behind = next((case for case in beside if case["column"] == WORST), {}), behind_kept if all_kept else ""
     return Comparison(
         table.name,
         frame if table.scale_name in COMPARABLE else frame.drop(columns="difference"),
@@ -80,12 +82,11 @@ def kept_results(table: Table) -> list[Result]:
 
 
 def _kept_of(table: Table) -> tuple[list[Result], str]:
-    """What is kept of the table, and in words what it is, or why there is none."""
+    """What is kept of the table, and why that is nothing where it is."""
     try:
-        results = kept.results(table)
+        return kept.results(table), "No evidence is kept for these rows yet (make evidence)."
     except UserError as error:
         return [], f"{error}."
-    return results, _behind_kept(results) if results else "No evidence is kept for these rows yet (make evidence)."
 
 
 def _behind_kept(results: list[Result]) -> str:
@@ -154,10 +155,10 @@ def _worst_case(table: Table, results: list[Result]) -> dict[str, dict[str, Any]
 
 def _same_images(table: Table, own: list[Result], results: list[Result]) -> dict[str, dict[str, Any]]:
     """What the strongest attack on all images leaves of those that columns on fewer take, which may be easier ones."""
-    bounded = {column.name for column in table.columns if ATTACKS[column.attack].bounded}
-    made = [a for a in _accuracies(results) if a.column.name in table.file.columns]
+    found = _accuracies(one for one in results if one.role in {each.role for each in own})  # of one scale
+    made = [a for a in found if a.column.name in table.file.columns]
     most = max((a.n for a in made), default=0)
-    strong = [a for a in made if a.column.name in bounded and a.n == most]
+    strong = [a for a in found if ATTACKS[a.column.attack].bounded and a.n == most]
     if not strong:
         return {}
     name = min(reversed(strong), key=lambda one: one.percent).column.name

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
@@ -34,7 +35,7 @@ def overview(parameters: Parameters) -> pd.DataFrame:
     for name, cost in read_yaml(PARAMS / "costs.yaml").items():
         costs = [f"{scale}: {clock(cost[scale])}" for scale in ("quick", "again") if scale in cost]
         costs += [f"{scale}: {cost[scale]:g} GPU-h" for scale in ("gpu", "paper") if scale in cost]
-        record = {"item": cost["item"], "claim": claim_of(name).replace("$", ""), "cost": "\n".join(costs)}
+        record = {"item": cost["item"], "claim": claim_of(name), "cost": "\n".join(costs)}
         pair, results = items.get(name), results_of(name, parameters) if name in items else ([], [])
         record["judged by"] = f"{pair['better']} over {pair['than']}" if pair else ""
         status = [in_words(each, pair["better"], pair["than"], pair["columns"]) if pair else "" for each in results]
@@ -55,9 +56,12 @@ def linked(frame: pd.DataFrame) -> str:
 
 
 def claim_of(name: str) -> str:
-    """What a notebook's first cell gives as the paper's claim; "" where it states none."""
+    """What a notebook's first cell gives as the paper's claim, its symbols as text; "" where it states none."""
     first = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"][0]
-    return "".join(first["source"]).partition("**The claim.** ")[2].partition("\n")[0].partition(" Here ")[0]
+    claim = "".join(first["source"]).partition("**The claim.** ")[2].partition("\n")[0].partition(" Here ")[0]
+    for tex, text in {"$": "", r"\alpha": "α", r"\beta": "β", "L_": "L"}.items():
+        claim = claim.replace(tex, text)
+    return claim
 
 
 def results_of(name: str, parameters: Parameters, **only: Any) -> tuple[list[Result], list[Result]]:
@@ -83,12 +87,10 @@ def computed(entry: Entry) -> str:
     if "lead" not in entry:
         return ""
     lead, words = entry["lead"], []
-    stated = lead.get("stated", [None])
-    for index, column in enumerate(lead["columns"]):
-        at = {key: lead[key] for key in ("student", "teacher") if key in lead}
+    at = {key: lead[key] for key in ("student", "teacher") if key in lead}
+    for column, claim in zip_longest(lead["columns"], lead.get("stated", [])):
         text = f"{column} {printed_lead(lead['table'], lead['rows'], column, **at):+.2f}"
-        claim = stated[index] if isinstance(stated, list) and index < len(stated) else stated
-        words.append(text + (f" (the text: {claim:g})" if isinstance(claim, float) else ""))
+        words.append(text if claim is None else f"{text} (the text: {claim:g})")
     return f"{' less '.join(lead['rows'])}: {', '.join(words)}"
 
 
@@ -134,8 +136,8 @@ def _losses(entry: Entry) -> list[tuple[str, dict[str, Any]]]:
     known = {row["row"]: row for row in file.rows + file.more_rows}
     rows = [known[entry["rows"][side]] for side in ("ours", "other")]
     for row in rows:
-        own = row.get("weights", {})
-        own = next((each for each in own.values() if isinstance(each, dict)), own)  # the first student's
+        weights = row.get("weights", {})
+        own = next((each for each in weights.values() if isinstance(each, dict)), weights)  # the first student's
         given.append((row["method"], dict(METHODS[row["method"]].weights) | own))
     plain = not any({"strategy", "awp"} & row.keys() for row in rows)
     numbers = not any(isinstance(weight, Piecewise) for _, weights in given for weight in weights.values())

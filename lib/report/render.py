@@ -59,8 +59,8 @@ class Comparison:
     """A table's numbers, one line per student, teacher, row and column, and the two lines that stand above them.
 
     `flags` is one string per seed, a character per image; a mark is within student, teacher and column: best, untold
-    where more than half cannot be told from the best, or empty. `verdict` says where that is. `beside` has every row's
-    worst case, and the strongest attack on the images that columns with fewer take; `other_protocol` what was measured
+    where more than half cannot be told from the best, or empty. `verdict` says where that is. `beside` has the rows'
+    worst cases, and the strongest attack on the images that columns with fewer take; `other_protocol` what was measured
     under another protocol. `folded` shows nothing until it is opened.
     """
 
@@ -230,7 +230,7 @@ def save(comparison: Comparison, outputs: Path) -> list[Path]:
 
 
 def finish(table: Table, comparison: Comparison, **figures: Figure) -> HTML:
-    """The end of a notebook: save the table, and each figure by its name, below `outputs`; where, and the provenance.
+    """The end of a notebook: save the table and each named figure below `outputs`; their paths, and the provenance.
 
     finish(table, comparison, fig5_dynat=figure) writes figures/fig5_dynat.png and .pdf.
     """
@@ -266,7 +266,7 @@ def _write(texts: Mapping[str, str], outputs: Path, name: str) -> list[Path]:
 
 
 class Logged(HTML):
-    """HTML, of which a log has a text alone."""
+    """HTML whose repr, which a log shows, is `text`."""
 
     def __init__(self, html: str, text: str) -> None:
         super().__init__(html)

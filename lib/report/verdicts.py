@@ -25,9 +25,11 @@ def verdicts(results: Sequence[Result]) -> pd.DataFrame:
         for column in claim["columns"]:
             lead = difference(results, claim["better"], claim["than"], column)
             printed = printed_lead(claim["table"], claim["printed"], column) if "printed" in claim else None
-            record = {key: claim[key] for key in ("paper", "claim")} | {"column": column, "printed lead": printed}
-            found = (lead.difference, 1.96 * lead.error, lead.n, lead.p) if lead else (None,) * 4
-            records.append(record | dict(zip(("lead", "±", "n", "p"), found, strict=True)) | {"verdict": verdict(lead)})
+            record = {"paper": claim["paper"], "claim": claim["claim"], "column": column, "printed lead": printed}
+            record |= dict.fromkeys(("lead", "±", "n", "p"))
+            if lead is not None:
+                record |= {"lead": lead.difference, "±": 1.96 * lead.error, "n": lead.n, "p": float(f"{lead.p:.1g}")}
+            records.append(record | {"verdict": verdict(lead)})
     return pd.DataFrame(records).astype({"n": "Int64"})
 
 

@@ -14,7 +14,7 @@ from lib.errors import UserError
 class Schedule:
     """SGD's settings: lr falls by 10 after the milestones' epochs; without any it is one cycle, up to lr and to 0.
 
-    Milestones count epochs from 0, as the first with the lower rate; the number of epochs alone keeps the rate.
+    Milestones count epochs from 0, as the first with the lower rate; (epochs,) keeps the rate constant.
     """
 
     epochs: int
@@ -35,7 +35,8 @@ class Schedule:
             "a momentum in [0, 1)": 0 <= self.momentum < 1,
             "a momentum > 0 for Nesterov's": self.momentum > 0 or not self.nesterov,
             "a weight_decay >= 0": 0 <= self.weight_decay < math.inf,
-            "milestones from 0 to its epochs": all(0 <= epoch <= self.epochs for epoch in self.milestones),
+            "milestones before its end": self.milestones == (self.epochs,)
+            or {*self.milestones} <= {*range(self.epochs)},
             "a first_lr >= 0": 0 <= self.first_lr < math.inf,
             "milestones where there is a first_lr or a decay": self.milestones or not (self.first_lr or self.decay),
             "a rise in (0, 1)": 0 < self.rise < 1,
