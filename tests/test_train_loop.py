@@ -119,6 +119,10 @@ def test_nesterovs_momentum_looks_ahead_and_is_off_by_default():
     assert weight_after_two_steps(nesterov=True) == pytest.approx(-0.1 * (1.9 + 2.71))  # g + 0.9 v, v = 1 and 1.9
 
 
+def test_a_schedule_of_any_length_is_made_without_its_epochs_in_memory():
+    assert Schedule(10**18, milestones=(5, 10**17)).milestones == (5, 10**17)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -36,7 +36,7 @@ class Schedule:
             "a momentum > 0 for Nesterov's": self.momentum > 0 or not self.nesterov,
             "a weight_decay >= 0": 0 <= self.weight_decay < math.inf,
             "milestones before its end": self.milestones == (self.epochs,)
-            or {*self.milestones} <= {*range(self.epochs)},
+            or all(0 <= milestone < self.epochs for milestone in self.milestones),
             "a first_lr >= 0": 0 <= self.first_lr < math.inf,
             "milestones where there is a first_lr or a decay": self.milestones or not (self.first_lr or self.decay),
             "a rise in (0, 1)": 0 < self.rise < 1,
