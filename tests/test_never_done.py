@@ -67,7 +67,7 @@ def test_only_a_download_and_a_cluster_that_were_asked_for_reach_the_network():
     assert found == {("cluster.py", "socket"), ("cluster.py", "ray")}
     planning = (ROOT / "lib" / "experiment" / "planning.py").read_text()
     assert planning.count("run_on_cluster(") == 1
-    assert 'if chosen.executor == "ray":' in planning
+    assert 'if parameters.executor == "ray":' in planning
     assert [file for file, _, call in calls() if given(call, "download") == "True"] == ["sources.py"]
 
 
