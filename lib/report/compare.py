@@ -41,7 +41,6 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     """
     records, beside = [], []
     all_kept, why_none = _kept_of(table)
-    behind_kept = _behind_kept(all_kept) if all_kept else why_none
     for student, teacher, row in lines(table):
         own, own_kept = (_of_line(each, student, teacher, row) for each in (results, all_kept))
         line = {"student": student, "teacher": teacher, "row": row.row}
@@ -60,14 +59,15 @@ def compare(table: Table, results: list[Result]) -> Comparison:
     for kind in ("reported", "measured"):
         frame[f"{kind}_mark"] = pd.concat([marks(block, kind) for block in blocks])
     cells, measured = [r for r in results if r.role == "cell"], measurements(table, results)
-    worst, behind = next((case for case in beside if case["column"] == WORST), {}), behind_kept if all_kept else ""
+    worst = next((case for case in beside if case["column"] == WORST), {})
+    behind_kept = _behind_kept(all_kept) if all_kept else ""
     return Comparison(
         table.name,
         frame if table.scale_name in COMPARABLE else frame.drop(columns="difference"),
         table.headings() if results else {name: name for name in table.file.columns},
-        _caption(table, frame, behind),
+        _caption(table, frame, behind_kept),
         _verdict(frame, "measured"),
-        _notes(table, frame, behind_kept, worst, source_marks),
+        _notes(table, frame, behind_kept or why_none, worst, source_marks),
         _provenance(table, results),
         beside=pd.DataFrame(beside),
         findings={_label(result): result.findings for result in results if result.findings},  # controls' as well
@@ -155,7 +155,7 @@ def _worst_case(table: Table, results: list[Result]) -> dict[str, dict[str, Any]
 
 def _same_images(table: Table, own: list[Result], results: list[Result]) -> dict[str, dict[str, Any]]:
     """What the strongest attack on all images leaves of those that columns on fewer take, which may be easier ones."""
-    found = _accuracies(one for one in results if one.role in {each.role for each in own})  # of one scale
+    found = _accuracies(r for r in results if own and r.role == own[0].role)  # kept ones may be of other scales
     made = [a for a in found if a.column.name in table.file.columns]
     most = max((a.n for a in made), default=0)
     strong = [a for a in found if ATTACKS[a.column.attack].bounded and a.n == most]
