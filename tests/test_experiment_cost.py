@@ -1,9 +1,13 @@
 """What a training is expected to cost, counted in operations, which do not depend on the machine."""
 
+import time
+
 import pytest
 import torch
 from small import SETTINGS
 
+from lib import data
+from lib.data import Split, hold_out
 from lib.experiment import cost
 from lib.experiment.parameters import Parameters
 from lib.experiment.planning import plan
@@ -24,6 +28,20 @@ def flops(tmp_path_factory):
         return open_table("table1_las_at", Parameters(outputs=outputs, device="cpu")).workspace
 
     return of
+
+
+def test_what_other_programs_take_is_not_counted_as_the_seconds_of_a_training():
+    split = Split(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64))
+    waited = cost._per_image(lambda x, y: time.sleep(0.3), split, 2)
+    assert waited.seconds < 0.1
+
+
+def test_a_table_of_many_cells_splits_its_data_once(tmp_path, monkeypatch):
+    split = []
+    monkeypatch.setattr(data, "hold_out", lambda *given: split.append(given) or hold_out(*given))
+    table = open_table("table4_dgad", Parameters(outputs=str(tmp_path), device="cpu", settings={"held_out": 20}))
+    assert len(table.cells) > 10
+    assert len(split) == 1
 
 
 def test_attacks_that_stop_by_image_are_counted_as_if_none_stopped(flops):

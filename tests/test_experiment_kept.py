@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from small import parameters
 
 from lib.errors import UserError
 from lib.evaluate import AttackSpec, accuracy
+from lib.experiment import evidence as made
 from lib.experiment import kept
 from lib.experiment.networks import network
 from lib.experiment.parameters import PARAMS, Parameters, load_scale
@@ -168,3 +170,19 @@ def test_nothing_is_put_among_evidence_of_other_code(evidence, tmp_path):
     with pytest.raises(UserError, match="other code"):
         kept.keep(plan(table).jobs[0], table, tmp_path)
     assert [path.name for path in (tmp_path / "quick").iterdir()] == ["index.json"]
+
+
+def test_a_teacher_that_two_seeds_learn_from_is_listed_once_and_asking_leaves_the_priority(
+    evidence, monkeypatch, capsys
+):
+    table, _, _ = evidence
+    seeds = [replace(table, parameters=replace(table.parameters, seeds=[seed])) for seed in (0, 1)]
+    monkeypatch.setattr(made, "plans", lambda given: map(plan, seeds))
+    monkeypatch.setattr("sys.argv", ["evidence", "-n"])
+    before = os.nice(0)
+    made.main()
+    assert os.nice(0) == before
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("teacher" in line for line in lines) == 1
+    assert sum("DGAD" in line for line in lines) == 2
+    assert lines[-1] == "missing: 0.0 core-hours on this machine"

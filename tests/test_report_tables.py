@@ -187,6 +187,18 @@ def test_beside_a_column_on_fewer_images_stands_the_strongest_attack_on_the_same
     assert [*alone.beside["column"]] == ["Worst case"]
 
 
+def test_a_block_whose_data_has_fewer_images_is_not_counted_over_another_blocks_number(tmp_path):
+    table = open_table("table4_dgad", parameters(tmp_path, students=["ResNet18", "MobileNetV2"]))
+    (few,) = on_fewer_images(table, "DGAD")
+    few = replace(
+        few, student="MobileNetV2", accuracies=tuple(replace(a, k=4, n=5, flags="10111") for a in few.accuracies)
+    )
+    beside = compare(table, [*on_fewer_images(table, "DGAD"), few]).beside.set_index(["student", "row", "column"])
+    measured = beside.loc["MobileNetV2"].loc["DGAD"]["measured"]
+    assert measured["PGD, first 3"] == pytest.approx(200 / 3)
+    assert pd.isna(measured["PGD, first 10"])
+
+
 def test_so_it_does_beside_kept_accuracies_whose_images_need_not_be_the_measured_ones(tmp_path, monkeypatch):
     table = open_table("table4_dgad", parameters(tmp_path))
     monkeypatch.setattr("lib.experiment.kept.results", lambda table: on_fewer_images(table, "PGD-AT"))

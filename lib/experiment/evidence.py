@@ -32,21 +32,22 @@ def show(given: argparse.Namespace) -> None:
     for planned in plans(given):
         expected = dict(zip(planned.todo, planned.frame["seconds"], strict=True))
         workspace, seeds = planned.table.workspace, planned.table.parameters.seeds
-        for job in dict.fromkeys((*planned.jobs, *planned.todo)):
+        for job in planned.jobs:  # what their sanity checks take is little
             seconds = expected.get(job, 0.0)
             if job in expected and job.digest in trained:  # another entry trains it; these columns are left
                 seconds = float(cost.evaluation(job.network.model, job.data, workspace, job.columns)["seconds"])
             trained.add(job.digest)
             label = job.label + (f", seed {seeds[0]}" if seeds != [0] else "")
             record = {"network": label, "table": planned.table.name, "state": job.state(workspace)}
-            records.append(record | {"core-hours": seconds / 3600})
-    frame = pd.DataFrame(records).drop_duplicates(["network", "table"])
+            records.append(record | {"core-hours": seconds / 3600, "digest": job.digest})
+    frame = pd.DataFrame(records).drop_duplicates(["digest", "table"]).drop(columns="digest")
     print(frame.to_string(index=False, float_format="{:.2f}".format))
     print(f"missing: {frame['core-hours'].sum():.1f} core-hours on this machine")
 
 
 def make(given: argparse.Namespace) -> None:
     """Make and keep what is missing; an interrupted run goes on from its last epoch or its last attack."""
+    os.nice(19)
     for planned in plans(given):
         table, missing = planned.table, dict(zip(planned.todo, planned.frame["seconds"], strict=True))
         for job in dict.fromkeys((*planned.todo, *planned.jobs)):
@@ -66,7 +67,6 @@ def main() -> None:
     parser.add_argument("--outputs", default="outputs")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
-    os.nice(19)
     try:
         show(given) if given.only_show else make(given)
     except UserError as error:

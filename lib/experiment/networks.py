@@ -50,10 +50,7 @@ class Workspace:
 
     def describe(self, name: str, train_images: int, held_out: int) -> DataSpec:
         """The spec of the data called `name` as it lies here, which has to have as many images."""
-        whole = self.whole(name)
-        if held_out:
-            data.hold_out(whole.subset(train_images).train, held_out)
-        return DataSpec(name, _digest(self, name), train_images, held_out)
+        return _describe(self, name, train_images, held_out)
 
     def counts(self, spec: DataSpec) -> tuple[int, int]:
         """How many classes the data has and how many test images."""
@@ -73,9 +70,12 @@ def _load(workspace: Workspace, name: str) -> data.Dataset:
     return data.load(name, data_dir=workspace.data_dir, download=workspace.download, cache_dir=cache)
 
 
-@lru_cache(maxsize=8)  # it reads every pixel
-def _digest(workspace: Workspace, name: str) -> str:
-    return workspace.whole(name).digest()
+@lru_cache(maxsize=8)  # it copies and reads every pixel
+def _describe(workspace: Workspace, name: str, train_images: int, held_out: int) -> DataSpec:
+    whole = workspace.whole(name)
+    if held_out:
+        data.hold_out(whole.subset(train_images).train, held_out)
+    return DataSpec(name, whole.digest(), train_images, held_out)
 
 
 def provenance(workspace: Workspace) -> dict[str, Any]:

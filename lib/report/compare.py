@@ -164,7 +164,7 @@ def _same_images(table: Table, own: list[Result], results: list[Result]) -> dict
     name = min(reversed(strong), key=lambda one: one.percent).column.name
     whole, cells = [a for a in _accuracies(own) if a.column.name == name], {}
     for n in sorted({a.n for a in made} - {most}):
-        parts = [WorstCase(a.flags[:n].count("1"), n, (name,), a.flags[:n]) for a in whole]
+        parts = [WorstCase(a.flags[:n].count("1"), n, (name,), a.flags[:n]) for a in whole if a.n >= n]
         cells[f"{name}, first {n}"] = {"attack": name} | mean_of(parts)
     return cells
 
