@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,7 +10,6 @@ from functools import cache, partial
 from typing import Any, TypeAlias
 
 import pandas as pd
-import torch
 from torch import Tensor, ops
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -150,20 +148,12 @@ def _per_image(work: Callable[[Tensor, Tensor], object], data: Split, size: int)
         work(x, y)
     if OnPaper.now:
         return _cost(0.0, counter.get_total_flops() / 2)
-    taken = _seconds(partial(work, x, y), x.device)  # outside of the counter, whose first use is slow
+    clock = "process_time" if x.device.type == "cpu" else "perf_counter"  # not what other programs take
+    _, taken = timed(partial(work, x, y), x.device, clock)  # outside of the counter, whose first use is slow
     if taken < QUICK:
         x, y = to_float(data.images[:size]), data.labels[:size]
-        taken = _seconds(partial(work, x, y), x.device)
+        _, taken = timed(partial(work, x, y), x.device, clock)
     return _cost(taken / len(y), counter.get_total_flops() / 2)
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The seconds of a call; on a CPU the process's own, among which nothing is that other programs took."""
-    if device.type != "cpu":
-        return timed(work, device)[1]
-    begun = time.process_time()
-    work()
-    return time.process_time() - begun
 
 
 def _cost(seconds: float, flops: float) -> Cost:

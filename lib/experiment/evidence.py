@@ -17,8 +17,7 @@ from lib.experiment.table import open_table
 
 def plans(given: argparse.Namespace) -> Iterator[Plan]:
     """The plan of every entry of params/evidence.yaml, in order."""
-    data = {"CIFAR10": given.data} if given.data else {}
-    settings: dict[str, Any] = {"datasets": data} if data else {}
+    settings: dict[str, Any] = {"datasets": {"CIFAR10": given.data}} if given.data else {}
     for entry in read_yaml(PARAMS / "evidence.yaml")["runs"]:
         check_type(entry, dict[str, Any], "an entry of evidence.yaml")
         chosen = {key: entry[key] for key in ("rows", "students", "teachers", "seeds") if key in entry}

@@ -207,10 +207,8 @@ def _verdict(frame: pd.DataFrame, kind: str) -> str:
     here = "This scale" if kind == "measured" else "The reported number of images"
     if (by_column["of"] == by_column["untold"]).all():
         return f"{here} cannot tell the best from most rows: no {kind} number is marked." if len(some) else ""
-    names = [n if u == of else f"{n} ({u} of {of} blocks)" for n, of, u in some.itertuples()]
-    return (
-        f"{here} cannot tell the best from most rows in {', '.join(names)}: nothing is marked there." if names else ""
-    )
+    names = ", ".join(n if u == of else f"{n} ({u} of {of} blocks)" for n, of, u in some.itertuples())
+    return f"{here} cannot tell the best from most rows in {names}: nothing is marked there." if names else ""
 
 
 def _notes(
