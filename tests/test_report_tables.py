@@ -9,6 +9,7 @@ from small import parameters
 
 from lib import report
 from lib.evaluate import Accuracy, AttackSpec, Finding, wilson
+from lib.experiment.parameters import Parameters
 from lib.experiment.planning import Result
 from lib.experiment.table import Table, open_table
 from lib.report import compare, figures, gains, save
@@ -161,6 +162,19 @@ def test_reported_and_kept_numbers_are_folded_and_every_reported_one_is_there(tm
     assert len(numbers) == 160
     assert all(f"{number:.2f}" in comparison.to_html() for number in numbers)
     assert comparison.caption.endswith("Nothing is measured here yet.")
+
+
+def test_the_caption_names_the_settings_that_were_replaced_and_says_when_the_data_is_another(tmp_path):
+    given = Parameters(outputs=str(tmp_path), device="cpu")
+    (row,), caption = [result("PGD-AT", 1)], {}
+    for name, settings in {"none": {}, "two": {"attack_steps": 2, "epsilon_255": 4.0, "execution": "plain"}}.items():
+        caption[name] = compare(open_table("table4_dgad", replace(given, settings=settings)), [row]).caption
+    assert "replaced" not in caption["none"]
+    assert " (replaced: attack_steps, epsilon_255), " in caption["two"]
+    settings = {"datasets": {"CIFAR10": "digits"}}
+    other = compare(open_table("table4_dgad", replace(given, settings=settings)), [row]).caption
+    assert "on other data than its own, radius" in other
+    assert " (replaced: datasets), " in other
 
 
 def on_fewer_images(table: Table, *names: str) -> list[Result]:

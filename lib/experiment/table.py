@@ -218,8 +218,10 @@ def open_table(name: str, parameters: Parameters) -> Table:
     runs go on at once. Raises a UserError for whatever in the parameters, the scale or the data does not fit.
     """
     file, scale = read_table(name), load_scale(parameters)
-    if "datasets" in parameters.settings:
-        scale = replace(scale, title=f"its settings on other data than its own, radius {scale.epsilon_255:g}/255")
+    if replaced := sorted(parameters.settings.keys() - {"execution"}):
+        other_data = f"its settings on other data than its own, radius {scale.epsilon_255:g}/255"
+        title = other_data if "datasets" in replaced else scale.title
+        scale = replace(scale, title=f"{title} (replaced: {', '.join(replaced)})")
     files = {name: weights_path(path) for name, path in parameters.teacher_files.items()}
     given = {name: file_digest(path) for name, path in files.items()}
     folders, device = (from_root(parameters.outputs), from_root(parameters.data_dir)), device_of(parameters.device)

@@ -227,7 +227,6 @@ def _notes(
         "Kept": kept.removeprefix("Kept: "),
         "Measured": f"scale {table.scale_name}: {table.scale.title}; data: {', '.join(data)}",
         "Reduced": ", ".join(name for name in table.headings().values() if " (" in name),
-        "Settings replaced": ", ".join(replaced),
         "Stand-ins": ", ".join(stand_ins),
         "Teachers trained here": ", ".join(trained),
         "Sources": "; ".join(f"{mark} {_origin(source)}" for source, mark in source_marks.items()),
