@@ -52,9 +52,7 @@ def disk_errors(outputs: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full" if full else f"cannot write ({error.strerror or error})"
-        raise UserError(
-            f"{what} at {outputs}; what was finished before is kept, and a new call goes on from it"
-        ) from error
+        raise UserError(f"{what} at {outputs}; what was finished is kept, and a new call goes on from it") from error
 
 
 def file_digest(path: Path) -> str:

@@ -24,7 +24,7 @@ def test_a_report_shows_every_setting_the_interval_the_worst_case_and_the_checks
     }
     assert "worst case over the attacks" in repr(result)
     assert "of 5 under Clean, FGSM, PGD-20, PGD-50, C&W, AA" in repr(result)
-    assert len(result.findings) == 10
+    assert len(result.findings) == 11
     assert "sanity checks" in result._repr_html_()
 
 

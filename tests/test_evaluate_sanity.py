@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from wrapped import After
 
@@ -122,6 +123,7 @@ class Faulty(nn.Module):
 
 
 FAULTS = {
+    "at chance": Faulty(partial(sound, bias=-3.0), share=1),
     "zero gradients": Faulty(flat_in_the_ball),
     "margin beats cross-entropy": Faulty(decoys),
     "unbounded radius": Faulty(right_far_away),
@@ -191,9 +193,20 @@ def right_after(twenty, forty):
     return torch.arange(1000) < torch.tensor([twenty] * 21 + [forty] * 20)[:, None]
 
 
+def right_of(count):
+    """Logits (100, 10) of a hundred images of class 0, of which `count` are right."""
+    return F.one_hot((torch.arange(100) >= count).long(), 10).float()
+
+
 @pytest.mark.parametrize(
     ("check", "evidence", "fires"),
     [
+        (
+            sanity.at_chance,
+            Given(count=100, logits=right_of(18)),
+            True,
+        ),  # of ten classes: at most 10 + 3 * 3 is guessing
+        (sanity.at_chance, Given(count=100, logits=right_of(19)), False),
         (sanity.not_converged, Given(right_on_the_way=right_after(500, 489)), True),
         (sanity.not_converged, Given(right_on_the_way=right_after(500, 491)), False),
         (sanity.single_step_is_enough, Given(fgsm=50.0, pgd_20=50.0), True),

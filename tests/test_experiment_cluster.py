@@ -101,7 +101,7 @@ def test_what_a_lost_job_had_sent_is_gone_on_from_and_leads_to_the_same_weights(
 
 def test_a_machine_with_another_lib_does_nothing(visit):
     job, place, _, *rest = visit[2]
-    with pytest.raises(UserError, match="on .*: lib or torch are others than at the notebook"):
+    with pytest.raises(UserError, match="on .*: lib or torch are others than the notebook's"):
         next(work(job, place, "another", *rest))
 
 

@@ -86,7 +86,7 @@ def test_a_run_that_was_trained_again_is_not_kept_beside_the_weights_of_the_firs
     before = own.read_text()
     own.write_text(json.dumps(json.loads(before) | {"seconds": 1e6}))
     try:
-        with pytest.raises(UserError, match="of another training: delete that folder"):
+        with pytest.raises(UserError, match="is another training's: delete that folder"):
             kept.keep(job, table, folder)
     finally:
         own.write_text(before)
@@ -107,8 +107,8 @@ def test_a_kept_file_that_was_changed_is_named(evidence, tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("{", "no index that can be read"),
-        ("[]", "no index that can be read"),
+        ("{", "no readable index"),
+        ("[]", "no readable index"),
         (json.dumps({"form": [0, 0]}), r"made by other code \(form \[0, 0\]"),
     ],
 )

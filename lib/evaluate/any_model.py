@@ -171,7 +171,7 @@ def _notes(model: nn.Module, unrelated: Any, columns: tuple[AttackSpec, ...], im
         f"The model was in train mode ({training}); it was evaluated in eval mode and put back.": training,
         f"The checks look at {few} images: what changes {SLACK_IMAGES} of them or fewer, "
         f"{100 * SLACK_IMAGES / few:.0f} points, passes.": few < ENOUGH,
-        "Ten of the eleven checks: the transfer check needs an unrelated network.": unrelated is None,
+        "Eleven of the twelve checks: the transfer check needs an unrelated network.": unrelated is None,
         f"{', '.join(fewer)}: on all {images} images, which is fewer than the protocol has.": fewer,
     }
     return tuple(note for note, applies in notes.items() if applies)

@@ -1,4 +1,4 @@
-"""Eleven checks of an evaluation: what goes wrong when a network only looks robust, each with its number and limit.
+"""Twelve checks of an evaluation: what goes wrong when a network only looks robust, each with its number and limit.
 
 Sources: Athalye et al. 2018, Carlini et al. 2019, Croce et al. 2020, Pintor et al. 2022. None proves anything; what
 fires wants an explanation before the robust accuracy beside it is believed.
@@ -141,6 +141,13 @@ def sanity_checks(
     return [check(evidence) for check in CHECKS if unrelated is not None or check is not transfer_beats_pgd]
 
 
+def at_chance(e: Evidence) -> Finding:
+    """How much the clean accuracy lacks of being three standard deviations above guessing: nothing was learnt."""
+    told_apart = e.chance + 3 * (e.chance * (100 - e.chance) / len(e.y)) ** 0.5
+    lacking = told_apart - percent(e.logits.argmax(1) == e.y)
+    return Finding("at chance", lacking, 0.0, "points that clean accuracy lacks of being told from guessing")
+
+
 def zero_gradients(e: Evidence) -> Finding:
     """The share of images whose input gradient is zero everywhere, or not finite: nothing for an attack to follow."""
     none = []
@@ -229,6 +236,7 @@ def outputs_are_probabilities(e: Evidence) -> Finding:
 
 
 CHECKS = (
+    at_chance,
     zero_gradients,
     margin_beats_ce,
     unbounded_radius,

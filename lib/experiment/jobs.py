@@ -172,7 +172,7 @@ class Check(Job):
     @property
     def _key(self) -> str:
         unrelated = self.surrogates[0].digest if self.surrogates else None
-        return digest_of(["sanity", self.images, self.epsilon, self.checkpoint, unrelated, VERSION])
+        return digest_of(["twelve sanity checks", self.images, self.epsilon, self.checkpoint, unrelated, VERSION])
 
     @property
     def needs(self) -> tuple[Network, ...]:

@@ -66,7 +66,7 @@ def keep(job: Job, table: Table, reference: Path = REFERENCE) -> None:
         one, other = (store.folder(digest) / "provenance.json" for store in (own, kept))
         if one.read_text() != other.read_text():
             raise UserError(
-                f"the run kept in {other.parent} is of another training: delete that folder to keep this one"
+                f"the run kept in {other.parent} is another training's: delete that folder to keep this one"
             )
     for file in (own.evaluations / digest).glob("*.json"):
         if job.read_rows(table.workspace, file.stem) is not None:

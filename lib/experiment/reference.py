@@ -25,13 +25,9 @@ def index(folder: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads((folder / "index.json").read_text())
         form = facts["form"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"the kept evidence in {folder} has no index that can be read; nothing is shown from it"
-        ) from error
+        raise UserError(f"the kept evidence in {folder} has no readable index; nothing is shown from it") from error
     if form != FORM:
-        raise UserError(
-            f"the kept evidence in {folder} was made by other code (form {form}, not {FORM}); it is not shown"
-        )
+        raise UserError(f"the kept evidence in {folder} was made by other code (form {form}, not {FORM}); not shown")
     return facts
 
 

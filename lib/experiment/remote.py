@@ -50,9 +50,7 @@ def work(
     with scratch() as folder:
         try:
             if code != code_digest():
-                raise UserError(
-                    "lib or torch are others than at the notebook: bring both to one commit and environment"
-                )
+                raise UserError("lib or torch are others than the notebook's: bring both to one commit and environment")
             names = [name for part in parts for name in part if "weights/" in name]
             given = {name.removeprefix("weights/"): folder / name for name in names}
             workspace = replace(visit, outputs=folder, weights_files=given, data_sets=data_sets)
