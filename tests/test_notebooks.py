@@ -259,7 +259,8 @@ def test_a_model_of_ones_own_is_evaluated(tmp_path):
     (report,) = (tmp_path / "tables").glob("evaluate_your_model_mine_*.json")
     saved = json.loads(report.read_text())
     assert [len(a["flags"]) for a in saved["accuracies"]] == [20, 20, 20, 20, 20, 5]
-    assert len(saved["findings"]) == 10
+    assert len(saved["findings"]) == 11
+    assert "at chance" in {finding["check"] for finding in saved["findings"] if finding["fired"]}  # it was not trained
     assert "worst case over the attacks" in displayed(copy)
 
 
