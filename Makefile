@@ -51,9 +51,10 @@ check: $(READY)
 all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.everything $(value ARGS)
 
-# the kept evidence, run by run; ARGS="-n" only prints what is there and what is missing
+# the kept evidence, run by run, and README's picture of it; ARGS="-n" only prints what is there and what is missing
 evidence: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.evidence $(value ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python site/picture.py
 
 # the static pages: what was run is shown with its results, the rest with the papers' numbers and the kept evidence
 site: report

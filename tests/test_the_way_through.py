@@ -6,10 +6,11 @@ import nbformat
 import pytest
 from notebooks_in_process import displayed, execute
 
-from lib import ROOT
+from lib import ROOT, report
 from lib.errors import UserError
 from lib.evaluate import AttackSpec
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
+from lib.experiment.table import open_table
 from lib.experiment.table_file import read_table
 from lib.report import command, computed, errata, guessed
 from lib.report.guides import claim_of
@@ -112,6 +113,15 @@ def test_a_walkthrough_asks_for_a_guess_before_it_is_scored_and_shows_what_chang
 def test_the_readme_promises_no_setting_of_an_attack_that_is_not_printed():
     (promised,) = re.findall(r"every attack its ([^.]+)\.", " ".join((ROOT / "README.md").read_text().split()))
     assert set(re.split(", | and ", promised)) <= set(AttackSpec("PGD", "pgd", steps=10).settings())
+
+
+def test_the_readmes_picture_is_of_every_kept_row_under_one_protocol():
+    text = (ROOT / "README.md").read_text()
+    ((names, picture),) = re.findall(r"!\[Robust against clean accuracy of (.+) after [^]]+\]\((.+)\)", text)
+    table = open_table("compare_papers", Parameters(device="cpu"))
+    kept = dict.fromkeys(result.row for result in report.kept_results(table))
+    assert re.split(", | and ", names) == [*kept]
+    assert (ROOT / picture).is_file()
 
 
 def test_the_readme_has_at_most_900_words_and_its_links_lead_somewhere():
