@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -201,6 +202,18 @@ def test_jobs_are_handed_out_in_their_order_and_no_more_than_there_is_room_for(d
     assert driver.waiting == [second]
     driver.submit()
     assert driver.waiting == [second]
+
+
+def test_what_the_driver_waits_for_is_sent_once_as_long_as_it_stays_the_same(driver, monkeypatch):
+    sent, job = [], driver.waiting[0]
+    machines_go = partial(setattr, driver.ray, "nodes", lambda: [])
+    seconds = iter([lambda: None, machines_go, lambda: None, driver.waiting.clear])
+    monkeypatch.setattr(driver, "there", SimpleNamespace(send=sent.append))
+    monkeypatch.setattr("lib.experiment.cluster.time", SimpleNamespace(sleep=lambda _: next(seconds)()))
+    with driver.workspace.store.claim(job.run):  # as another process has it
+        driver.run()
+    assert sent == ["waiting for runs that another process makes", "no machine has room any more"]
+    assert next(seconds, None) is None
 
 
 def test_a_worker_that_is_lost_three_times_without_a_file_between_is_given_up(driver):
