@@ -32,17 +32,19 @@ html_copy_source = False
 html_theme_options = {"top_of_page_buttons": []}
 
 
-def _mathml(node: nodes.Element, display: str) -> str:
-    return convert(node.astext().replace(r"\arg", r"\operatorname{arg}"), display=display)  # \arg is not known to it
+def mathml(equation: str, display: str) -> str:
+    """An equation in LaTeX, inline or a block, as MathML; without a name space, which HTML does not need."""
+    known = equation.replace(r"\arg", r"\operatorname{arg}")
+    return str(convert(known, display=display)).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
 
 
 def _inline(self: Any, node: nodes.math) -> None:
-    self.body.append(_mathml(node, "inline"))
+    self.body.append(mathml(node.astext(), "inline"))
     raise nodes.SkipNode
 
 
 def _block(self: Any, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="equation">{_mathml(node, "block")}</div>')
+    self.body.append(f'<div class="equation">{mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode
 
 

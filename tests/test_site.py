@@ -1,6 +1,8 @@
 """The site as a reader sees it: built from a checkout's notebooks, opened in a real browser without a network."""
 
+import importlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -12,9 +14,10 @@ from zipfile import ZipFile
 
 import nbformat
 import pytest
-from small import parameters
+from small import SETTINGS, parameters
 
 from lib import ROOT, experiment, report
+from lib.experiment.reference import FORM
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PACKAGES = ("sphinx", "myst_nb", "furo", "sphinx_design", "latex2mathml", "fpdf", "pypdf", "playwright")
@@ -56,7 +59,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = experiment.open_table("table4_dgad", parameters(folder))
     report.save(report.compare(table, experiment.run(experiment.plan(table))), folder)
     (folder / "figures").mkdir()
-    picture = ROOT / "outputs" / "reference" / "small" / "compare_papers.png"
+    picture = ROOT / "outputs" / "reference" / "small" / "compare_papers_cifar10_jpeg.png"
     shutil.copy(picture, folder / "figures" / "table4_dgad.png")
     (folder / "executed").mkdir()
     copy = nbformat.read(ROOT / "notebooks" / "table4_dgad.ipynb", as_version=4)
@@ -181,3 +184,36 @@ def test_the_report_is_one_pdf_and_one_zip_of_all_that_is_there(outputs):
 
 def test_the_report_says_so_where_nothing_was_run(tmp_path):
     assert python("site/paper.py", tmp_path).startswith("There is no table or figure")
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """site/executed.py as a module."""
+    monkeypatch.syspath_prepend(ROOT / "site")
+    return importlib.import_module("executed")
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_as_a_page_has_its_equations_as_mathml_and_asks_nothing_of_a_network(executed, notebook):
+    page = executed.as_html(notebook)
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "markdown"]
+    assert page.count("<math ") == sum(len(re.findall(r"\$\$|\$", cell)) // 2 for cell in cells)
+    assert not re.search(r"<script|(?:src|href)=\"(?:https?:)?//|url\(['\"]?https?:", page)
+
+
+def test_the_complete_rows_of_the_evidence_are_kept_as_an_executed_page(
+    executed, outputs, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "quick").mkdir()
+    facts = {"form": FORM, "settings": SETTINGS, "data": {"digits": {}}}
+    (tmp_path / "quick" / "index.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(executed, "REFERENCE", tmp_path)
+    monkeypatch.setattr("sys.argv", ["kept", "--scale", "quick", "--outputs", str(outputs)])
+    executed.main()
+    assert capsys.readouterr().out.splitlines() == [
+        f"compare_papers: no row is complete in {outputs} (make evidence)",
+        "table4_dgad_digits.html: PGD-AT, DGAD",
+    ]
+    text = re.sub("<[^>]+>", " ", (tmp_path / "quick" / "table4_dgad_digits.html").read_text())
+    assert "nothing will be trained" in text
+    assert "Sanity checks" in text

@@ -1,16 +1,17 @@
 """Index, errata, README and the guesses of the walk-throughs: what leads a reader, held to what it is made from."""
 
 import re
+from importlib import import_module
 
 import nbformat
 import pytest
 from notebooks_in_process import displayed, execute
+from PIL import Image
 
-from lib import ROOT, report
+from lib import ROOT
 from lib.errors import UserError
 from lib.evaluate import AttackSpec
 from lib.experiment.parameters import PARAMS, Parameters, read_yaml
-from lib.experiment.table import open_table
 from lib.experiment.table_file import read_table
 from lib.report import command, computed, errata, guessed
 from lib.report.guides import claim_of
@@ -115,13 +116,13 @@ def test_the_readme_promises_no_setting_of_an_attack_that_is_not_printed():
     assert set(re.split(", | and ", promised)) <= set(AttackSpec("PGD", "pgd", steps=10).settings())
 
 
-def test_the_readmes_picture_is_of_every_kept_row_under_one_protocol():
-    text = (ROOT / "README.md").read_text()
-    ((names, picture),) = re.findall(r"!\[Robust against clean accuracy of (.+) after [^]]+\]\((.+)\)", text)
-    table = open_table("compare_papers", Parameters(device="cpu"))
-    kept = dict.fromkeys(result.row for result in report.kept_results(table))
-    assert re.split(", | and ", names) == [*kept]
-    assert (ROOT / picture).is_file()
+def test_the_readmes_numbers_and_its_picture_are_of_the_kept_evidence(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "site")
+    readme = import_module("readme")
+    assert readme.text() == readme.README.read_text()
+    assert readme.PICTURE.relative_to(ROOT).as_posix() in readme.text()
+    with Image.open(readme.PICTURE) as picture:
+        assert picture.text["Description"] == readme.rows(readme.drawn())
 
 
 def test_the_readme_has_at_most_900_words_and_its_links_lead_somewhere():
