@@ -1,5 +1,6 @@
 """Notebooks run as papermill runs them, but in this process: no kernel is started and torch is not imported again."""
 
+import re
 import sys
 import types
 import warnings
@@ -78,7 +79,7 @@ def code_cells(path: Path) -> list[Any]:
 def execute(name: str, folder: Path, /, **given: Any) -> Any:
     """The executed copy of notebooks/<name>.ipynb with these parameters, on the CPU, its outputs below `folder`.
 
-    Nothing may be written to stderr.
+    Nothing may be written to stderr, and no cell of a table may be cut off.
 
     Raises:
         PapermillExecutionError: a cell raised.
@@ -92,6 +93,8 @@ def execute(name: str, folder: Path, /, **given: Any) -> Any:
     outs = [out for cell in copy.cells if cell.cell_type == "code" for out in cell.outputs]
     said = [out.text for out in outs if out.get("name") == "stderr"]
     assert not said, said
+    html = "\n".join(out.get("data", {}).get("text/html", "") for out in outs)
+    assert not (cut := re.findall(r".*\.\.\.</td>", html)), cut
     return copy
 
 
