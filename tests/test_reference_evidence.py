@@ -63,6 +63,10 @@ def test_a_kept_run_is_whole_and_its_spec_has_its_digest(run):
     assert digest_of(json.loads((run / "spec.json").read_text())) == run.name
 
 
+def test_the_kept_weights_are_at_most_25_mb():
+    assert sum(path.stat().st_size for path in REFERENCE.rglob("*.safetensors")) <= 25e6
+
+
 def first_test_images(count: int) -> Split:
     """The first test images of the JPEG copy in the fixed order of a folder's images, read from its archive."""
     names = [f"cifar10/test/{name}" for name in CLASSES]
