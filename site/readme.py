@@ -1,13 +1,16 @@
-"""Draw README's picture from the kept evidence, and write its numbers into README's table."""
+"""Draw README's picture from the kept evidence, and write its table and verdict into README."""
 
 import re
+from typing import Any
 
 import pandas as pd
 
 from lib import ROOT, experiment, report
+from lib.experiment.parameters import PARAMS, read_yaml
 from lib.experiment.reference import REFERENCE
 from lib.report import figures
 from lib.report.render import Comparison
+from lib.report.verdicts import in_words
 
 PICTURE = REFERENCE / "small" / "compare_papers_cifar10_jpeg.png"
 README = ROOT / "README.md"
@@ -15,8 +18,8 @@ BLOCK = {"students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
 COLUMNS = ("Clean", "PGD", "AA")
 
 
-def table() -> str:
-    """DGAD's Table 4, its ResNet-18 block: reported, kept, and the strongest attack on AutoAttack's own images."""
+def shown() -> str:
+    """DGAD's Table 4, its ResNet-18 block: reported, kept, the strongest attack on AutoAttack's images; the verdict."""
     block = experiment.open_table("table4_dgad", experiment.Parameters(device="cpu", **BLOCK))
     comparison, cells = report.reported_and_kept(block), dict[str, dict[str, str]]()
     for record in comparison.frame[comparison.frame["column"].isin(COLUMNS)].to_dict("records"):
@@ -24,19 +27,25 @@ def table() -> str:
         row |= {f"{name} reported": f"{record['reported']:.2f}", f"{name} kept": kept(record)}
     for record in comparison.beside.to_dict("records"):
         cells[record["row"]][f"{record['column']}, kept"] = kept(record)
-    frame = pd.DataFrame(cells).T.rename_axis("row")
-    return str(frame.fillna("–").to_markdown(disable_numparse=True))
+    table = pd.DataFrame(cells).T.rename_axis("row").fillna("–").to_markdown(disable_numparse=True)
+    pair = read_yaml(PARAMS / "claims.yaml")["items"]["table4_dgad"]
+    verdict = in_words(report.kept_results(block), pair["better"], pair["than"], COLUMNS)
+    return f"{table}\n\n**{pair['better']} over {pair['than']}, kept**: {verdict}.\n"
 
 
-def kept(record: dict[str, object]) -> str:
-    """A kept accuracy with its interval."""
-    known = pd.notna(record["kept"])
-    return "{kept:.1f} [{kept_low:.1f}, {kept_high:.1f}]".format(**record) if known else "–"
+def kept(record: dict[str, Any]) -> str:
+    """A kept accuracy with half the width of its interval."""
+    return (
+        f"{record['kept']:.1f} ±{(record['kept_high'] - record['kept_low']) / 2:.1f}"
+        if pd.notna(record["kept"])
+        else "–"
+    )
 
 
 def text() -> str:
     """README with the numbers of what is kept."""
-    return re.sub(r"(^\|.*\n)+", lambda _: table() + "\n", README.read_text(), count=1, flags=re.MULTILINE)
+    before, after = re.split(r"(?:^\|.*\n)+\n\*\*.*, kept\*\*: .*\n", README.read_text(), flags=re.MULTILINE)
+    return before + shown() + after
 
 
 def drawn() -> Comparison:
