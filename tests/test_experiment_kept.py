@@ -79,6 +79,20 @@ def test_keeping_again_changes_no_byte(evidence):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_beyond_the_room_for_weights_is_kept_with_its_accuracies_and_not_called_by_its_name(
+    evidence, tmp_path, monkeypatch
+):
+    table, _, folder = evidence
+    sizes = [path.stat().st_size for path in folder.rglob("best.safetensors")]
+    monkeypatch.setattr(kept, "MOST", sum(sizes) - 1)
+    for job in plan(table).jobs:
+        kept.keep(job, table, tmp_path)
+    named, before = (index(where / "quick")["weights"] for where in (tmp_path, folder))
+    assert len(named) == len(before) - 1
+    assert kept.results(table, tmp_path) == kept.results(table, folder)
+    assert len([*tmp_path.rglob("best.safetensors")]) == len(sizes) - 1
+
+
 def test_a_run_that_was_trained_again_is_not_kept_beside_the_weights_of_the_first(evidence, tmp_path):
     table, _, folder = evidence
     job = plan(table).jobs[0]

@@ -1,7 +1,7 @@
 """Kept evidence: outputs/reference/<scale>/ has a scale's finished runs and accuracies, committed with the code.
 
 It is a run store that is only read: the same specs find the same runs, whether the data is here or not. Weights are in
-half precision, and every file has its SHA-256 in its run's manifest.
+half precision, those of the first runs up to 25 MB, and every file has its SHA-256 in its run's manifest.
 """
 
 import json
@@ -21,6 +21,8 @@ from lib.experiment.store import Store
 from lib.experiment.table import Cell, Table
 from lib.files import write_atomically
 from lib.models.checkpoints import as_safetensors
+
+WEIGHTS, MOST = "best.safetensors", 25_000_000  # bytes that weights may take; further runs are kept without theirs
 
 
 @dataclass(frozen=True)
@@ -54,34 +56,32 @@ def keep(job: Job, table: Table, reference: Path = REFERENCE) -> None:
     """
     folder, own = reference / table.scale_name, table.workspace.store
     facts = index(folder) if (folder / "index.json").exists() else {"data": {}, "seeds": [], "weights": {}}
-    digest, kept = job.run, Store(folder).prepared()
+    digest, kept, given = job.run, Store(folder).prepared(), table.parameters
     if isinstance(job.network, RunSpec) and not kept.has(digest):
         with kept.publishing(digest) as run:
             for name in ("spec", "history", "provenance"):
                 (run / f"{name}.json").write_text((own.folder(digest) / f"{name}.json").read_text())
-            weights = load_file(own.folder(digest) / "best.safetensors")
-            halves = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-            (run / "best.safetensors").write_bytes(as_safetensors(halves))
+            weights = load_file(own.folder(digest) / WEIGHTS).items()
+            halves = as_safetensors({name: w.half() if w.is_floating_point() else w for name, w in weights})
+            if sum(file.stat().st_size for file in folder.rglob(WEIGHTS)) + len(halves) <= MOST:
+                (run / WEIGHTS).write_bytes(halves)
     if isinstance(job.network, RunSpec):
         one, other = (store.folder(digest) / "provenance.json" for store in (own, kept))
         if one.read_text() != other.read_text():
-            raise UserError(
-                f"the run kept in {other.parent} is another training's: delete that folder to keep this one"
-            )
+            raise UserError(f"the run kept in {other.parent} is another training's: delete that folder to keep this")
     for file in (own.evaluations / digest).glob("*.json"):
         if job.read_rows(table.workspace, file.stem) is not None:
             (kept.evaluations / digest).mkdir(exist_ok=True)
             write_atomically(kept.evaluations / digest / file.name, file.read_text())
     classes, images = table.workspace.counts(job.data)
     facts["data"][job.data.name] = {"sha256": job.data.sha256, "classes": classes, "test_images": images}
-    facts["seeds"] = sorted({*facts["seeds"], *table.parameters.seeds})
-    facts |= {"form": FORM, "settings": table.parameters.settings}
-    if isinstance(job.network, RunSpec) and not isinstance(job, Check):
+    facts |= {"form": FORM, "settings": given.settings, "seeds": sorted({*facts["seeds"], *given.seeds})}
+    if isinstance(job.network, RunSpec) and not isinstance(job, Check) and (kept.folder(digest) / WEIGHTS).exists():
         name = job.row.row if isinstance(job, Cell) else job.label
         name += f", seed {job.network.seed}" if job.network.seed else ""
-        own_facts = {"run": digest, "model": job.network.model, "data": job.data.name}
-        if facts["weights"].setdefault(name, own_facts) != own_facts:  # another table's row of this name
-            facts["weights"][f"{name} ({table.name})"] = own_facts
+        named = {"run": digest, "model": job.network.model, "data": job.data.name}
+        if facts["weights"].setdefault(name, named) != named:  # another table's row of this name
+            facts["weights"][f"{name} ({table.name})"] = named
     write_atomically(folder / "index.json", json.dumps(facts, indent=1))
     index.cache_clear()
 
