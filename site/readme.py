@@ -25,8 +25,8 @@ def shown() -> str:
     for record in comparison.frame[comparison.frame["column"].isin(COLUMNS)].to_dict("records"):
         row, name = cells.setdefault(record["row"], {}), record["column"]
         row |= {f"{name} reported": f"{record['reported']:.2f}", f"{name} kept": kept(record)}
-    images = comparison.frame.loc[comparison.frame["column"] == "AA", "kept_n"].max()
-    for record in comparison.beside.query("kept_n == @images").to_dict("records"):
+    same = comparison.beside["kept_n"] == comparison.frame.loc[comparison.frame["column"] == "AA", "kept_n"].max()
+    for record in comparison.beside[same].to_dict("records"):
         cells[record["row"]][f"{record['column']}, kept"] = kept(record)
     table = pd.DataFrame(cells).T.rename_axis("row").fillna("–").to_markdown(disable_numparse=True)
     pair = read_yaml(PARAMS / "claims.yaml")["items"]["table4_dgad"]
