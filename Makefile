@@ -15,7 +15,7 @@ help:
 	@echo "make check        lint and types         make lock       renew requirements.lock"
 	@echo "make audit        look for known weaknesses of the locked packages"
 	@echo "make lab          open JupyterLab        make evidence   make what params/evidence.yaml lists"
-	@echo "make kept         the notebooks over those runs, executed, as HTML in outputs/reference"
+	@echo "make kept         what readers see of it: README's table, executed notebooks as HTML"
 	@echo "make all          plan every table and figure of the papers as one graph and make what is missing (ARGS=-n: only plan)"
 	@echo "make site         outputs/site/: every table, figure and walk-through as a page"
 	@echo "make report       outputs/report/: every table and figure in one PDF and one zip"
@@ -52,13 +52,13 @@ check: $(READY)
 all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.everything $(value ARGS)
 
-# the kept evidence, run by run, and README's picture and table; ARGS="-n" only prints what is there and what is missing
+# the kept evidence, run by run; ARGS="-n" only prints what is there and what is missing
 evidence: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m lib.experiment.evidence $(value ARGS)
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python site/readme.py
 
-# the notebooks of the kept evidence, executed over the rows that are complete, as HTML beside it
+# what readers see of it: README's picture and table, and its notebooks over the rows that are complete, as HTML beside it
 kept: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python site/readme.py
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python site/executed.py $(value ARGS)
 
 # the static pages: what was run is shown with its results, the rest with the papers' numbers and the kept evidence

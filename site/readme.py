@@ -7,12 +7,13 @@ import pandas as pd
 
 from lib import ROOT, experiment, report
 from lib.experiment.parameters import PARAMS, read_yaml
-from lib.experiment.reference import REFERENCE
+from lib.experiment.reference import REFERENCE, index
 from lib.report import figures
 from lib.report.render import Comparison
-from lib.report.verdicts import in_words
+from lib.report.verdicts import in_words, printed_lead
 
-PICTURE = REFERENCE / "small" / "compare_papers_cifar10_jpeg.png"
+SMALL = REFERENCE / "small"
+PICTURE = SMALL / f"compare_papers_{'_'.join(index(SMALL)['data'])}.png"
 README = ROOT / "README.md"
 BLOCK = {"students": ["ResNet18"], "teachers": ["WideResNet-34-10"]}
 COLUMNS = ("Clean", "PGD", "AA")
@@ -30,22 +31,21 @@ def shown() -> str:
         cells[record["row"]][f"{record['column']}, kept"] = kept(record)
     table = pd.DataFrame(cells).T.rename_axis("row").fillna("–").to_markdown(disable_numparse=True)
     pair = read_yaml(PARAMS / "claims.yaml")["items"]["table4_dgad"]
-    verdict = in_words(report.kept_results(block), pair["better"], pair["than"], COLUMNS)
-    return f"{table}\n\n**{pair['better']} over {pair['than']}, kept**: {verdict}.\n"
+    better, than = pair["better"], pair["than"]
+    leads = ", ".join(f"{column} {printed_lead('table4_dgad', (better, than), column):+.2f}" for column in COLUMNS)
+    verdict = in_words(report.kept_results(block), better, than, COLUMNS)
+    return f"{table}\n\n**{better} over {than}**, reported: {leads}. **Kept**: {verdict}.\n"
 
 
 def kept(record: dict[str, Any]) -> str:
     """A kept accuracy with half the width of its interval."""
-    return (
-        f"{record['kept']:.1f} ±{(record['kept_high'] - record['kept_low']) / 2:.1f}"
-        if pd.notna(record["kept"])
-        else "–"
-    )
+    half = (record["kept_high"] - record["kept_low"]) / 2
+    return "–" if pd.isna(record["kept"]) else f"{record['kept']:.1f} ±{half:.1f}"
 
 
 def text() -> str:
     """README with the numbers of what is kept."""
-    before, after = re.split(r"(?:^\|.*\n)+\n\*\*.*, kept\*\*: .*\n", README.read_text(), flags=re.MULTILINE)
+    before, after = re.split(r"(?:^\|.*\n)+\n.*\*\*Kept\*\*: .*\n", README.read_text(), flags=re.MULTILINE)
     return before + shown() + after
 
 
@@ -60,8 +60,9 @@ def rows(comparison: Comparison) -> str:
 
 
 if __name__ == "__main__":
-    figure = figures.kept(drawn(), robust="AA")
-    facts = {"Software": None, "Description": rows(drawn())}
+    comparison = drawn()
+    figure = figures.kept(comparison, robust="AA")
+    facts = {"Software": None, "Description": rows(comparison)}
     figure.savefig(PICTURE, dpi=150, bbox_inches="tight", metadata=facts)
     README.write_text(text())
     print(f"{PICTURE.name}, {README.name}")
